@@ -1,0 +1,158 @@
+"""Read a QDQ program back as integer operators: what the simulation executes and what an integer lowering emits.
+
+A QDQ program states each integer operator as dequantize → operator (→ activation) → quantize. `read` finds every
+such group; whatever is left over is a float island.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the quantized_decomposed operators
+
+from edgeq.graph.ops import ACTIVATIONS, WEIGHTED, clip_bounds, conv_attrs, data_inputs, kind_of, node_arg
+from edgeq.spec import QParams
+
+qd = torch.ops.quantized_decomposed
+QUANTIZE = qd.quantize_per_tensor.default
+DEQUANTIZE = qd.dequantize_per_tensor.default
+DEQUANTIZE_CHANNEL = qd.dequantize_per_channel.default
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerOp:
+    """One operator from integers to integers.
+
+    name: the quantize node that ends the group; its value in the program is this operator's int8 output.
+    inputs: names of the int8 values read (quantize nodes, or int8 inputs of the program).
+    weight: int8 in torch's own layout ([C_out, C_in/groups, ...]; transposed convolution [C_in, C_out/groups, ...]).
+    weight_scale: float32 [C_out], zero points are all 0.  bias: int64 [C_out] within int32, in units of
+        input scale × weight scale.
+    attrs: ConvAttrs of a convolution, else None: read `node` (the aten call) instead.
+    low, high: clip bounds of the output integers; a fused activation has narrowed them.
+    """
+
+    name: str
+    kind: str
+    node: Node
+    inputs: tuple[str, ...]
+    input_qparams: tuple[QParams, ...]
+    output_qparams: QParams
+    low: int
+    high: int
+    weight: Tensor | None = None
+    weight_scale: Tensor | None = None
+    bias: Tensor | None = None
+    attrs: Any = None
+    absorbed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IntegerProgram:
+    """A QDQ program with its integer operators found.
+
+    module: the program with parameters as attributes; inputs and outputs in the order of its graph.
+    ops: quantize node name → integer operator. A quantize node not in `ops` quantizes a float value.
+    floats: nodes that compute in float (the islands), in order; quantize, dequantize and constants left out.
+    """
+
+    module: GraphModule
+    ops: dict[str, IntegerOp]
+    floats: tuple[Node, ...]
+
+
+def read(program: ExportedProgram) -> IntegerProgram:
+    """Group the nodes of a QDQ program into integer operators and float islands."""
+    module = program.module(check_guards=False)
+    assert isinstance(module, GraphModule)
+    ops: dict[str, IntegerOp] = {}
+    absorbed: set[str] = set()
+    for node in module.graph.nodes:
+        if node.target is QUANTIZE and (op := _group(module, node)) is not None:
+            ops[node.name] = op
+            absorbed.update(op.absorbed)
+    plumbing = {QUANTIZE, DEQUANTIZE, DEQUANTIZE_CHANNEL}
+    floats = tuple(
+        n
+        for n in module.graph.nodes
+        if n.op == "call_function" and n.target not in plumbing and n.name not in absorbed
+    )
+    return IntegerProgram(module, ops, floats)
+
+
+def tensor_qparams(node: Node) -> QParams:
+    """Scale and zero point of a quantize or dequantize node, per tensor."""
+    _, scale, zero_point, qmin, qmax = node.args[:5]
+    return QParams((float(scale),), (int(zero_point),), int(qmin), int(qmax))  # type: ignore[arg-type] # constants
+
+
+def constant(module: GraphModule, node: Node) -> Tensor:
+    """The tensor behind a get_attr node."""
+    found: Any = module
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    assert isinstance(found, Tensor)
+    return found.detach()
+
+
+def quantize_bound(bound: float, qparams: QParams) -> int:
+    """A real clip bound on the integer grid: zero point + round half away from zero (TFLite's TfLiteRound)."""
+    ratio = bound / qparams.scale[0]
+    rounded = int(ratio + 0.5) if ratio >= 0 else -int(-ratio + 0.5)
+    return max(qparams.qmin, min(qparams.qmax, qparams.zero_point[0] + rounded))
+
+
+def _group(module: GraphModule, quantize: Node) -> IntegerOp | None:
+    """The integer operator that ends in `quantize`, or None where a float value is quantized."""
+    out = tensor_qparams(quantize)
+    low, high = out.qmin, out.qmax
+    node = quantize.args[0]
+    assert isinstance(node, Node)
+    absorbed = [node.name]
+    kind = kind_of(node)
+    if node.target is DEQUANTIZE:  # int8 → int8 with other numbers
+        (source,) = node.all_input_nodes
+        return IntegerOp(
+            quantize.name, "requantize", node, (source.name,), (tensor_qparams(node),), out, low, high, absorbed=(node.name,)
+        )
+    if kind in ACTIVATIONS and (inner := node.args[0]) is not None and isinstance(inner, Node):
+        if inner.target is not DEQUANTIZE and kind_of(inner) is not None and len(inner.users) == 1:
+            lower, upper = clip_bounds(node, kind)
+            low = low if lower is None else max(low, quantize_bound(lower, out))
+            high = high if upper is None else min(high, quantize_bound(upper, out))
+            node, kind = inner, kind_of(inner)
+            absorbed.append(node.name)
+    if kind is None or len(node.users) != 1:
+        return None
+    sources = data_inputs(node, kind)
+    if not sources or any(s.target is not DEQUANTIZE for s in sources):
+        return None
+    weight = scale = bias = attrs = None
+    in_qparams = tuple(tensor_qparams(s) for s in sources)
+    if kind in WEIGHTED:
+        weight_at, bias_at, axis = WEIGHTED[kind]
+        dequantize = node.args[weight_at]
+        if not isinstance(dequantize, Node) or dequantize.target is not DEQUANTIZE_CHANNEL:
+            return None
+        stored, scales, _, at = dequantize.args[:4]
+        assert isinstance(stored, Node) and isinstance(scales, Node) and at == axis
+        weight, scale = constant(module, stored), constant(module, scales).to(torch.float32)
+        bias_node = node_arg(node, bias_at, None)
+        if bias_node is not None:
+            unit = scale.double() * in_qparams[0].scale[0]
+            bias = torch.round(constant(module, bias_node).double() / unit).long()
+        if "conv" in kind:
+            attrs = conv_attrs(node, kind)
+    if kind in ACTIVATIONS:
+        lower, upper = clip_bounds(node, kind)
+        low = low if lower is None else max(low, quantize_bound(lower, out))
+        high = high if upper is None else min(high, quantize_bound(upper, out))
+    names = tuple(s.args[0].name for s in sources)  # type: ignore[union-attr] # dequantize reads a node
+    return IntegerOp(
+        quantize.name, kind, node, names, in_qparams, out, low, high, weight, scale, bias, attrs, tuple(absorbed)
+    )

@@ -1,0 +1,153 @@
+"""Operator kinds: which aten operator is which kind, and how its tensors are laid out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+# aten operator -> kind. `depthwise_conv2d` is told apart from `conv2d` by its groups, see `kind_of`.
+KINDS: dict[Any, str] = {
+    aten.conv1d.default: "conv1d",
+    aten.conv2d.default: "conv2d",
+    aten.conv_transpose2d.input: "conv_transpose2d",
+    aten.linear.default: "linear",
+    aten.add.Tensor: "add",
+    aten.add_.Tensor: "add",
+    aten.sub.Tensor: "sub",
+    aten.mul.Tensor: "mul",
+    aten.cat.default: "cat",
+    aten.max_pool2d.default: "max_pool2d",
+    aten.avg_pool2d.default: "avg_pool2d",
+    aten.mean.dim: "mean",
+    aten.adaptive_avg_pool2d.default: "mean",
+    aten.relu.default: "relu",
+    aten.relu_.default: "relu",
+    aten.relu6.default: "relu6",
+    aten.hardtanh.default: "clamp",
+    aten.hardtanh_.default: "clamp",
+    aten.clamp.default: "clamp",
+    aten.view.default: "reshape",
+    aten.reshape.default: "reshape",
+    aten.flatten.using_ints: "reshape",
+    aten.squeeze.dim: "reshape",
+    aten.squeeze.dims: "reshape",
+    aten.unsqueeze.default: "reshape",
+    aten.permute.default: "permute",
+    aten.transpose.int: "permute",
+    aten.slice.Tensor: "slice",
+    aten.pad.default: "pad",
+    aten.constant_pad_nd.default: "pad",
+    aten.upsample_nearest2d.vec: "upsample_nearest",
+    aten.upsample_nearest2d.default: "upsample_nearest",
+    aten.softmax.int: "softmax",
+    aten.sigmoid.default: "sigmoid",
+    aten.tanh.default: "tanh",
+    aten.matmul.default: "matmul",
+    aten.bmm.default: "matmul",
+}
+
+# kinds with weights: (argument index of weight, of bias, output-channel axis of the weight)
+WEIGHTED: dict[str, tuple[int, int, int]] = {
+    "conv1d": (1, 2, 0),
+    "conv2d": (1, 2, 0),
+    "depthwise_conv2d": (1, 2, 0),
+    "conv_transpose2d": (1, 2, 1),
+    "linear": (1, 2, 0),
+}
+
+ACTIVATIONS = frozenset({"relu", "relu6", "clamp"})  # applied as clip bounds behind a kernel that fuses them
+
+# pure data movement: the integers pass unchanged, so input and output share scale and zero point
+MOVES = frozenset({"reshape", "permute", "slice", "pad", "upsample_nearest"})
+
+
+def kind_of(node: Node) -> str | None:
+    """The kind of `node`, or None for an operator edgeq knows no integer form of.
+
+    A conv2d with one input channel per group and as many groups as inputs is `depthwise_conv2d`. add, sub and mul
+    count only between two tensors, adaptive_avg_pool2d only to 1×1, pad only with a constant 0.
+    """
+    if node.op != "call_function":
+        return None
+    kind = KINDS.get(node.target)
+    if kind == "conv2d":
+        weight = value(node.args[1])
+        if node_arg(node, 6, 1) == weight.shape[0] and weight.shape[1] == 1:
+            return "depthwise_conv2d"
+    elif kind in ("add", "sub", "mul"):
+        both = all(isinstance(a, Node) and value(a).is_floating_point() for a in node.args[:2])
+        if not both or node.kwargs.get("alpha", 1) != 1:
+            return None
+    elif node.target is aten.adaptive_avg_pool2d.default and tuple(node.args[1]) != (1, 1):  # type: ignore[arg-type] # a list of ints
+        return None
+    elif kind == "pad":
+        constant = node.target is aten.constant_pad_nd.default or node_arg(node, 2, "constant") == "constant"
+        fill = node_arg(node, 2, 0) if node.target is aten.constant_pad_nd.default else node_arg(node, 3, None)
+        if not constant or (fill or 0) != 0:
+            return None
+    return kind
+
+
+def node_arg(node: Node, index: int, default: Any) -> Any:
+    """Positional argument `index` of `node`, `default` where the call leaves it out."""
+    return node.args[index] if len(node.args) > index else default
+
+
+def value(node: Any) -> torch.Tensor:
+    """The fake tensor that export recorded for `node`: its shape and dtype."""
+    recorded = node.meta["val"]
+    assert isinstance(recorded, torch.Tensor)
+    return recorded
+
+
+def data_inputs(node: Node, kind: str) -> tuple[Node, ...]:
+    """The activation tensors that a node of `kind` reads, weights and bias left out."""
+    if kind == "cat":
+        return tuple(a for a in node.args[0] if isinstance(a, Node))  # type: ignore[union-attr] # cat takes a list
+    if kind in ("add", "sub", "mul", "matmul"):
+        return tuple(a for a in node.args[:2] if isinstance(a, Node))
+    first = node.args[0]
+    return (first,) if isinstance(first, Node) else ()
+
+
+def clip_bounds(node: Node, kind: str) -> tuple[float | None, float | None]:
+    """Lower and upper bound of an activation node in real numbers; None is unbounded."""
+    if kind == "relu":
+        return 0.0, None
+    if kind == "relu6":
+        return 0.0, 6.0
+    hardtanh = node.target in (aten.hardtanh.default, aten.hardtanh_.default)
+    low = node_arg(node, 1, node.kwargs.get("min", -1.0 if hardtanh else None))
+    high = node_arg(node, 2, node.kwargs.get("max", 1.0 if hardtanh else None))
+    return (None if low is None else float(low)), (None if high is None else float(high))
+
+
+@dataclass(frozen=True, slots=True)
+class ConvAttrs:
+    """Geometry of a convolution; `axes` spatial axes (1 or 2), every tuple that long."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    output_padding: tuple[int, ...] | None = None  # transposed convolution only
+
+
+def conv_attrs(node: Node, kind: str) -> ConvAttrs:
+    """Read a convolution's geometry off its aten call, filling in aten's defaults."""
+    axes = 1 if kind == "conv1d" else 2
+
+    def spread(raw: Any) -> tuple[int, ...]:
+        items = tuple(int(i) for i in raw) if isinstance(raw, (list, tuple)) else (int(raw),)
+        return items * axes if len(items) == 1 else items
+
+    stride, padding = spread(node_arg(node, 3, 1)), spread(node_arg(node, 4, 0))
+    if kind == "conv_transpose2d":  # (…, stride, padding, output_padding, groups, dilation)
+        output_padding, groups = spread(node_arg(node, 5, 0)), int(node_arg(node, 6, 1))
+        return ConvAttrs(stride, padding, spread(node_arg(node, 7, 1)), groups, output_padding)
+    return ConvAttrs(stride, padding, spread(node_arg(node, 5, 1)), int(node_arg(node, 6, 1)))

@@ -1,0 +1,227 @@
+"""The vocabulary: plain frozen data that every stage passes on. Imports neither torch nor any runtime."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+class EdgeqError(Exception):
+    """A mistake or a limit the user can act on: one sentence naming what, where and what to do."""
+
+
+# ---------------------------------------------------------------- precision
+
+
+@dataclass(frozen=True, slots=True)
+class QuantSpec:
+    """How one tensor is quantized: signed integers of `bits` bits, affine or symmetric, per tensor or per channel."""
+
+    bits: int
+    symmetric: bool
+    per_channel: bool
+
+    @property
+    def qmin(self) -> int:
+        """Smallest stored integer; symmetric grids leave out -2^(bits-1), as the runtimes' weight kernels do."""
+        return -(1 << (self.bits - 1)) + (1 if self.symmetric else 0)
+
+    @property
+    def qmax(self) -> int:
+        """Largest stored integer."""
+        return (1 << (self.bits - 1)) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """What a layer computes in: a weight spec and an activation spec; None keeps that side in `dtype`."""
+
+    name: str
+    weight: QuantSpec | None = None
+    activation: QuantSpec | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+def precision(name: str) -> Precision:
+    """Parse `fp32`, `fp16`, `w8` (weight-only) or `w8a8`, `w4a8`, `w6a6`, ...; bits from 2 to 8.
+
+    Raises:
+        EdgeqError: the name is not a precision.
+    """
+    text = name.lower()
+    if text == "fp32":
+        return Precision("fp32")
+    if text == "fp16":
+        return Precision("fp16", dtype="float16")
+    match = re.fullmatch(r"w([2-8])(?:a([2-8]))?", text)
+    if match is None:
+        raise EdgeqError(
+            f"unknown precision {name!r}: use fp32, fp16, w8 (weights only) or wXaY with X and Y from 2 to 8, such as w8a8"
+        )
+    weight = QuantSpec(int(match[1]), symmetric=True, per_channel=True)
+    activation = QuantSpec(int(match[2]), symmetric=False, per_channel=False) if match[2] else None
+    return Precision(text, weight, activation)
+
+
+# ---------------------------------------------------------------- targets
+
+
+Status = Literal["integer", "eligible", "float island"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpSupport:
+    """One row of a target's table: an operator kind its kernels compute from integers to integers.
+
+    kind: edgeq's name of the operator (`conv2d`, `add`, ...; see edgeq.graph.ops).
+    status: `integer` when the kernel sums in integers on every device, `eligible` when the device decides.
+    precisions: names the kernel takes; anything else is refused.
+    fused: activations (`relu`, `relu6`, `clamp`) the kernel applies for free as clip bounds.
+    shared_scale: inputs and output must have one scale and zero point (concat, pooling, reshape).
+    fixed_output: (scale, zero point) the kernel insists on (LiteRT's softmax and logistic).
+    constraint: a sentence about shapes or layouts the kernel demands, shown in the coverage table; checked by `limits`.
+    limits: name of the shape check in edgeq.graph.annotate that enforces `constraint`; None where there is none.
+    """
+
+    kind: str
+    status: Status = "integer"
+    precisions: tuple[str, ...] = ("w8a8",)
+    fused: tuple[str, ...] = ()
+    shared_scale: bool = False
+    fixed_output: tuple[float, int] | None = None
+    constraint: str = ""
+    limits: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a runtime's kernels compute as integers, and how they round.
+
+    arithmetic: the requantisation rule, a module name in edgeq.graph.arithmetic.
+    weight_only: kinds whose weights may stay int8 while activations are float.
+    floats: float precisions the runtime can store and compute.
+    """
+
+    name: str
+    runtimes: tuple[str, ...]
+    arithmetic: str
+    ops: tuple[OpSupport, ...]
+    weight_only: tuple[str, ...] = ()
+    floats: tuple[str, ...] = ("fp32",)
+    any_precision: bool = False  # the simulated target: every bit width, no artefact
+
+    def support(self, kind: str) -> OpSupport | None:
+        """The row of operator `kind`, or None where this target leaves it in float."""
+        return next((row for row in self.ops if row.kind == kind), None)
+
+
+# ---------------------------------------------------------------- plans and resolved numbers
+
+
+@dataclass(frozen=True, slots=True)
+class QuantPlan:
+    """Intent: which layer in which precision. Saved as plan.json; a person may edit it and feed it back.
+
+    layers: layer key (module path, operator and ordinal, `features.3.conv/conv2d`) to precision name.
+    """
+
+    target: str
+    recipe: str
+    layers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class QParams:
+    """Resolved numbers of one tensor: real = scale * (q - zero_point), per tensor or along `axis`."""
+
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    qmin: int = -128
+    qmax: int = 127
+    axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Name, shape and dtype of a program's input or output, with its scale where it is quantized."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    qparams: QParams | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A published method as parts: rewrites of the graph, a range method per side, then corrections.
+
+    rewrites, corrections: names of files in edgeq.calib.rewrites and edgeq.calib.corrections, in order.
+    activations, weights: a range method with options, as `percentile:99.99` or `mse`.
+    """
+
+    name: str
+    summary: str
+    source: str
+    activations: str = "minmax"
+    weights: str = "minmax"
+    rewrites: tuple[str, ...] = ()
+    corrections: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- artefacts and measurements
+
+
+@dataclass(frozen=True, slots=True)
+class OpPlacement:
+    """One row of a coverage table: what a runtime does with an operator of the artefact, and why.
+
+    name: the operator's name inside the artefact. layers: the layer keys it computes, where known.
+    """
+
+    name: str
+    kind: str
+    status: Status
+    reason: str = ""
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A lowered program on disk: `path` is a file, or a folder for an .mlpackage."""
+
+    backend: str
+    path: Path
+    coverage: tuple[OpPlacement, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OpLatency:
+    """Time of one operator inside an artefact; milliseconds, median over runs."""
+
+    name: str
+    ms: float
+    layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyReport:
+    """Measured latency of one artefact on one device; milliseconds over `runs` runs after `warmup`.
+
+    method: how `rows` were measured (`etdump`, `litert profiler`, `prefixes`, ...); empty when there are none.
+    """
+
+    device: str
+    backend: str
+    versions: dict[str, str]
+    threads: int
+    warmup: int
+    runs: int
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    rows: tuple[OpLatency, ...] = field(default=())
+    method: str = ""
+    unattributed_ms: float | None = None
