@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the quantized_decomposed operators
 
-from edgeq.graph.ops import ACTIVATIONS, WEIGHTED, clip_bounds, conv_attrs, data_inputs, kind_of, node_arg
+from edgeq.graph.ops import ACTIVATIONS, WEIGHTED, clip_bounds, constant, conv_attrs, data_inputs, kind_of, node_arg
 from edgeq.spec import QParams
 
 qd = torch.ops.quantized_decomposed
@@ -89,15 +89,6 @@ def tensor_qparams(node: Node) -> QParams:
     """Scale and zero point of a quantize or dequantize node, per tensor."""
     _, scale, zero_point, qmin, qmax = node.args[:5]
     return QParams((float(scale),), (int(zero_point),), int(qmin), int(qmax))  # type: ignore[arg-type] # constants
-
-
-def constant(module: GraphModule, node: Node) -> Tensor:
-    """The tensor behind a get_attr node."""
-    found: Any = module
-    for part in str(node.target).split("."):
-        found = getattr(found, part)
-    assert isinstance(found, Tensor)
-    return found.detach()
 
 
 def quantize_bound(bound: float, qparams: QParams) -> int:

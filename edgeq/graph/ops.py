@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch import Tensor
+from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
 
@@ -103,6 +104,31 @@ def value(node: Any) -> torch.Tensor:
     recorded = node.meta["val"]
     assert isinstance(recorded, torch.Tensor)
     return recorded
+
+
+def constant(module: GraphModule, node: Node) -> Tensor:
+    """The tensor behind a get_attr node."""
+    found: Any = module
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    assert isinstance(found, Tensor)
+    return found.detach()
+
+
+def set_constant(module: GraphModule, name: str, tensor: Tensor) -> Node:
+    """Register `tensor` as a buffer of its own and return a get_attr node for it at the graph's insertion point.
+
+    Float64 is stored as float32, integers as they are. The name is made free of dots and unique.
+    """
+    base = name.replace(".", "_")
+    unique, count = base, 1
+    while hasattr(module, unique):
+        unique, count = f"{base}_{count}", count + 1
+    stored = tensor.to(torch.float32) if tensor.dtype == torch.float64 else tensor
+    module.register_buffer(unique, stored.contiguous())
+    node = module.graph.get_attr(unique)
+    node.meta["val"] = stored
+    return node
 
 
 def data_inputs(node: Node, kind: str) -> tuple[Node, ...]:

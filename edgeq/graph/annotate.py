@@ -1,0 +1,271 @@
+"""Decide where a network is cut into integers: which operators compute in integers, which tensors share a scale.
+
+Driven by the target's table and the plan alone. The result is data that calibration fills with numbers and
+`edgeq.graph.convert` turns into quantize and dequantize nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from edgeq.graph.capture import Captured
+from edgeq.graph.limits import LIMITS
+from edgeq.graph.ops import ACTIVATIONS, MOVES, WEIGHTED, data_inputs, kind_of, value
+from edgeq.spec import EdgeqError, OpSupport, Precision, QParams, QuantPlan, QuantSpec, Target, precision
+
+ALWAYS = frozenset({*WEIGHTED, "softmax", "sigmoid", "tanh", "matmul"})  # worth a quantize of their own
+EVERYTHING_FUSES = ("relu", "relu6", "clamp")
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One operator (with its fused activation) that computes from integers to integers.
+
+    node: the operator; output: the node whose value is quantized (the activation where one is fused).
+    """
+
+    key: str
+    kind: str
+    node: Node
+    output: Node
+    inputs: tuple[Node, ...]
+    precision: Precision
+    support: OpSupport
+
+
+@dataclass(slots=True)
+class Tensors:
+    """Quantized tensors joined into sets that share scale and zero point (union-find over nodes)."""
+
+    parent: dict[Node, Node] = field(default_factory=dict)
+    specs: dict[Node, QuantSpec] = field(default_factory=dict)
+    fixed: dict[Node, QParams] = field(default_factory=dict)
+    derived: set[Node] = field(default_factory=set)
+
+    def add(self, node: Node, spec: QuantSpec, *, derived: bool = False) -> None:
+        """Make `node` a quantized tensor; `derived` ones hold values some member of their set holds already."""
+        self.parent.setdefault(node, node)
+        root = self.find(node)
+        known = self.specs.get(root)
+        self.specs[root] = spec if known is None or spec.bits > known.bits else known
+        if derived:
+            self.derived.add(node)
+
+    def find(self, node: Node) -> Node:
+        """The representative of the set `node` lies in."""
+        while self.parent[node] is not node:
+            node = self.parent[node]
+        return node
+
+    def join(self, a: Node, b: Node) -> None:
+        """Let the sets of `a` and `b` share one scale; the wider spec and any fixed numbers stay."""
+        first, second = self.find(a), self.find(b)
+        if first is second:
+            return
+        self.parent[second] = first
+        spec = self.specs.pop(second)
+        if spec.bits > self.specs[first].bits:
+            self.specs[first] = spec
+        if second in self.fixed:
+            self.fixed[first] = self.fixed.pop(second)
+
+    def sets(self) -> dict[Node, list[Node]]:
+        """Representative → the members whose values must be observed."""
+        found: dict[Node, list[Node]] = {}
+        for node in self.parent:
+            members = found.setdefault(self.find(node), [])
+            if node not in self.derived:
+                members.append(node)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """Integer operators, the tensors between them, and why every other operator stays in float.
+
+    weight_only: layer key → (node, precision) of operators whose weights alone are quantized.
+    halves: operators that compute in float16. islands: layer key → reason.
+    """
+
+    groups: tuple[Group, ...]
+    tensors: Tensors
+    weight_only: dict[str, tuple[Node, Precision]]
+    halves: tuple[Node, ...]
+    islands: dict[str, str]
+
+
+def default_plan(captured: Captured, target: Target, recipe: str, name: str = "w8a8") -> QuantPlan:
+    """Every operator the target computes as integers in precision `name`, everything else in fp32."""
+    layers = {}
+    nodes = {n.name: n for n in captured.module.graph.nodes}
+    for node_name, key in captured.keys.items():
+        kind = kind_of(nodes[node_name])
+        allowed = kind is not None and (target.any_precision or target.support(kind) is not None)
+        weights = precision(name).activation is None and kind not in WEIGHTED
+        layers[key] = name if allowed and not weights else "fp32"
+    return QuantPlan(target.name, recipe, layers)
+
+
+def annotate(captured: Captured, target: Target, plan: QuantPlan) -> Annotation:
+    """Follow `plan` on `captured` as far as `target` can.
+
+    Raises:
+        EdgeqError: the plan names an unknown layer, or a precision the target's kernels do not compute.
+    """
+    _check_keys(captured, plan)
+    graph = captured.module.graph
+    groups: list[Group] = []
+    by_output: dict[Node, Group] = {}
+    fused: set[Node] = set()
+    weight_only: dict[str, tuple[Node, Precision]] = {}
+    halves: list[Node] = []
+    islands: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op != "call_function" or node in fused:
+            continue
+        key, kind = captured.keys[node.name], kind_of(node)
+        wanted = precision(plan.layers.get(key, "fp32"))
+        if wanted.dtype == "float16":
+            _check_half(key, target)
+            halves.append(node)
+            continue
+        if wanted.weight is None:
+            islands[key] = _why_float(kind, target, key in plan.layers)
+            continue
+        support = _support(kind, target)
+        if wanted.activation is None:
+            _check_weight_only(key, kind, wanted, target)
+            weight_only[key] = (node, wanted)
+            continue
+        if kind is None or support is None:
+            raise EdgeqError(
+                f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} has no integer kernel for it; set it to fp32"
+            )
+        if not target.any_precision and wanted.name not in support.precisions:
+            raise EdgeqError(
+                f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} computes {kind} in "
+                f"{', '.join(support.precisions)}; change the layer in plan.json or use target simulated"
+            )
+        reason = _obstacle(node, kind, support, by_output)
+        if reason is not None:
+            islands[key] = reason
+            continue
+        output = _fused_output(node, support)
+        if output is not node:
+            fused.add(output)
+        group = Group(key, kind, node, output, data_inputs(node, kind), wanted, support)
+        groups.append(group)
+        by_output[output] = group
+    groups = _prune(groups, islands)
+    return Annotation(tuple(groups), _tensors(groups), weight_only, tuple(halves), islands)
+
+
+def _support(kind: str | None, target: Target) -> OpSupport | None:
+    if kind is not None and target.any_precision:
+        shared = kind in MOVES or kind in ("max_pool2d", "cat")
+        return OpSupport(kind, fused=EVERYTHING_FUSES if kind not in MOVES else (), shared_scale=shared)
+    return None if kind is None else target.support(kind)
+
+
+def _obstacle(node: Node, kind: str, support: OpSupport, integers: dict[Node, Group]) -> str | None:
+    """Why this very operator cannot or should not compute in integers; None where it can."""
+    if support.limits is not None and (reason := LIMITS[support.limits](node)) is not None:
+        return reason
+    sources = data_inputs(node, kind)
+    if not sources:
+        return "it reads no tensor"
+    if any(not value(s).is_floating_point() for s in sources):
+        return "its input is no float tensor"
+    if kind in WEIGHTED:
+        weight = node.args[WEIGHTED[kind][0]]
+        bias = node.args[WEIGHTED[kind][1]] if len(node.args) > WEIGHTED[kind][1] else None
+        if not isinstance(weight, Node) or weight.op != "get_attr":
+            return "its weight is computed by the network, not constant"
+        if isinstance(bias, Node) and bias.op != "get_attr":
+            return "its bias is computed by the network, not constant"
+    elif any(s.op == "get_attr" for s in sources):
+        return "it reads a constant"
+    elif kind not in ALWAYS and any(s not in integers and s.op != "placeholder" for s in sources):
+        return "its input is computed in float, so quantizing it would cost accuracy and save nothing"
+    return None
+
+
+def _fused_output(node: Node, support: OpSupport) -> Node:
+    if len(node.users) == 1:
+        (user,) = node.users
+        kind = kind_of(user)
+        if kind in ACTIVATIONS and kind in support.fused and user.args[0] is node:
+            return user
+    return node
+
+
+def _prune(groups: list[Group], islands: dict[str, str]) -> list[Group]:
+    """Leave out data movement between the network's inputs and float operators: nothing to gain."""
+    kept = list(groups)
+    changed = True
+    while changed:
+        reading = {i for g in kept for i in g.inputs}
+        outputs = {g.output for g in kept}
+        idle = [
+            g for g in kept
+            if g.kind not in ALWAYS and g.output not in reading and not any(i in outputs for i in g.inputs)
+            and g.kind in MOVES
+        ]
+        changed = bool(idle)
+        for group in idle:
+            islands[group.key] = "it moves float data between float operators"
+            kept.remove(group)
+    return kept
+
+
+def _tensors(groups: list[Group]) -> Tensors:
+    tensors = Tensors()
+    for group in groups:
+        spec = group.precision.activation
+        assert spec is not None
+        for source in group.inputs:
+            if source not in tensors.parent:
+                tensors.add(source, spec)
+        shared = group.support.shared_scale
+        tensors.add(group.output, spec, derived=shared)
+        if shared:
+            for source in group.inputs:
+                tensors.join(group.output, source)
+        if group.support.fixed_output is not None:
+            scale, zero_point = group.support.fixed_output
+            tensors.fixed[tensors.find(group.output)] = QParams((scale,), (zero_point,), spec.qmin, spec.qmax)
+    return tensors
+
+
+def _why_float(kind: str | None, target: Target, planned: bool) -> str:
+    if kind is None or (not target.any_precision and target.support(kind) is None):
+        return f"target {target.name} has no integer kernel for it"
+    return "the plan keeps it in fp32" if planned else "it is not in the plan"
+
+
+def _check_keys(captured: Captured, plan: QuantPlan) -> None:
+    known = set(captured.keys.values())
+    unknown = [key for key in plan.layers if key not in known]
+    if unknown:
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; the network has layers such as {sorted(known)[0]!r}"
+        raise EdgeqError(f"plan: unknown layer {unknown[0]!r}{hint}")
+
+
+def _check_half(key: str, target: Target) -> None:
+    if not target.any_precision and "fp16" not in target.floats:
+        raise EdgeqError(f"plan: layer {key!r} asks for fp16, which target {target.name} does not compute; use fp32")
+
+
+def _check_weight_only(key: str, kind: str | None, wanted: Precision, target: Target) -> None:
+    if kind not in WEIGHTED:
+        raise EdgeqError(f"plan: layer {key!r} asks for {wanted.name} (weights only), but it has no weights; set it to fp32")
+    if not target.any_precision and (kind not in target.weight_only or wanted.name != "w8"):
+        raise EdgeqError(
+            f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} stores weight-only int8 for "
+            f"{', '.join(target.weight_only) or 'no operator'}; use fp32 or w8a8"
+        )

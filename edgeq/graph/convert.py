@@ -1,0 +1,198 @@
+"""Turn a captured float network and its resolved numbers into one QDQ ExportedProgram."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from edgeq.graph.annotate import Annotation, Group
+from edgeq.graph.capture import Captured
+from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
+from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg, set_constant
+from edgeq.graph.quiet import quiet
+from edgeq.spec import QParams, QuantSpec
+
+BIAS_LIMIT = 1 << 22  # beyond it float32 cannot say which integer a bias is, and runtimes would disagree
+
+
+@dataclass(slots=True)
+class Resolved:
+    """The numbers calibration chose.
+
+    activations: representative node of a tensor set → scale and zero point.
+    scales: layer key → weight scales, float32 [C_out]. weights: layer key → weights already rounded to integers
+    (int8, torch's layout), where a method chose the rounding; nearest elsewhere. biases: layer key → float32 [C_out],
+    where a method changed the bias.
+    """
+
+    activations: dict[Node, QParams]
+    scales: dict[str, Tensor]
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+
+
+def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> tuple[ExportedProgram, dict[str, str]]:
+    """Insert quantize and dequantize nodes and export. `captured` stays as it was.
+
+    Returns the program and its node name → layer key map (an integer operator's nodes, its quantize included, carry
+    the operator's key).
+    """
+    module, mapped = _copy(captured.module)
+    graph = module.graph
+    labels = {mapped[n]: captured.keys[n.name] for n in captured.module.graph.nodes if n.name in captured.keys}
+    for group in annotation.groups:
+        if group.kind in WEIGHTED:
+            in_qparams = resolved.activations[annotation.tensors.find(group.inputs[0])]
+            _quantize_weight(module, mapped[group.node], group.key, group.kind, resolved, group.precision.weight, in_qparams)
+    for key, (node, wanted) in annotation.weight_only.items():
+        _quantize_weight(module, mapped[node], key, kind_of(node) or "", resolved, wanted.weight, None)
+    for node in annotation.halves:
+        _half(module, mapped[node])
+    for tensor in annotation.tensors.parent:
+        qparams = resolved.activations[annotation.tensors.find(tensor)]
+        _quantize_tensor(graph, mapped[tensor], tensor, qparams, annotation, mapped, labels)
+    graph.eliminate_dead_code()
+    graph.lint()
+    module.recompile()
+    return export(module, captured.example, labels)
+
+
+def export(
+    module: GraphModule, example: tuple[Tensor, ...], labels: dict[Node, str]
+) -> tuple[ExportedProgram, dict[str, str]]:
+    """torch.export `module` and carry `labels` (node → layer key) over to the program's nodes, which keep their order."""
+    with quiet():
+        program = torch.export.export(module, example, strict=False)
+    before = [n for n in module.graph.nodes if n.op == "call_function"]
+    after = [n for n in program.graph.nodes if n.op == "call_function"]
+    assert [n.target for n in before] == [n.target for n in after], "torch.export changed the operators of a QDQ graph"
+    return program, {new.name: labels[old] for old, new in zip(before, after, strict=True) if old in labels}
+
+
+def float_program(captured: Captured) -> tuple[ExportedProgram, dict[str, str]]:
+    """The captured network as a plain float program: the twin that int8 is timed beside."""
+    module, mapped = _copy(captured.module)
+    labels = {mapped[n]: captured.keys[n.name] for n in captured.module.graph.nodes if n.name in captured.keys}
+    return export(module, captured.example, labels)
+
+
+def snap_weight_scale(scale: Tensor, bias: Tensor | None, in_scale: float) -> Tensor:
+    """Widen the scale of channels whose bias would leave its int32 grid (dead channels, above all).
+
+    Such a bias is larger than any sum the channel can reach, so the coarser weights change nothing.
+    """
+    if bias is None:
+        return scale
+    least = bias.abs().double() / (in_scale * (BIAS_LIMIT - 1))
+    return torch.maximum(scale, least.to(torch.float32) * (1 + 2**-20))
+
+
+def round_weight(weight: Tensor, scale: Tensor, axis: int, spec: QuantSpec) -> Tensor:
+    """Nearest integers of `weight` on a per-channel symmetric grid, as int8."""
+    shape = [1] * weight.dim()
+    shape[axis] = -1
+    return torch.clamp(torch.round(weight / scale.view(shape)), spec.qmin, spec.qmax).to(torch.int8)
+
+
+def _copy(module: GraphModule) -> tuple[GraphModule, dict[Node, Node]]:
+    twin = copy.deepcopy(module)
+    mapped = dict(zip(module.graph.nodes, twin.graph.nodes, strict=True))
+    for node, new in mapped.items():
+        new.meta = copy.copy(node.meta)
+    return twin, mapped
+
+
+def _quantize_weight(
+    module: GraphModule,
+    node: Node,
+    key: str,
+    kind: str,
+    resolved: Resolved,
+    spec: QuantSpec | None,
+    in_qparams: QParams | None,
+) -> None:
+    """int8 weights behind a dequantize node; with quantized inputs the bias moves onto its int32 grid."""
+    assert spec is not None
+    weight_at, bias_at, axis = WEIGHTED[kind]
+    weight_node, bias_node = node.args[weight_at], node_arg(node, bias_at, None)
+    assert isinstance(weight_node, Node)
+    bias = resolved.biases.get(key)
+    if bias is None and isinstance(bias_node, Node):
+        bias = constant(module, bias_node)
+    scale = resolved.scales[key]
+    weight = constant(module, weight_node)
+    integers = resolved.weights.get(key)
+    if integers is None:
+        integers = round_weight(weight, scale, axis, spec)
+    args = list(node.args) + [None] * (bias_at + 1 - len(node.args))
+    with module.graph.inserting_before(node):
+        stored = set_constant(module, f"{weight_node.target}_int8", integers)
+        scales = set_constant(module, f"{weight_node.target}_scale", scale)
+        zeros = set_constant(module, f"{weight_node.target}_zero_point", torch.zeros(scale.numel(), dtype=torch.int64))
+        args[weight_at] = module.graph.call_function(
+            DEQUANTIZE_CHANNEL, (stored, scales, zeros, axis, spec.qmin, spec.qmax, torch.int8)
+        )
+        if bias is not None:
+            if in_qparams is not None:
+                unit = scale.double() * in_qparams.scale[0]
+                bias = (torch.round(bias.double() / unit) * unit).to(torch.float32)
+            args[bias_at] = set_constant(module, f"{weight_node.target}_bias", bias)
+    node.args = tuple(args)
+
+
+def _half(module: GraphModule, node: Node) -> None:
+    """Compute one operator in float16 between float32 neighbours."""
+    graph = module.graph
+    cast = torch.ops.aten.to.dtype
+    with graph.inserting_before(node):
+        for source in list(node.all_input_nodes):
+            if source.meta["val"].dtype == torch.float32:
+                node.replace_input_with(source, graph.call_function(cast, (source, torch.float16)))
+    with graph.inserting_after(node):
+        back = graph.call_function(cast, (node, torch.float32))
+    node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
+
+
+def _quantize_tensor(
+    graph: torch.fx.Graph,
+    producer: Node,
+    tensor: Node,
+    qparams: QParams,
+    annotation: Annotation,
+    mapped: dict[Node, Node],
+    labels: dict[Node, str],
+) -> None:
+    """One quantize behind `producer`, one dequantize for each edge that reads the integers.
+
+    A tensor computed as integers is read as integers by everybody; a float tensor only by the integer operators.
+    """
+    makers = {g.output: g for g in annotation.groups}
+    readers: dict[Node, list[Group]] = {}
+    for group in annotation.groups:
+        for source in group.inputs:
+            readers.setdefault(source, []).append(group)
+    maker = makers.get(tensor)
+    users = list(producer.users) if maker else [mapped[g.node] for g in readers.get(tensor, [])]
+    numbers = (qparams.scale[0], qparams.zero_point[0], qparams.qmin, qparams.qmax, torch.int8)
+    with graph.inserting_after(producer):
+        quantize = graph.call_function(QUANTIZE, (producer, *numbers))
+    if maker is not None:
+        labels[quantize] = maker.key
+    for user in dict.fromkeys(users):
+        _replace_edges(graph, user, producer, quantize, numbers)
+
+
+def _replace_edges(graph: torch.fx.Graph, user: Node, old: Node, quantize: Node, numbers: tuple[object, ...]) -> None:
+    def edge(argument: Node) -> Node:
+        if argument is not old:
+            return argument
+        with graph.inserting_before(user):
+            return graph.call_function(DEQUANTIZE, (quantize, *numbers))  # type: ignore[arg-type] # plain numbers
+
+    user.args = torch.fx.map_arg(user.args, edge)
+    user.kwargs = torch.fx.map_arg(user.kwargs, edge)

@@ -1,0 +1,90 @@
+"""Execute a QDQ program with exact integer sums and one runtime's own rounding: predicts that runtime's bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, tensor_qparams
+from edgeq.graph.ops import constant
+from edgeq.spec import QParams
+
+Compute = Callable[[IntegerOp, Sequence[Tensor]], Tensor]
+
+
+def simulate(
+    program: IntegerProgram,
+    inputs: Sequence[Tensor],
+    arithmetic: str,
+    *,
+    watch: Callable[[Node, Tensor], None] | None = None,
+) -> tuple[Tensor, ...]:
+    """Run `program` on flat `inputs` as the kernel set `arithmetic` would.
+
+    Integer operators go through edgeq.graph.arithmetic.<arithmetic>; float islands run in torch float32.
+    watch: called with every quantize node and its int8 value, in order. Returns the outputs, float where the program
+    dequantizes them.
+    """
+    rule = import_module(f"edgeq.graph.arithmetic.{arithmetic}")
+    compute: Compute = rule.compute
+    quantize: Callable[[Tensor, QParams], Tensor] = getattr(rule, "quantize", quantize_float)
+    needed = _needed(program)
+    values: dict[Node, Any] = {}
+    feed = iter(inputs)
+    by_name = {n.name: n for n in program.module.graph.nodes}
+    with torch.no_grad():
+        for node in program.module.graph.nodes:
+            if node.op == "placeholder":
+                values[node] = next(feed)
+            elif node not in needed:
+                continue
+            elif node.op == "get_attr":
+                values[node] = constant(program.module, node)
+            elif node.target is QUANTIZE:
+                op = program.ops.get(node.name)
+                if op is None:
+                    values[node] = quantize(values[node.args[0]], tensor_qparams(node))
+                else:
+                    values[node] = compute(op, [values[by_name[name]] for name in op.inputs])
+                if watch is not None:
+                    watch(node, values[node])
+            elif node.target is DEQUANTIZE:
+                values[node] = dequantize(values[node.args[0]], tensor_qparams(node))
+            elif node.op == "call_function":
+                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+                values[node] = node.target(*args, **kwargs)
+            elif node.op == "output":
+                flat = torch.utils._pytree.tree_leaves(torch.fx.map_arg(node.args, lambda n: values[n]))
+                return tuple(flat)
+    raise AssertionError("a program without an output")
+
+
+def quantize_float(x: Tensor, qparams: QParams) -> Tensor:
+    """Float to int8: round half even of x · (1/scale) in float32, plus zero point, saturated (torch's quantize_per_tensor)."""
+    inverse = torch.tensor(1.0 / qparams.scale[0], dtype=torch.float32)
+    return torch.clamp(torch.round(x * inverse) + qparams.zero_point[0], qparams.qmin, qparams.qmax).to(torch.int8)
+
+
+def dequantize(q: Tensor, qparams: QParams) -> Tensor:
+    """int8 to float32: (q − zero point) · scale."""
+    return (q.to(torch.float32) - qparams.zero_point[0]) * torch.tensor(qparams.scale[0], dtype=torch.float32)
+
+
+def _needed(program: IntegerProgram) -> set[Node]:
+    """Nodes whose value somebody asks for, integer operators taken as one step."""
+    by_name: Mapping[str, Node] = {n.name: n for n in program.module.graph.nodes}
+    pending = [program.module.graph.output_node()]
+    found: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in found:
+            continue
+        found.add(node)
+        op = program.ops.get(node.name) if node.target is QUANTIZE else None
+        pending.extend([by_name[name] for name in op.inputs] if op else node.all_input_nodes)
+    return found
