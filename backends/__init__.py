@@ -1,1 +1,82 @@
-"""edgeq."""
+"""One folder for each runtime; this file is the only list of them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgeq.backends.portable import intersection
+from edgeq.spec import Artifact, EdgeqError, LatencyReport, Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.export import ExportedProgram
+
+# runtime → (the package it needs, the extra that installs it)
+RUNTIMES: dict[str, tuple[str, str]] = {
+    "litert": ("litert_torch", "litert-torch"),
+    "executorch": ("executorch", "executorch"),
+    "coreml": ("coremltools", "coremltools"),
+    "tvm": ("tvm", "apache-tvm"),
+}
+SIMULATED = Target("simulated", (), "simulated", (), floats=("fp32", "fp16"), any_precision=True)
+
+Predict = Callable[[Sequence["Tensor"]], tuple["Tensor", ...]]
+
+
+class Lower(Protocol):
+    """QDQ or float program → artefact in `folder`."""
+
+    def __call__(self, program: ExportedProgram, folder: Path, *, name: str, layers: Mapping[str, str]) -> Artifact: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One runtime: what it computes, how to lower to it, run it on this host and time it."""
+
+    name: str
+    target: Target
+    lower: Lower
+    load: Callable[..., Predict]
+    profile: Callable[..., LatencyReport | None]
+
+
+def backend(name: str) -> Backend:
+    """The backend called `name`.
+
+    Raises:
+        EdgeqError: there is none of that name.
+    """
+    if name not in RUNTIMES:
+        raise EdgeqError(f"unknown backend {name!r}: choose from {', '.join(RUNTIMES)}")
+
+    def part(module: str) -> Any:
+        return importlib.import_module(f"edgeq.backends.{name}.{module}")
+
+    return Backend(name, part("target").TARGET, part("lower").lower, part("run").load, part("profile").profile)
+
+
+def installed(name: str) -> bool:
+    """Whether the package behind `name` is there, found without importing it."""
+    return importlib.util.find_spec(RUNTIMES[name][0]) is not None
+
+
+def target(name: str) -> Target:
+    """The target called `name`: `portable`, `simulated` or one runtime's own.
+
+    Raises:
+        EdgeqError: there is none of that name.
+    """
+    if name == "simulated":
+        return SIMULATED
+    own = {n: importlib.import_module(f"edgeq.backends.{n}.target").TARGET for n in RUNTIMES}
+    if name == "portable":
+        return intersection(tuple(own.values()))
+    if name not in own:
+        raise EdgeqError(f"unknown target {name!r}: choose from portable, simulated, {', '.join(own)}")
+    found: Target = own[name]
+    return found

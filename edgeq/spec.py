@@ -82,7 +82,7 @@ class OpSupport:
     shared_scale: inputs and output must have one scale and zero point (concat, pooling, reshape).
     fixed_output: (scale, zero point) the kernel insists on (LiteRT's softmax and logistic).
     constraint: a sentence about shapes or layouts the kernel demands, shown in the coverage table; checked by `limits`.
-    limits: name of the shape check in edgeq.graph.annotate that enforces `constraint`; None where there is none.
+    limits: names of the shape checks in edgeq.graph.limits that enforce `constraint`.
     """
 
     kind: str
@@ -92,14 +92,15 @@ class OpSupport:
     shared_scale: bool = False
     fixed_output: tuple[float, int] | None = None
     constraint: str = ""
-    limits: str | None = None
+    limits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
     """What a runtime's kernels compute as integers, and how they round.
 
-    arithmetic: the requantisation rule, a module name in edgeq.graph.arithmetic.
+    arithmetic: the requantisation rule of its default kernels, a module name in edgeq.graph.arithmetic.
+    kernels: (name `load` takes as `kernels`, arithmetic) of each kernel set, where the runtime has several.
     weight_only: kinds whose weights may stay int8 while activations are float.
     floats: float precisions the runtime can store and compute.
     """
@@ -110,6 +111,7 @@ class Target:
     ops: tuple[OpSupport, ...]
     weight_only: tuple[str, ...] = ()
     floats: tuple[str, ...] = ("fp32",)
+    kernels: tuple[tuple[str, str], ...] = ()
     any_precision: bool = False  # the simulated target: every bit width, no artefact
 
     def support(self, kind: str) -> OpSupport | None:

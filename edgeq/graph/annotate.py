@@ -171,8 +171,9 @@ def _support(kind: str | None, target: Target) -> OpSupport | None:
 
 def _obstacle(node: Node, kind: str, support: OpSupport, integers: dict[Node, Group]) -> str | None:
     """Why this very operator cannot or should not compute in integers; None where it can."""
-    if support.limits is not None and (reason := LIMITS[support.limits](node)) is not None:
-        return reason
+    for limit in support.limits:
+        if (reason := LIMITS[limit](node)) is not None:
+            return reason
     sources = data_inputs(node, kind)
     if not sources:
         return "it reads no tensor"
