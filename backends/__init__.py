@@ -23,7 +23,7 @@ RUNTIMES: dict[str, tuple[str, str]] = {
     "coreml": ("coremltools", "coremltools"),
     "tvm": ("tvm", "apache-tvm"),
 }
-SIMULATED = Target("simulated", (), "simulated", (), floats=("fp32", "fp16"), any_precision=True)
+SIMULATED = Target("simulated", (), "ideal", (), floats=("fp32", "fp16"), any_precision=True)
 
 Predict = Callable[[Sequence["Tensor"]], tuple["Tensor", ...]]
 

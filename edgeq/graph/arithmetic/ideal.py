@@ -1,0 +1,46 @@
+"""No runtime's rule: exact sums, then one rounding half to even in float64. What the `simulated` target runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgeq.graph.arithmetic.sums import accumulate, channels
+from edgeq.graph.integer import IntegerOp
+from edgeq.graph.ops import WEIGHTED, data_inputs
+from edgeq.spec import QParams
+
+
+def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+    """The int8 output of `op` on int8 `inputs`, every kind; torch layout."""
+    if op.kind in WEIGHTED:
+        assert op.weight_scale is not None
+        unit = op.weight_scale.double() * op.input_qparams[0].scale[0]
+        total = accumulate(op, inputs[0])
+        real = total.double() * channels(op, unit, total.dim())
+    else:
+        real = apply(op, [dequantize(x, q) for x, q in zip(inputs, op.input_qparams, strict=True)])
+    return quantize(real, op)
+
+
+def apply(op: IntegerOp, reals: Sequence[Tensor]) -> Tensor:
+    """Run the operator's aten call on dequantized inputs, in their dtype."""
+    if op.kind == "requantize":
+        return reals[0]
+    replaced = dict(zip(data_inputs(op.node, op.kind), reals, strict=False))
+    args, kwargs = torch.fx.map_arg((op.node.args, op.node.kwargs), lambda n: replaced[n])
+    result: Tensor = op.node.target(*args, **kwargs)  # type: ignore[operator] # an aten overload is callable
+    return result
+
+
+def dequantize(q: Tensor, qparams: QParams) -> Tensor:
+    """int8 to float64."""
+    return (q.double() - qparams.zero_point[0]) * qparams.scale[0]
+
+
+def quantize(real: Tensor, op: IntegerOp) -> Tensor:
+    """Round half to even on the output's grid, clipped to the operator's bounds."""
+    out = op.output_qparams
+    return torch.clamp(torch.round(real / out.scale[0]) + out.zero_point[0], op.low, op.high).to(torch.int8)

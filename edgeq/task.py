@@ -1,0 +1,91 @@
+"""The task file: plain Python that says what to quantize, on what to calibrate, and how good it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgeq.spec import EdgeqError
+
+Predict = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a user wants quantized.
+
+    model: makes the float network. example_inputs: the positional arguments of its forward; shapes are fixed by them.
+    calibration: batches like `example_inputs`; None needs a data-free recipe.
+    evaluate: takes `predict(*inputs) -> tuple of tensors`, returns named numbers. path: the file it came from.
+    preprocessing: what an app must do to its input (mean, scale, layout, labels); travels in the manifest.
+    """
+
+    name: str
+    model: Callable[[], nn.Module]
+    example_inputs: Callable[[], tuple[Any, ...]]
+    calibration: Callable[[], Iterable[tuple[Any, ...]]] | None = None
+    evaluate: Callable[[Predict], dict[str, float]] | None = None
+    positives: Callable[..., Any] | None = None
+    preprocessing: dict[str, Any] | None = None
+    path: Path | None = None
+
+
+def load_task(path: str | Path) -> Task:
+    """Read a task file.
+
+    Raises:
+        EdgeqError: the file is missing, does not run, or lacks `model` or `example_inputs`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise EdgeqError(f"{file}: no such task file; copy one from examples/ and change its model")
+    module = _execute(file)
+    for needed in ("model", "example_inputs"):
+        if not callable(getattr(module, needed, None)):
+            raise EdgeqError(f"{file}: a task file needs a function {needed}(); see examples/ for one to copy")
+    return Task(
+        name=file.stem,
+        model=module.model,
+        example_inputs=module.example_inputs,
+        calibration=getattr(module, "calibration", None),
+        evaluate=getattr(module, "evaluate", None),
+        positives=getattr(module, "positives", None),
+        preprocessing=getattr(module, "PREPROCESSING", None),
+        path=file.resolve(),
+    )
+
+
+def _execute(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"edgeq_task_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise EdgeqError(f"{file}: not a Python file; a task file ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    folder = str(file.resolve().parent)
+    sys.path.insert(0, folder)  # a task file imports its neighbours
+    try:
+        spec.loader.exec_module(module)
+    except EdgeqError:
+        raise
+    except Exception as error:
+        line = _line(error, file)
+        raise EdgeqError(f"{file}{line}: the task file does not run: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _line(error: Exception, file: Path) -> str:
+    trace, line = error.__traceback__, ""
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(file):
+            line = f":{trace.tb_lineno}"
+        trace = trace.tb_next
+    return line
