@@ -123,11 +123,11 @@ def load(folder: str | Path) -> QuantizedModel:
         EdgeqError: it is no such folder, or one of its files is missing, truncated or does not belong to the others.
     """
     root = Path(folder)
-    manifest = _json(root / MANIFEST, f"{root}: not a quantized model (no {MANIFEST}); make one with edgeq quantize")
+    manifest = read_json(root / MANIFEST, f"{root}: not a quantized model (no {MANIFEST}); make one with edgeq quantize")
     if manifest.get("format") != FORMAT:
         raise EdgeqError(f"{root}: written by another version of edgeq (format {manifest.get('format')}); quantize again")
     plan = load_plan(root / "plan.json")
-    numbers = _json(root / "qparams.json", f"{root / 'qparams.json'}: missing; quantize again")
+    numbers = read_json(root / "qparams.json", f"{root / 'qparams.json'}: missing; quantize again")
     if hashlib.sha256(dump_plan(plan).encode()).hexdigest() != numbers["plan_sha256"]:
         raise EdgeqError(
             f"{root / 'plan.json'}: edited since it was calibrated; run edgeq quantize TASK.py --plan {root / 'plan.json'}"
@@ -183,7 +183,7 @@ def load_plan(path: Path) -> QuantPlan:
     Raises:
         EdgeqError: the file is missing, no JSON, or lacks target, recipe or layers.
     """
-    raw = _json(path, f"{path}: no such plan; edgeq quantize writes one to edit")
+    raw = read_json(path, f"{path}: no such plan; edgeq quantize writes one to edit")
     try:
         layers = {str(k): str(v) for k, v in raw["layers"].items()}
         return QuantPlan(str(raw["target"]), str(raw["recipe"]), layers)
@@ -244,7 +244,8 @@ def _run(program: ExportedProgram, inputs: Sequence[Tensor]) -> tuple[Tensor, ..
     return outputs
 
 
-def _json(path: Path, missing: str) -> Any:
+def read_json(path: Path, missing: str) -> Any:
+    """Read JSON; EdgeqError(`missing`) where there is no file, and one naming the place where it is broken."""
     if not path.is_file():
         raise EdgeqError(missing)
     try:

@@ -1,0 +1,87 @@
+"""Core ML's rule: dequantise, operate in float, quantise with ties to even; nothing in a MIL program requantises in integers.
+
+`quantize` in MIL is clip(round(x / scale) + zero_point) (coremltools, ops/defs/iOS17/quantization_ops.py), with NumPy's
+rounding where coremltools folds constants. What a device does inside its kernels Apple does not document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgeq.graph.arithmetic.sums import accumulate, channels
+from edgeq.graph.integer import QUANTIZE, IntegerOp
+from edgeq.graph.ops import clip_bounds, data_inputs, kind_of
+from edgeq.spec import EdgeqError, QParams
+
+
+def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+    """One operator, int8 in and int8 out, layouts as in torch.
+
+    Weighted kinds: the exact integer sum times the product of the scales, rounded once to float32. The MIL program
+    multiplies by each scale before it sums, so the two differ by single-precision noise and part only where the sum
+    falls within about 1e-4 of a step beside a tie.
+
+    Raises:
+        EdgeqError: the operator reads something that is neither quantized nor constant.
+    """
+    real = weighted(op, inputs[0]) if op.weight is not None else float_reference(op, inputs)
+    return quantize(_activation(op, real), op.output_qparams)
+
+
+def weighted(op: IntegerOp, x: Tensor) -> Tensor:
+    """Convolution or matrix product in real numbers, float32, before its activation."""
+    assert op.weight_scale is not None
+    total = accumulate(op, x)
+    scale = op.weight_scale.double() * op.input_qparams[0].scale[0]
+    return (total.double() * channels(op, scale, total.dim())).float()
+
+
+def float_reference(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+    """`op.node`'s own aten call on the dequantised inputs, float32, before its activation.
+
+    Data movement comes through exact: a dequantised integer always quantises back to itself.
+    """
+    reals = [dequantize(x, q) for x, q in zip(inputs, op.input_qparams, strict=True)]
+    if op.kind == "requantize":
+        return reals[0]
+    sources = iter(reals)
+    nodes = set(data_inputs(op.node, op.kind))
+
+    def argument(node: Node) -> Any:
+        if node in nodes:
+            return next(sources)
+        raise EdgeqError(f"{op.name}: {op.kind} reads {node.name}, which is not quantized; keep this layer in fp32")
+
+    args = torch.fx.node.map_arg(op.node.args, argument)
+    kwargs = torch.fx.node.map_arg(op.node.kwargs, argument)
+    assert callable(op.node.target)
+    result = op.node.target(*args, **kwargs)
+    assert isinstance(result, Tensor)
+    return result
+
+
+def dequantize(q: Tensor, qparams: QParams) -> Tensor:
+    """scale · (q - zero point) in float32."""
+    return (q.to(torch.float32) - qparams.zero_point[0]) * torch.tensor(qparams.scale[0], dtype=torch.float32)
+
+
+def quantize(real: Tensor, qparams: QParams) -> Tensor:
+    """clip(round to even(real / scale) + zero point), int8; the division rounds to float32."""
+    steps = torch.round(real / torch.tensor(qparams.scale[0], dtype=torch.float32)) + qparams.zero_point[0]
+    return steps.clamp(qparams.qmin, qparams.qmax).to(torch.int8)
+
+
+def _activation(op: IntegerOp, real: Tensor) -> Tensor:
+    """The activation that stands between the operator and its quantize, in float."""
+    after = next(iter(op.node.users))
+    if op.kind == "requantize" or after.target is QUANTIZE:
+        return real
+    kind = kind_of(after)
+    assert kind is not None
+    low, high = clip_bounds(after, kind)
+    return real.clamp(low, high)

@@ -1,0 +1,47 @@
+"""Artefacts of a model folder: where they lie and what stands beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from edgeq import backends
+from edgeq.graph.package import QuantizedModel, read_json
+from edgeq.spec import Artifact, EdgeqError, OpPlacement
+
+
+def artifact_json(artifact: Artifact, model: QuantizedModel) -> dict[str, Any]:
+    """What an app needs to know about an artefact, as it is written beside the file."""
+    return {
+        "backend": artifact.backend,
+        "artifact": artifact.path.name,
+        "model": model.name,
+        "inputs": [dataclasses.asdict(i) for i in model.inputs],
+        "outputs": [dataclasses.asdict(o) for o in model.outputs],
+        "preprocessing": model.preprocessing,
+        "coverage": [dataclasses.asdict(row) for row in artifact.coverage],
+        "notes": list(artifact.notes),
+    }
+
+
+def find(model: QuantizedModel, backend: str, name: str = "model") -> Artifact:
+    """The artefact exported earlier.
+
+    Raises:
+        EdgeqError: the model was not exported to `backend`.
+    """
+    folder = (model.folder or Path()) / backend
+    described = read_json(folder / f"{name}.json", f"{folder}: no {backend} artefact; run edgeq export {model.folder} --to {backend}")
+    path = folder / described["artifact"]
+    if not path.exists():
+        raise EdgeqError(f"{path}: missing; run edgeq export {model.folder} --to {backend}")
+    rows = tuple(OpPlacement(**{**row, "layers": tuple(row["layers"])}) for row in described["coverage"])
+    return Artifact(backend, path, rows, tuple(described["notes"]))
+
+
+def exported(model: QuantizedModel, name: str = "model") -> tuple[str, ...]:
+    """Backends this model has an artefact for, in the registry's order."""
+    if model.folder is None:
+        return ()
+    return tuple(b for b in backends.RUNTIMES if (model.folder / b / f"{name}.json").is_file())

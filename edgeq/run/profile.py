@@ -1,0 +1,77 @@
+"""How long does the artefact take, and what would float take on the same runtime in the same run?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from edgeq import backends
+from edgeq.spec import Artifact, LatencyReport
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """int8 and its float twin on one runtime, measured one after the other; None where it cannot run here."""
+
+    backend: str
+    int8: LatencyReport | None
+    float: LatencyReport | None
+
+    @property
+    def speedup(self) -> float | None:
+        """Float median over int8 median."""
+        if self.int8 is None or self.float is None:
+            return None
+        return self.float.median_ms / self.int8.median_ms
+
+    @property
+    def verdict(self) -> str:
+        """One sentence for the first lines of a report."""
+        if self.int8 is None:
+            return f"{self.backend}: cannot be timed on this host"
+        if self.speedup is None:
+            return f"{self.backend}: int8 {self.int8.median_ms:.2f} ms, no float twin to compare with"
+        if self.speedup < 1:
+            return (
+                f"{self.backend}: int8 is SLOWER than float here ({self.int8.median_ms:.2f} ms against "
+                f"{self.float.median_ms:.2f} ms)"  # type: ignore[union-attr] # speedup is None without float
+            )
+        return f"{self.backend}: int8 is {self.speedup:.2f}× as fast as float ({self.int8.median_ms:.2f} ms)"
+
+
+def profile(
+    int8: Artifact,
+    float_twin: Artifact | None,
+    inputs: Sequence[Tensor],
+    *,
+    threads: int = 1,
+    warmup: int = 5,
+    runs: int = 30,
+    progress: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
+) -> Pair:
+    """Time an artefact and its float twin on this host."""
+    engine = backends.backend(int8.backend)
+    reports = []
+    for done, artifact in enumerate((int8, float_twin), start=1):
+        progress(f"profile {int8.backend}", done, 2)
+        reports.append(
+            None
+            if artifact is None
+            else engine.profile(artifact.path, inputs, threads=threads, warmup=warmup, runs=runs)
+        )
+    return Pair(int8.backend, reports[0], reports[1])
+
+
+def pair_json(pair: Pair) -> dict[str, Any]:
+    """A pair as plain data."""
+    return {
+        "backend": pair.backend,
+        "int8": dataclasses.asdict(pair.int8) if pair.int8 else None,
+        "float": dataclasses.asdict(pair.float) if pair.float else None,
+        "speedup": pair.speedup,
+        "verdict": pair.verdict,
+    }

@@ -1,0 +1,240 @@
+"""Does the artefact compute what the simulation says? In LSB, output by output, layer by layer."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgeq import backends
+from edgeq.graph.convert import export as export_module
+from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, tensor_qparams
+from edgeq.graph.package import QuantizedModel
+from edgeq.graph.capture import unlift
+from edgeq.spec import Artifact, EdgeqError, TensorInfo
+from edgeq.task import Task
+
+Batch = Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputParity:
+    """One output of an artefact against its runtime's simulation and against the float QDQ program.
+
+    max_lsb, qdq_lsb: largest difference, in steps of the output's own grid; where the output is computed in float, in
+    1/255 of its range (`equivalent`). exact_share: share of elements equal, in whole steps. sqnr_db: against float.
+    """
+
+    name: str
+    max_lsb: float
+    exact_share: float
+    qdq_lsb: float
+    sqnr_db: float
+    equivalent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KernelParity:
+    """All outputs of an artefact run with one kernel set."""
+
+    kernels: str
+    arithmetic: str
+    outputs: tuple[OutputParity, ...]
+    metric: dict[str, float] | None
+
+    @property
+    def max_lsb(self) -> float:
+        """The worst output's."""
+        return max(o.max_lsb for o in self.outputs)
+
+    @property
+    def exact_share(self) -> float:
+        """The worst output's."""
+        return min(o.exact_share for o in self.outputs)
+
+    @property
+    def qdq_lsb(self) -> float:
+        """The worst output's."""
+        return max(o.qdq_lsb for o in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """One backend's artefact; the figures at the top are those of its worst kernel set."""
+
+    backend: str
+    kernels: tuple[KernelParity, ...]
+    batches: int
+
+    @property
+    def max_lsb(self) -> float:
+        """Largest difference from the runtime's simulation over kernel sets and outputs."""
+        return max(k.max_lsb for k in self.kernels)
+
+    @property
+    def exact_share(self) -> float:
+        """Smallest share of exactly equal elements over kernel sets and outputs."""
+        return min(k.exact_share for k in self.kernels)
+
+    @property
+    def qdq_lsb(self) -> float:
+        """Largest difference from the float QDQ program over kernel sets and outputs."""
+        return max(k.qdq_lsb for k in self.kernels)
+
+    @property
+    def metric(self) -> dict[str, float] | None:
+        """The task's metric with the kernels an app gets by default (the last of the target's list)."""
+        return self.kernels[-1].metric
+
+
+def verify(
+    model: QuantizedModel,
+    artifact: Artifact,
+    inputs: Sequence[Batch],
+    *,
+    task: Task | None = None,
+    threads: int = 1,
+    progress: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
+) -> Parity:
+    """Run `artifact` on this host with every kernel set its runtime has and compare.
+
+    inputs: flat batches. task: its `evaluate` is run on the artefact where it has one.
+    """
+    engine = backends.backend(artifact.backend)
+    sets = engine.target.kernels or (("", engine.target.arithmetic),)
+    reports = []
+    floats = [model.float(batch) for batch in inputs]
+    qdq = [model.qdq(batch) for batch in inputs]
+    for kernels, arithmetic in sets:
+        options = {"kernels": kernels} if kernels else {}
+        predict = engine.load(artifact.path, threads=threads, **options)
+        got, wanted = [], []
+        for done, batch in enumerate(inputs, start=1):
+            got.append(predict(batch))
+            wanted.append(model.simulate(batch, arithmetic))
+            progress(f"verify {artifact.backend} {kernels}".rstrip(), done, len(inputs))
+        outputs = tuple(
+            _compare(info, *[[run[i] for run in runs] for runs in (got, wanted, qdq, floats)])
+            for i, info in enumerate(model.outputs)
+        )
+        default = kernels == sets[-1][0]
+        metric = evaluate(task, predict) if task is not None and default else None
+        reports.append(KernelParity(kernels or "default", arithmetic, outputs, metric))
+    return Parity(artifact.backend, tuple(reports), len(inputs))
+
+
+def evaluate(task: Task, predict: backends.Predict) -> dict[str, float] | None:
+    """The task's metric of `predict`; None where the task has none."""
+    if task.evaluate is None:
+        return None
+    return {k: float(v) for k, v in task.evaluate(lambda *inputs: predict(inputs)).items()}
+
+
+def sqnr_db(reference: Tensor, other: Tensor) -> float:
+    """Signal to quantization noise ratio in dB: 10·log10(Σ reference² / Σ (reference − other)²)."""
+    noise = (reference.double() - other.double()).square().sum().item()
+    signal = reference.double().square().sum().item()
+    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
+
+
+def _compare(
+    info: TensorInfo, got: list[Tensor], wanted: list[Tensor], qdq: list[Tensor], floats: list[Tensor]
+) -> OutputParity:
+    a, b, c, f = (torch.stack([t.double() for t in runs]) for runs in (got, wanted, qdq, floats))
+    if a.shape != b.shape:
+        raise EdgeqError(f"output {info.name!r}: the artefact gives shape {tuple(got[0].shape)}, the program {info.shape}")
+    grid = info.qparams is not None
+    step = info.qparams.scale[0] if info.qparams is not None else max((b.max() - b.min()).item() / 255, 1e-30)
+    difference = (a - b).abs() / step
+    if grid:
+        difference = difference.round()
+    far = ((a - c).abs() / step).max().item()
+    return OutputParity(
+        info.name,
+        round(difference.max().item(), 4),
+        (difference < 0.5).double().mean().item() if not grid else (difference == 0).double().mean().item(),
+        round(far) if grid else round(far, 4),
+        sqnr_db(f, a),
+        not grid,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """The first tensor where an artefact's prefix and the simulation differ."""
+
+    layer: str
+    max_lsb: float
+    exact_share: float
+    checked: int
+
+
+def first_parting(
+    model: QuantizedModel,
+    backend: str,
+    batch: Batch,
+    *,
+    kernels: str = "",
+    tolerance: float = 0.0,
+    progress: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
+) -> Parting | None:
+    """Export ever longer prefixes and find the first layer whose integers are not the simulation's.
+
+    A prefix ends where the whole network does not, so a runtime may fuse it differently; bisection over the layers in
+    order, so a difference that heals again is found only if it is the one the bisection meets. None: all agree.
+    """
+    engine = backends.backend(backend)
+    arithmetic = dict(engine.target.kernels).get(kernels, engine.target.arithmetic)
+    wanted: dict[str, Tensor] = {}
+    from edgeq.graph.simulate import simulate
+
+    simulate(model.integers, batch, arithmetic, watch=lambda node, q: wanted.__setitem__(node.name, q))
+    names = [n for n in wanted if n in model.integers.ops]
+
+    def parts(index: int) -> Parting | None:
+        name = names[index]
+        got = _prefix(model, engine, name, batch, kernels)
+        q = next(tensor_qparams(n) for n in model.integers.module.graph.nodes if n.name == name)
+        reference = (wanted[name].double() - q.zero_point[0]) * q.scale[0]
+        difference = ((got.double() - reference).abs() / q.scale[0]).round()
+        if difference.max().item() <= tolerance:
+            return None
+        share = (difference == 0).double().mean().item()
+        return Parting(model.labels.get(name, name), difference.max().item(), share, 0)
+
+    low, high, found, checked = 0, len(names) - 1, None, 0
+    while low <= high:
+        middle = (low + high) // 2
+        checked += 1
+        progress(f"layers {backend}", checked, max(1, math.ceil(math.log2(len(names) + 1))))
+        seen = parts(middle)
+        if seen is None:
+            low = middle + 1
+        else:
+            found, high = Parting(seen.layer, seen.max_lsb, seen.exact_share, checked), middle - 1
+    return found
+
+
+def _prefix(model: QuantizedModel, engine: backends.Backend, name: str, batch: Batch, kernels: str) -> Tensor:
+    """The value of quantize node `name` as the artefact of the program cut there computes it."""
+    module = unlift(model.program)
+    nodes: dict[str, Node] = {n.name: n for n in module.graph.nodes}
+    quantize = nodes[name]
+    assert quantize.target is QUANTIZE
+    output = module.graph.output_node()
+    with module.graph.inserting_before(output):
+        cut = module.graph.call_function(DEQUANTIZE, (quantize, *quantize.args[1:]))
+    output.args = ((cut,),)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    program, _ = export_module(module, tuple(batch), {})
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = engine.lower(program, Path(folder), name="prefix", layers={})
+        options = {"kernels": kernels} if kernels else {}
+        return engine.load(artifact.path, threads=1, **options)(batch)[0]
