@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,13 @@ def backend(name: str) -> Backend:
 def installed(name: str) -> bool:
     """Whether the package behind `name` is there, found without importing it."""
     return importlib.util.find_spec(RUNTIMES[name][0]) is not None
+
+
+def runs_here(name: str) -> str:
+    """Where an artefact of this backend runs when the device is `host`, in words."""
+    if name == "coreml" and sys.platform != "darwin":
+        return "reference interpreter of the saved package (no latency; Core ML itself needs macOS)"
+    return "yes"
 
 
 def target(name: str) -> Target:

@@ -11,7 +11,7 @@ from torch.fx import Interpreter, Node
 
 from edgeq.calib.ranges import method
 from edgeq.calib.ranges.observe import Observer
-from edgeq.calib.ranges.scales import affine
+from edgeq.calib.ranges.affine import affine
 from edgeq.calib.ranges.weights import channel_scales
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured, flatten

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import itertools
+import operator
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +16,19 @@ from torch.fx import Node
 
 from edgeq import backends
 from edgeq.calib.calibrate import Progress, calibrate
+from edgeq.calib.recipes import RECIPES
 from edgeq.calib.recipes import recipe as find_recipe
+from edgeq.devices import host
 from edgeq.graph.annotate import Annotation, annotate, default_plan
-from edgeq.graph.capture import Captured, capture
+from edgeq.graph.capture import Captured, capture, flatten
 from edgeq.graph.convert import Resolved, convert, float_program
-from edgeq.graph.package import QuantizedModel, load, load_plan, write_json
-from edgeq.run.files import artifact_json
-from edgeq.spec import Artifact, EdgeqError, QParams, QuantPlan
+from edgeq.graph.package import QuantizedModel, load, load_plan, versions, write_json
+from edgeq.run.files import artifact_json, exported, find
+from edgeq.run.profile import pair_json
+from edgeq.run.profile import profile as profile_artifact
+from edgeq.run.verify import evaluate, first_parting, parity_json
+from edgeq.run.verify import verify as verify_artifact
+from edgeq.spec import Artifact, EdgeqError, QParams, QuantPlan, Target
 from edgeq.task import Task, load_task
 
 
@@ -114,7 +123,7 @@ def export(
     Raises:
         EdgeqError: the backend is unknown or not installed, the plan's precision is beyond it, or an operator is.
     """
-    model = model if isinstance(model, QuantizedModel) else load(model)
+    model = _saved(model)
     engine = backends.backend(to)
     if not backends.installed(to):
         package = backends.RUNTIMES[to][1]
@@ -127,6 +136,227 @@ def export(
     artifact = engine.lower(program, where, name=name, layers=labels)
     write_json(where / f"{name}.json", artifact_json(artifact, model))
     return artifact
+
+
+def verify(
+    model: QuantizedModel | str | Path,
+    *,
+    to: Sequence[str] = (),
+    batches: int = 8,
+    layers: bool = False,
+    threads: int = 1,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Run every artefact of `model` (or those of `to`) on this host against its runtime's simulation.
+
+    Inputs are the first `batches` calibration batches where the task file is still there, else the synthetic golden
+    vector. Returns plain data and writes it to verify.json; its shape is described in docs/json.md.
+
+    Raises:
+        EdgeqError: nothing was exported, or an artefact is truncated.
+    """
+    model = _saved(model)
+    chosen = tuple(to) or exported(model)
+    if not chosen:
+        raise EdgeqError(f"{model.folder}: nothing exported yet; run edgeq export {model.folder} --to litert first")
+    task = load_task(model.task) if model.task and Path(model.task).is_file() else None
+    inputs, source = _inputs(model, task, batches)
+    found: dict[str, Any] = {
+        "model": model.name,
+        "device": "host",
+        "versions": versions(),
+        "inputs": source,
+        "batches": len(inputs),
+        "float_metric": evaluate(task, model.float) if task else None,
+        "qdq_metric": evaluate(task, model.qdq) if task else None,
+        "backends": {},
+    }
+    for name in chosen:
+        artifact = find(model, name)
+        parity = verify_artifact(model, artifact, inputs, task=task, threads=threads, progress=progress)
+        found["backends"][name] = parity_json(parity, artifact)
+        if layers and parity.max_lsb > 0:
+            worst = max(parity.kernels, key=lambda k: k.max_lsb)
+            kernels = "" if worst.kernels == "default" else worst.kernels
+            parting = first_parting(model, name, inputs[0], kernels=kernels, progress=progress)
+            found["backends"][name]["first_parting"] = dataclasses.asdict(parting) if parting else None
+    write_json(_home(model) / "verify.json", found)
+    return found
+
+
+def profile(
+    model: QuantizedModel | str | Path,
+    *,
+    to: Sequence[str] = (),
+    threads: int = 1,
+    warmup: int = 5,
+    runs: int = 30,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Time every artefact of `model` (or those of `to`) on this host, the float network beside it.
+
+    Milliseconds: median, 10th and 90th percentile over `runs` after `warmup`. Returns plain data and writes it to
+    profile.json.
+    """
+    model = _saved(model)
+    chosen = tuple(to) or exported(model)
+    if not chosen:
+        raise EdgeqError(f"{model.folder}: nothing exported yet; run edgeq export {model.folder} --to litert first")
+    pairs = []
+    for name in chosen:
+        twin = find(model, name, "float") if name in exported(model, "float") else None
+        if twin is None:
+            progress(f"export float twin for {name}", 0, None)
+            twin = export(model, name, float_twin=True)
+        pairs.append(
+            profile_artifact(
+                find(model, name), twin, model.golden, threads=threads, warmup=warmup, runs=runs, progress=progress
+            )
+        )
+    found = {
+        "model": model.name,
+        "device": "host",
+        "versions": versions(),
+        "verdicts": [pair.verdict for pair in pairs],
+        "backends": {pair.backend: pair_json(pair) for pair in pairs},
+    }
+    write_json(_home(model) / "profile.json", found)
+    return found
+
+
+def report(model: QuantizedModel | str | Path, *, output: str | Path | None = None) -> Path:
+    """Write one self-contained HTML page about a model folder; returns its path (report.html in the folder)."""
+    from edgeq.report.page import write_page
+
+    model = _saved(model)
+    return write_page(model, Path(output) if output else _home(model) / "report.html")
+
+
+def demo(output: str | Path = "demo-out", *, progress: Progress = silent) -> dict[str, Any]:
+    """The main job on assets from packages: quantize, export to every runtime, verify, profile, report.
+
+    Returns one plain object: network, float_metric, qdq_metric and, per backend, artefact, parity, accuracy, latency
+    and operator counts.
+    """
+    task = Path(__file__).parent / "examples" / "efficientnet_lite0.py"
+    if not task.is_file():  # an editable install maps the folder instead of copying it
+        task = Path(__file__).resolve().parent.parent / "examples" / "efficientnet_lite0.py"
+    model = quantize(task, output=output, progress=progress)
+    for name in backends.RUNTIMES:
+        progress(f"export {name}", 0, None)
+        export(model, name)
+    parity = verify(model, progress=progress)
+    latency = profile(model, runs=20, progress=progress)
+    page = report(model)
+    rows = {}
+    for name, row in parity["backends"].items():
+        times = latency["backends"][name]
+        rows[name] = {
+            **{k: row[k] for k in ("artifact", "max_lsb", "exact_share", "qdq_lsb", "metric", "kernels")},
+            "latency_ms": {k: times[k]["median_ms"] if times[k] else None for k in ("int8", "float")},
+            **{k: row[k] for k in ("integer_ops", "eligible_ops", "float_ops")},
+        }
+    return {
+        "network": "EfficientNet-Lite0 (ImageNet)",
+        "report": str(page),
+        "float_metric": parity["float_metric"],
+        "qdq_metric": parity["qdq_metric"],
+        "backends": rows,
+    }
+
+
+def summary(model: QuantizedModel) -> dict[str, Any]:
+    """What quantize made, as plain data."""
+    program = model.integers
+    return {
+        "model": model.name,
+        "folder": str(model.folder) if model.folder else None,
+        "target": model.plan.target,
+        "recipe": model.plan.recipe,
+        "operators": {"integer": len(program.ops), "float": len(program.floats)},
+        "tensors": len(model.qparams),
+        "islands": model.islands,
+    }
+
+
+def coverage(artifact: Artifact) -> dict[str, Any]:
+    """What a runtime does with each operator of an artefact, as plain data."""
+    placed = [row.status for row in artifact.coverage]
+    return {
+        "artifact": str(artifact.path),
+        "integer_ops": placed.count("integer"),
+        "eligible_ops": placed.count("eligible"),
+        "float_ops": placed.count("float island"),
+        "rows": [dataclasses.asdict(row) for row in artifact.coverage],
+        "notes": list(artifact.notes),
+    }
+
+
+def doctor() -> dict[str, Any]:
+    """Backends, devices, targets and recipes, and how to get what is missing; imports no converter."""
+    engines = {}
+    for name, (_, package) in backends.RUNTIMES.items():
+        there = backends.installed(name)
+        engines[name] = {
+            "installed": there,
+            "version": versions().get(package),
+            "install": f"pip install 'edgeq[{name}]'",
+            "runs_here": backends.runs_here(name) if there else "not installed",
+        }
+    names = ("portable", *backends.RUNTIMES)
+    return {
+        "versions": versions(),
+        "backends": engines,
+        "devices": {"host": host.describe()},
+        "targets": {name: target_table(backends.target(name)) for name in names},
+        "recipes": {name: r.summary for name, r in RECIPES.items()},
+    }
+
+
+def target_table(target: Target) -> dict[str, Any]:
+    """A target's operators as plain data: what it computes, fuses and insists on."""
+    return {
+        "floats": list(target.floats),
+        "weight_only": list(target.weight_only),
+        "arithmetic": target.arithmetic,
+        "ops": [dataclasses.asdict(row) for row in target.ops],
+    }
+
+
+def check_device(device: str) -> None:
+    """Raise EdgeqError unless `device` is one this version reaches."""
+    if device != "host":
+        raise EdgeqError(f"unknown device {device!r}: this version runs artefacts on host only")
+
+
+def condition(text: str) -> Callable[[dict[str, Any]], bool]:
+    """Parse a failure condition such as `max_lsb>1` into a test of one backend's row.
+
+    Raises:
+        EdgeqError: the text is not `name operator number` with a name verify reports.
+    """
+    match = re.fullmatch(r"\s*([a-z_0-9]+)\s*(>=|<=|==|>|<)\s*(-?[0-9.]+(?:e-?[0-9]+)?)\s*", text)
+    if match is None:
+        raise EdgeqError(f'--fail-if {text!r}: write a name, a comparison and a number, as "max_lsb>1"')
+    name, compare, limit = match[1], COMPARISONS[match[2]], float(match[3])
+
+    def holds(row: dict[str, Any]) -> bool:
+        value = row.get(name, (row.get("metric") or {}).get(name))
+        if not isinstance(value, (int, float)):
+            known = ["max_lsb", "exact_share", "qdq_lsb", "integer_ops", "float_ops", *(row.get("metric") or {})]
+            raise EdgeqError(f"--fail-if {text!r}: verify reports no {name!r}; choose from {', '.join(known)}")
+        return compare(value, limit)
+
+    return holds
+
+
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    "<": operator.lt,
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+}
 
 
 def refuse_beyond(model: QuantizedModel, to: str) -> None:
@@ -153,6 +383,18 @@ def refuse_beyond(model: QuantizedModel, to: str) -> None:
 def _calibration(task: Task) -> Iterable[Any]:
     assert task.calibration is not None
     return task.calibration()
+
+
+def _saved(model: QuantizedModel | str | Path) -> QuantizedModel:
+    return model if isinstance(model, QuantizedModel) else load(model)
+
+
+def _inputs(model: QuantizedModel, task: Task | None, batches: int) -> tuple[list[tuple[Tensor, ...]], str]:
+    """Flat batches to compare on, and where they come from."""
+    if task is None or task.calibration is None:
+        return [model.golden], "golden"
+    taken = [flatten(batch) for batch in itertools.islice(task.calibration(), batches)]
+    return (taken, "calibration") if taken else ([model.golden], "golden")
 
 
 def _home(model: QuantizedModel) -> Path:

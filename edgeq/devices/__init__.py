@@ -1,1 +1,1 @@
-"""edgeq."""
+"""Where an artefact runs: devices know files and commands, not models."""

@@ -50,7 +50,6 @@ class QuantizedModel:
     golden: tuple[Tensor, ...]
     task: str | None = None
     preprocessing: dict[str, Any] | None = None
-    histograms: dict[str, Any] | None = None
     folder: Path | None = None
     _integers: IntegerProgram | None = None
 
@@ -111,7 +110,6 @@ class QuantizedModel:
             "islands": self.islands,
             "labels": self.labels,
             "twin_labels": self.twin_labels,
-            "histograms": self.histograms,
         }
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
@@ -150,7 +148,6 @@ def load(folder: str | Path) -> QuantizedModel:
         golden=tuple(golden[f"input_{i}"] for i in range(len(manifest["inputs"]))),
         task=manifest["task"],
         preprocessing=manifest["preprocessing"],
-        histograms=manifest["histograms"],
         folder=root,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -238,3 +239,28 @@ def _prefix(model: QuantizedModel, engine: backends.Backend, name: str, batch: B
         artifact = engine.lower(program, Path(folder), name="prefix", layers={})
         options = {"kernels": kernels} if kernels else {}
         return engine.load(artifact.path, threads=1, **options)(batch)[0]
+
+
+def parity_json(parity: Parity, artifact: Artifact) -> dict[str, object]:
+    """A parity report as plain data, with the artefact's operator counts."""
+    placed = [row.status for row in artifact.coverage]
+    return {
+        "artifact": str(artifact.path),
+        "max_lsb": parity.max_lsb,
+        "exact_share": parity.exact_share,
+        "qdq_lsb": parity.qdq_lsb,
+        "metric": parity.metric,
+        "kernels": {
+            k.kernels: {
+                "arithmetic": k.arithmetic,
+                "max_lsb": k.max_lsb,
+                "exact_share": k.exact_share,
+                "qdq_lsb": k.qdq_lsb,
+                "outputs": [dataclasses.asdict(o) for o in k.outputs],
+            }
+            for k in parity.kernels
+        },
+        "integer_ops": placed.count("integer"),
+        "eligible_ops": placed.count("eligible"),
+        "float_ops": placed.count("float island"),
+    }

@@ -1,0 +1,235 @@
+"""The command line: every verb calls the function of the same name in edgeq.api."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Calibrate a PyTorch model once, run it as the same integers on every edge runtime.\n\n"
+    "A first run:  [bold]edgeq demo[/bold].  Your own network: copy a task file from examples/, then\n\n"
+    "edgeq quantize my_task.py -o out;  edgeq export out --to litert;  edgeq verify out;  edgeq profile out",
+)
+
+Folder = Annotated[Path, typer.Argument(help="Folder written by edgeq quantize.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout; progress goes to stderr.")]
+To = Annotated[
+    list[str] | None,
+    typer.Option("--to", help="Backend: litert, executorch, coreml or tvm; repeat for several.", show_default=False),
+]
+Device = Annotated[str, typer.Option(help="Where to run; `edgeq doctor` lists what is reachable.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads the runtime may use.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")] = Path("demo-out"),
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a real network, export it to all four runtimes, check, time and report it (some minutes)."""
+    from edgeq import api
+    from edgeq.report.tables import demo_table
+
+    with _progress() as progress:
+        found = api.demo(output, progress=progress)
+    _print(found, as_json, demo_table)
+
+
+@app.command()
+def quantize(
+    task: Annotated[Path, typer.Argument(help="Task file: model(), example_inputs(), calibration(); see examples/.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write; default: the task's name.")] = None,
+    recipe: Annotated[str, typer.Option(help="How the numbers are chosen; `edgeq doctor` lists the recipes.")] = "default",
+    target: Annotated[
+        str, typer.Option(help="portable: one program for all runtimes; or litert, executorch, coreml, tvm, simulated.")
+    ] = "portable",
+    precision: Annotated[
+        str, typer.Option(help="w8a8, w8 (weights only), fp32; w4a8, w8a4, w6a6 … with --target simulated.")
+    ] = "w8a8",
+    plan: Annotated[
+        Path | None, typer.Option(help="An edited plan.json: layer → precision; overrides recipe, target, precision.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Calibrate a network and write one quantized program."""
+    from edgeq import api
+    from edgeq.report.tables import quantized_table
+
+    folder = output or Path(task.stem)
+    with _progress() as progress:
+        model = api.quantize(
+            task, recipe=recipe, target=target, precision=precision, plan=plan, output=folder, progress=progress
+        )
+    _print(api.summary(model), as_json, quantized_table)
+
+
+@app.command()
+def export(folder: Folder, to: To = None, as_json: AsJson = False) -> None:
+    """Lower the program to one runtime or several, and say which operators run as integers."""
+    from edgeq import api
+    from edgeq.report.tables import coverage_tables
+
+    if not to:
+        raise typer.BadParameter("name at least one backend: --to litert, --to executorch, --to coreml, --to tvm")
+    found: dict[str, Any] = {"model": str(folder), "backends": {}}
+    with _progress() as progress:
+        model = api.load(folder)
+        for name in to:
+            progress(f"export {name}", 0, None)
+            found["backends"][name] = api.coverage(api.export(model, name))
+    _print(found, as_json, coverage_tables)
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    to: To = None,
+    device: Device = "host",
+    batches: Annotated[int, typer.Option(min=1, help="Calibration batches to compare on.")] = 8,
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", help="Find the first layer where artefact and simulation part (exports prefixes; "
+                     "a runtime may fuse a prefix differently)."),
+    ] = False,
+    fail_if: Annotated[
+        str | None, typer.Option(help='Exit with 1 when this holds for any backend, as "max_lsb>1" or "exact_share<0.99".')
+    ] = None,
+    threads: Threads = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Compare each artefact with its runtime's simulation: largest difference in LSB, share equal, metric."""
+    from edgeq import api
+    from edgeq.report.tables import parity_table
+
+    condition = api.condition(fail_if) if fail_if else None
+    api.check_device(device)
+    with _progress() as progress:
+        found = api.verify(folder, to=to or (), batches=batches, layers=layers, threads=threads, progress=progress)
+    _print(found, as_json, parity_table)
+    if condition is not None:
+        failing = [name for name, row in found["backends"].items() if condition(row)]
+        if failing:
+            typer.echo(f"edgeq: {fail_if} holds for {', '.join(failing)}", err=True)
+            raise typer.Exit(1)
+
+
+@app.command()
+def profile(
+    folder: Folder,
+    to: To = None,
+    device: Device = "host",
+    threads: Threads = 1,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before timing starts.")] = 5,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median is reported.")] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """Time each artefact, the float network on the same runtime beside it, and each operator where it can be seen."""
+    from edgeq import api
+    from edgeq.report.tables import latency_tables
+
+    api.check_device(device)
+    with _progress() as progress:
+        found = api.profile(folder, to=to or (), threads=threads, warmup=warmup, runs=runs, progress=progress)
+    _print(found, as_json, latency_tables)
+
+
+@app.command()
+def report(
+    folder: Folder,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Page to write; default: FOLDER/report.html.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page: accuracy, parity, coverage, latency, per-layer error."""
+    from edgeq import api
+
+    with _progress() as progress:
+        progress("report", 0, None)
+        page = api.report(folder, output=output)
+    _print({"report": str(page)}, as_json, lambda found: found["report"])
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Which backends and devices work here, how to get the others, and which recipes and targets there are."""
+    from edgeq import api
+    from edgeq.report.tables import doctor_tables
+
+    _print(api.doctor(), as_json, doctor_tables)
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one sentence and exit code 2, Ctrl-C in 130."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from edgeq.spec import EdgeqError
+
+    try:
+        app()
+    except EdgeqError as error:
+        typer.echo(f"edgeq: {error}", err=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("edgeq: interrupted; what was finished before is untouched", err=True)
+        raise SystemExit(130) from None
+
+
+class _Bar:
+    """Progress on stderr: one line a stage."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.stage: str | None = None
+        self.task: Any = None
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        if stage != self.stage:
+            if self.task is not None:
+                known = self.progress.tasks[-1].total or 1
+                self.progress.update(self.task, completed=known, total=known)
+            self.stage, self.task = stage, self.progress.add_task(stage, total=total)
+        self.progress.update(self.task, completed=done, total=total)
+
+
+class _progress:
+    """Context manager giving a progress function that draws on stderr."""
+
+    def __enter__(self) -> _Bar:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        # a stderr of its own, so that silencing the converters does not silence the bar
+        stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=Console(file=stream, stderr=True))
+        self.progress.start()
+        return _Bar(self.progress)
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+
+def _print(found: dict[str, Any], as_json: bool, render: Any) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=1, default=str) + "\n")
+        return
+    from rich.console import Console
+
+    console = Console()
+    shown = render(found)
+    for part in shown if isinstance(shown, list) else [shown]:
+        console.print(part)
+
+
+if __name__ == "__main__":
+    main()
