@@ -1,0 +1,115 @@
+"""What one pass over the calibration data keeps of an activation tensor: enough for every range method."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgeq.spec import EdgeqError
+
+BINS: Final = 4096  # two neighbours merge when the range outgrows them, so between half and all of them are in use
+SAMPLES: Final = 1 << 16  # values of one batch that enter the histogram; extremes always see them all
+SMOOTHING: Final = 0.01  # weight of a new batch in the moving averages once 1/batches is smaller
+FINEST: Final = -120  # smallest exponent of a bin's width, well above the smallest normal float32
+
+
+class Observer:
+    """Running statistics of one activation tensor, fed batch by batch, read by the range methods.
+
+    low, high: exact extremes of everything seen.
+    average_low, average_high: per-batch extremes, their plain mean over the first 100 batches and an exponential
+        moving average with weight 0.01 afterwards (Jacob et al. 2018, section 3.1).
+    count, batches: values and batches seen.
+    counts, start, width: the histogram, kept only where `histogram` is true: `counts[i]` sampled values, exact zeros
+        left out, lie in [(start + i)·width, (start + i + 1)·width). The width is a power of two and a bin's edge
+        always lies at 0, so that a growing range merges pairs of bins exactly and no second pass is needed.
+    zeros: sampled values that are exactly 0 (a bird's-eye view of a LiDAR sweep is 98 % zeros).
+    """
+
+    def __init__(self, name: str, *, histogram: bool = False) -> None:
+        """Observe the tensor called `name`, the name that errors show."""
+        self.name = name
+        self.low, self.high = math.inf, -math.inf
+        self.average_low = self.average_high = 0.0
+        self.count = self.batches = 0
+        self.zeros = 0
+        self.start = 0
+        self.exponent: int | None = None  # width = 2**exponent; None until a value other than 0 is seen
+        self.counts: NDArray[np.int64] | None = np.zeros(BINS, np.int64) if histogram else None
+
+    @property
+    def width(self) -> float:
+        """Width of a histogram bin."""
+        return math.ldexp(1.0, self.exponent or 0)
+
+    def update(self, x: Tensor, *, batch: int) -> None:
+        """Take in one batch: a float tensor of any shape; `batch` is its index, for the errors.
+
+        Raises:
+            EdgeqError: the tensor is empty, or holds NaN or Inf.
+        """
+        if x.numel() == 0:
+            raise EdgeqError(
+                f"tensor {self.name!r} is empty in calibration batch {batch}: give batches with at least one element"
+            )
+        least, most = torch.aminmax(x.detach())
+        low, high = float(least), float(most)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            what = "NaN" if math.isnan(low) or math.isnan(high) else "Inf"
+            raise EdgeqError(
+                f"tensor {self.name!r} holds {what} in calibration batch {batch}: mend the model or that input"
+            )
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.count += x.numel()
+        self.batches += 1
+        weight = max(SMOOTHING, 1.0 / self.batches)
+        self.average_low += weight * (low - self.average_low)
+        self.average_high += weight * (high - self.average_high)
+        if self.counts is not None:
+            self._grow()
+            self._fill(_sample(x.detach()))
+
+    def _grow(self) -> None:
+        """Widen the bins by powers of two until [low, high] fits into them, then shift them to start at low."""
+        assert self.counts is not None
+        reach = max(-self.low, self.high)
+        if reach == 0.0:
+            return
+        exponent = self.exponent if self.exponent is not None else FINEST
+        exponent = max(exponent, math.frexp(max(self.high - self.low, reach) / BINS)[1] - 2)
+        while math.floor(math.ldexp(self.high, -exponent)) - math.floor(math.ldexp(self.low, -exponent)) >= BINS:
+            exponent += 1
+        start = math.floor(math.ldexp(self.low, -exponent))
+        if self.exponent is not None and (exponent, start) != (self.exponent, self.start):
+            filled = np.flatnonzero(self.counts)
+            moved = np.zeros_like(self.counts)
+            np.add.at(moved, ((filled + self.start) >> (exponent - self.exponent)) - start, self.counts[filled])
+            self.counts = moved
+        self.exponent, self.start = exponent, start
+
+    def _fill(self, sample: Tensor) -> None:
+        assert self.counts is not None
+        values = sample[sample != 0]
+        self.zeros += sample.numel() - values.numel()
+        if values.numel():
+            scaled = values.float() * math.ldexp(1.0, -(self.exponent or 0))  # exact: a power of two
+            self.counts += torch.bincount(scaled.floor_().long() - self.start, minlength=BINS).numpy()
+
+    def bins(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Centres and counts of the histogram's filled bins, float64 [N], zeros left out; one bin's span is `width`."""
+        assert self.counts is not None
+        filled = np.flatnonzero(self.counts)
+        return (filled + self.start + 0.5) * self.width, self.counts[filled].astype(np.float64)
+
+
+def _sample(x: Tensor) -> Tensor:
+    """At most SAMPLES values of `x`, evenly strided; the stride shares no factor with an axis, so none aliases."""
+    step = -(-x.numel() // SAMPLES)
+    while step > 1 and any(math.gcd(step, size) != 1 for size in x.shape):
+        step += 1
+    return x.reshape(-1)[::step]

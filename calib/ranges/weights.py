@@ -1,0 +1,55 @@
+"""Per-channel symmetric scales of weights: min-max, or the least squared error per channel."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from edgeq.spec import EdgeqError, QuantSpec
+
+METHODS: Final = ("minmax", "mse")
+SMALLEST: Final = 0.3  # smallest share of the extreme that `mse` tries; at 2 bits the optimum lies near half
+STEPS: Final = 71  # hundredths from SMALLEST to 1
+DEAD: Final = 2.0**-16  # a channel's scale is at least this share of the layer's largest
+
+
+def channel_scales(w: Tensor, axis: int, spec: QuantSpec, method: str) -> Tensor:
+    """Scales float32 [C] of weights `w` along `axis`, for integers in [-qmax, qmax].
+
+    Dead channels (all 0, or weights that BatchNorm folding shrank to nothing) get 2^-16 of the layer's largest scale,
+    so that a bias in units of input scale × weight scale still fits an int32; an all-zero layer gets 1.
+
+    Raises:
+        EdgeqError: `method` is not a weight range method, or a weight is NaN or Inf.
+    """
+    if method not in METHODS:
+        raise EdgeqError(f"unknown weight range method {method!r}: use {' or '.join(METHODS)}")
+    rows = w.detach().movedim(axis, 0).flatten(1).float()
+    scales = rows.abs().amax(1) / spec.qmax
+    if not bool(torch.isfinite(scales).all()):
+        raise EdgeqError("weights hold NaN or Inf: load a sound checkpoint")
+    if not bool(scales.any()):
+        return torch.ones_like(scales)
+    scales = scales.clamp(min=float(scales.max()) * DEAD)
+    return _least_error(rows, scales, spec) if method == "mse" else scales
+
+
+def quantize(w: Tensor, scales: Tensor, axis: int, spec: QuantSpec) -> Tensor:
+    """Weights as int8 in the shape of `w`: nearest, halves to even, clipped to [-qmax, qmax]."""
+    shape = [1] * w.dim()
+    shape[axis] = -1
+    return torch.clamp(torch.round(w.detach() / scales.view(shape)), -spec.qmax, spec.qmax).to(torch.int8)
+
+
+def _least_error(rows: Tensor, full: Tensor, spec: QuantSpec) -> Tensor:
+    """For each row of [C, N], the share of its full scale [C] with the least squared rounding and clipping error."""
+    best, scales = torch.full_like(full, torch.inf), full.clone()
+    for share in torch.linspace(1.0, SMALLEST, STEPS):
+        scale = full * share
+        stored = torch.clamp(torch.round(rows / scale[:, None]), -spec.qmax, spec.qmax)
+        error = (stored * scale[:, None] - rows).square().sum(1)
+        better = error < best
+        best, scales = torch.where(better, error, best), torch.where(better, scale, scales)
+    return scales
