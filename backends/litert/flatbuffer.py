@@ -1,0 +1,218 @@
+"""Write a `.tflite` file: tensors, buffers and operators of one subgraph, as LiteRT's schema has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.spec import EdgeqError
+
+ALIGNMENT = 16  # bytes, `force_align` of Buffer.data in tensorflow/lite/schema/schema.fbs; kernels load weights with vectors
+
+# Lowest operator version that has int8 kernels (tflite/tools/versioning/op_version.cc); 1 elsewhere.
+VERSIONS = {
+    "ADD": 2,
+    "AVERAGE_POOL_2D": 2,
+    "BATCH_MATMUL": 2,
+    "CONCATENATION": 2,
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "DEQUANTIZE": 2,
+    "FULLY_CONNECTED": 5,
+    "LOGISTIC": 2,
+    "MAXIMUM": 2,
+    "MAX_POOL_2D": 2,
+    "MEAN": 2,
+    "MINIMUM": 2,
+    "MUL": 2,
+    "PAD": 2,
+    "PADV2": 2,
+    "QUANTIZE": 2,
+    "RELU": 2,
+    "RELU6": 2,
+    "RESIZE_NEAREST_NEIGHBOR": 2,
+    "SOFTMAX": 2,
+    "STRIDED_SLICE": 2,
+    "SUB": 2,
+    "TANH": 2,
+    "TRANSPOSE": 2,
+    "TRANSPOSE_CONV": 4,
+}
+
+
+def schema() -> Any:
+    """LiteRT's flatbuffer classes.
+
+    Raises:
+        EdgeqError: the package is not installed.
+    """
+    try:
+        from ai_edge_litert import schema_py_generated
+    except ImportError as error:
+        raise EdgeqError("the litert backend needs litert-torch: pip install 'edgeq[litert]'") from error
+    return schema_py_generated
+
+
+class ModelWriter:
+    """One subgraph under construction. Tensors are known by index, as in the file."""
+
+    def __init__(self) -> None:
+        self.schema = schema()
+        self.tensors: list[Any] = []
+        self.buffers: list[Any] = [self.schema.BufferT()]  # buffer 0 is the empty one, by convention
+        self.operators: list[Any] = []
+        self.codes: list[Any] = []
+        self.others: list[Any] = []  # subgraphs behind the main one, which composite operators refer to
+        self._shared: dict[bytes, int] = {}
+        self._code_index: dict[tuple[int, bytes, int], int] = {}
+
+    def tensor(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: str,
+        scale: NDArray[np.float32] | float | None = None,
+        zero_point: int = 0,
+        axis: int = 0,
+        data: NDArray[Any] | None = None,
+    ) -> int:
+        """Add a tensor of `dtype` (`int8`, `int32`, `float32`, ...); `data` makes it a constant. Returns its index.
+
+        scale: one number, or one for each slice along `axis` with zero points 0; None leaves it unquantized.
+        """
+        t = self.schema.TensorT()
+        t.name = name.encode()
+        t.shape = np.asarray(shape, np.int32)
+        t.type = getattr(self.schema.TensorType, dtype.upper())
+        t.hasRank = True
+        t.buffer = 0 if data is None else self.buffer(np.ascontiguousarray(data))
+        if scale is not None:
+            q = self.schema.QuantizationParametersT()
+            q.scale = np.atleast_1d(np.asarray(scale, np.float32))
+            q.zeroPoint = np.full(q.scale.shape, zero_point, np.int64)
+            q.quantizedDimension = axis
+            t.quantization = q
+        self.tensors.append(t)
+        return len(self.tensors) - 1
+
+    def constant(self, name: str, data: NDArray[Any]) -> int:
+        """An unquantized constant: shapes, axes, paddings."""
+        return self.tensor(name, data.shape, str(data.dtype), data=data)
+
+    def buffer(self, data: NDArray[Any]) -> int:
+        """Store the bytes of `data` once; the same bytes get the same index."""
+        raw = data.tobytes()
+        if raw not in self._shared:
+            b = self.schema.BufferT()
+            b.data = np.frombuffer(raw, np.uint8)
+            self.buffers.append(b)
+            self._shared[raw] = len(self.buffers) - 1
+        return self._shared[raw]
+
+    def operator(self, code: str, inputs: Sequence[int], outputs: Sequence[int], **options: Any) -> None:
+        """Append a builtin operator. `options` are the fields of its options table, `table` the table's name."""
+        op = self.schema.OperatorT()
+        op.opcodeIndex = self.code(getattr(self.schema.BuiltinOperator, code), b"", VERSIONS.get(code, 1))
+        op.inputs = np.asarray(inputs, np.int32)
+        op.outputs = np.asarray(outputs, np.int32)
+        table = options.pop("table", None)
+        if table is not None:
+            op.builtinOptionsType = getattr(self.schema.BuiltinOptions, table)
+            op.builtinOptions = getattr(self.schema, f"{table}T")()
+            for field, value in options.items():
+                assert hasattr(op.builtinOptions, field), f"{table} has no field {field}"
+                setattr(op.builtinOptions, field, value)
+        self.operators.append(op)
+
+    def code(self, builtin: int, custom: bytes, version: int) -> int:
+        """Index of an operator code, added where new."""
+        key = (builtin, custom, version)
+        if key not in self._code_index:
+            c = self.schema.OperatorCodeT()
+            c.builtinCode = builtin
+            c.deprecatedBuiltinCode = min(builtin, 127)
+            c.customCode = custom or None
+            c.version = version
+            self.codes.append(c)
+            self._code_index[key] = len(self.codes) - 1
+        return self._code_index[key]
+
+    def serialize(self, inputs: Sequence[tuple[str, int]], outputs: Sequence[tuple[str, int]]) -> bytes:
+        """The finished file. `inputs` and `outputs` are (signature name, tensor index), in the program's order."""
+        import flatbuffers
+
+        s = self.schema
+        graph = s.SubGraphT()
+        graph.name = b"main"
+        graph.tensors = self.tensors
+        graph.operators = _topological(self.operators, {index for _, index in inputs})
+        graph.inputs = np.asarray([index for _, index in inputs], np.int32)
+        graph.outputs = np.asarray([index for _, index in outputs], np.int32)
+        signature = s.SignatureDefT()
+        signature.signatureKey = b"serving_default"
+        signature.inputs = [self._named(name, index) for name, index in inputs]
+        signature.outputs = [self._named(name, index) for name, index in outputs]
+        model = s.ModelT()
+        model.version = 3
+        model.description = b"edgeq"
+        model.operatorCodes = self.codes
+        model.subgraphs = [graph, *self.others]
+        model.signatureDefs = [signature]
+        model.buffers = [_AlignedBuffer(b.data, s) for b in self.buffers]
+        builder = flatbuffers.Builder(1 << 20)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def _named(self, name: str, index: int) -> Any:
+        entry = self.schema.TensorMapT()
+        entry.name, entry.tensorIndex = name.encode(), index
+        return entry
+
+
+class _AlignedBuffer:
+    """A buffer whose bytes start at a multiple of ALIGNMENT, which the generated Python packer does not see to."""
+
+    def __init__(self, data: NDArray[np.uint8] | None, schema: Any) -> None:
+        self.data, self.schema = data, schema
+
+    def Pack(self, builder: Any) -> Any:  # noqa: N802  the name ModelT.Pack calls
+        vector = None
+        if self.data is not None and len(self.data):
+            builder.StartVector(1, len(self.data), ALIGNMENT)
+            builder.head -= len(self.data)
+            builder.Bytes[builder.head : builder.head + len(self.data)] = self.data.tobytes()
+            vector = builder.EndVector()
+        self.schema.BufferStart(builder)
+        if vector is not None:
+            self.schema.BufferAddData(builder, vector)
+        return self.schema.BufferEnd(builder)
+
+
+def _topological(operators: Sequence[Any], given: set[int]) -> list[Any]:
+    """`operators` in an order in which each reads only what was written before; stable where they are in order."""
+    producer = {int(t): op for op in operators for t in op.outputs}
+    order: list[Any] = []
+    done: set[int] = set()
+    for root in operators:
+        stack = [root]
+        while stack:
+            op = stack[-1]
+            if id(op) in done:
+                stack.pop()
+                continue
+            waiting = [
+                producer[int(t)]
+                for t in op.inputs
+                if int(t) in producer and int(t) not in given and id(producer[int(t)]) not in done
+            ]
+            if waiting:
+                assert len(stack) <= len(operators), "operators form a cycle"
+                stack.extend(waiting)
+            else:
+                done.add(id(op))
+                order.append(op)
+                stack.pop()
+    return order

@@ -1,0 +1,227 @@
+"""Float islands: litert-torch converts all of them in one go, and their operators move into the integer model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from edgeq.backends.litert.flatbuffer import ModelWriter
+from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, IntegerProgram, constant
+from edgeq.graph.ops import WEIGHTED, kind_of, value
+from edgeq.graph.quiet import quiet
+from edgeq.spec import EdgeqError
+
+
+def cut_out(program: IntegerProgram, wanted: Sequence[Node]) -> tuple[GraphModule, list[Node]]:
+    """The float computation behind the nodes `wanted` as a module of its own.
+
+    Returns it and the nodes whose values it takes, in the order of its arguments: placeholders of the program, and
+    for each integer tensor that an island reads one of its dequantize nodes. Int8 weights stand in it as floats.
+    """
+    graph = Graph()
+    module = GraphModule(torch.nn.Module(), graph)
+    members = _behind(wanted)
+    inputs: list[Node] = []
+    made: dict[Node, Node] = {}
+    by_source: dict[Node, Node] = {}
+    for node in program.module.graph.nodes:  # arguments come first
+        if node not in members or not _is_input(node):
+            continue
+        source = node.args[0] if node.target is DEQUANTIZE else node
+        assert isinstance(source, Node)
+        if source not in by_source:
+            by_source[source] = graph.placeholder(f"input_{len(inputs)}")
+            inputs.append(node)
+        made[node] = by_source[source]
+    for node in program.module.graph.nodes:
+        if node not in members or node in made:
+            continue
+        if node.op == "get_attr" or node.target is DEQUANTIZE_CHANNEL:
+            name = f"constant_{len(made)}"
+            tensor = constant(program.module, node) if node.op == "get_attr" else _unfold(program.module, node)
+            module.register_buffer(name, tensor.contiguous())
+            made[node] = graph.get_attr(name)
+        else:
+            made[node] = graph.node_copy(node, lambda n: made[n])
+    graph.output(tuple(made[n] for n in wanted))
+    module.graph = graph
+    module.recompile()
+    return module, inputs
+
+
+def convert(module: GraphModule, inputs: Sequence[Node]) -> Any:
+    """`module` as a LiteRT model (schema object), through litert-torch.
+
+    Raises:
+        EdgeqError: the package is missing, or an operator has no LiteRT form.
+    """
+    examples = tuple(torch.zeros(tuple(value(n).shape), dtype=value(n).dtype) for n in inputs)
+    with quiet():
+        try:
+            import litert_torch
+        except ImportError as error:
+            raise EdgeqError("the litert backend needs litert-torch: pip install 'edgeq[litert]'") from error
+        from ai_edge_litert import schema_py_generated as schema
+
+        try:
+            converted = litert_torch.convert(_Module(module), examples)
+            raw = converted.tflite_model() if callable(getattr(converted, "tflite_model", None)) else converted._tflite_model
+        except Exception as error:  # the converter raises whatever its passes raise
+            raise EdgeqError(f"litert-torch cannot convert a float part of the network: {_condense(error)}") from error
+    return schema.ModelT.InitFromPackedBuf(raw, 0)
+
+
+class _Module(torch.nn.Module):
+    """litert-torch calls eval(), which exported graph modules may refuse."""
+
+    def __init__(self, inner: GraphModule) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Tensor) -> Any:
+        return self.inner(*args)
+
+
+def merge(writer: ModelWriter, model: Any, inputs: Sequence[int], prefix: str = "island/") -> list[int]:
+    """Move the operators of `model` into `writer`, reading its tensors `inputs`. Returns the tensors it computes."""
+    main = model.subgraphs[0]
+    signature = model.signatureDefs[0]
+    position = {int(m.tensorIndex): int(m.name.decode().rsplit("_", 1)[1]) for m in signature.inputs}
+    codes = [writer.code(c.builtinCode or c.deprecatedBuiltinCode, c.customCode or b"", c.version) for c in model.operatorCodes]
+    buffers = [0 if b.data is None or len(b.data) == 0 else writer.buffer(np.asarray(b.data)) for b in model.buffers]
+    mapped: dict[int, int] = {-1: -1}
+    for index, tensor in enumerate(main.tensors):
+        if index in position:
+            mapped[index] = inputs[position[index]]
+            continue
+        tensor.buffer = buffers[tensor.buffer]
+        tensor.name = prefix.encode() + tensor.name
+        writer.tensors.append(tensor)
+        mapped[index] = len(writer.tensors) - 1
+    for graph in (main, *model.subgraphs[1:]):
+        for op in graph.operators or ():
+            op.opcodeIndex = codes[op.opcodeIndex]
+    for op in main.operators or ():
+        op.inputs = np.asarray([mapped[int(t)] for t in op.inputs], np.int32)
+        op.outputs = np.asarray([mapped[int(t)] for t in op.outputs], np.int32)
+        writer.operators.append(op)
+    for graph in model.subgraphs[1:]:
+        for tensor in graph.tensors:
+            tensor.buffer = buffers[tensor.buffer]
+        writer.others.append(graph)
+    outputs = {int(m.name.decode().rsplit("_", 1)[1]): int(m.tensorIndex) for m in signature.outputs}
+    return [mapped[outputs[i]] for i in range(len(outputs))]
+
+
+def weight_only(program: IntegerProgram, floats: Sequence[Node]) -> list[tuple[Node, Tensor, Tensor, int]]:
+    """Operators that compute in float with int8 weights: (node, int8 weight, scales, channel axis)."""
+    found = []
+    for node in floats:
+        kind = kind_of(node)
+        if kind not in WEIGHTED:
+            continue
+        source = node.args[WEIGHTED[kind][0]]
+        if isinstance(source, Node) and source.target is DEQUANTIZE_CHANNEL:
+            stored, scales = (constant(program.module, n) for n in source.args[:2] if isinstance(n, Node))
+            found.append((node, stored, scales.to(torch.float32), int(source.args[3])))  # type: ignore[arg-type] # an axis
+    return found
+
+
+def fold_weights(writer: ModelWriter, weights: Sequence[tuple[Node, Tensor, Tensor, int]]) -> Mapping[str, int]:
+    """Give the islands' constants that are exactly q·s back their int8 form, behind a DEQUANTIZE operator.
+
+    Returns node name → the int8 tensor. The interpreter dequantises such a constant once, when it loads the file.
+
+    Raises:
+        EdgeqError: a weight cannot be found in the converted islands.
+    """
+    folded: dict[str, int] = {}
+    for node, stored, scales, axis in weights:
+        made = _fold(writer, node.name, stored, scales, axis)
+        if made is None:
+            raise EdgeqError(f"{node.name}: litert-torch changed its weights, so they cannot stay int8; set its layer to fp32")
+        folded[node.name] = made
+    return folded
+
+
+def _fold(writer: ModelWriter, name: str, stored: Tensor, scales: Tensor, axis: int) -> int | None:
+    shape = [1] * stored.dim()
+    shape[axis] = -1
+    real = (stored.to(torch.float32) * scales.view(shape)).numpy()
+    float32 = writer.schema.TensorType.FLOAT32
+    for index, tensor in enumerate(writer.tensors):
+        data = writer.buffers[tensor.buffer].data if tensor.buffer else None
+        if tensor.type != float32 or data is None or len(data) != real.nbytes:
+            continue
+        floats = np.frombuffer(bytes(data), np.float32)
+        for order in _orders(stored.dim()):
+            if not np.array_equal(np.ascontiguousarray(real.transpose(order)).ravel(), floats):
+                continue
+            final = tuple(int(d) for d in tensor.shape)
+            integers = np.ascontiguousarray(stored.numpy().transpose(order)).reshape(final)
+            at = _axis_of(final, order.index(axis), [stored.shape[a] for a in order])
+            if at is None:
+                continue
+            small = writer.tensor(f"{name}_weight", final, "int8", scales.numpy(), axis=at, data=integers)
+            tensor.buffer = 0
+            writer.operator("DEQUANTIZE", [small], [index], table="DequantizeOptions")
+            return small
+    return None
+
+
+def _orders(rank: int) -> list[tuple[int, ...]]:
+    """The axis orders converters store weights in."""
+    return {
+        2: [(0, 1), (1, 0)],
+        3: [(0, 1, 2), (0, 2, 1), (1, 2, 0)],
+        4: [(0, 1, 2, 3), (0, 2, 3, 1), (1, 2, 3, 0), (2, 3, 0, 1), (2, 3, 1, 0)],
+    }[rank]
+
+
+def _axis_of(shape: Sequence[int], axis: int, before: Sequence[int]) -> int | None:
+    """Where axis `axis` of `before` went in `shape`, which may only have axes of size 1 added or left out."""
+    if [d for d in shape if d != 1] != [d for d in before if d != 1]:
+        return None
+    if before[axis] == 1:
+        return 0
+    ordinal = sum(d != 1 for d in before[:axis])
+    return [i for i, d in enumerate(shape) if d != 1][ordinal]
+
+
+def _behind(wanted: Sequence[Node]) -> set[Node]:
+    found: set[Node] = set()
+    pending = list(wanted)
+    while pending:
+        node = pending.pop()
+        if node in found:
+            continue
+        found.add(node)
+        if not _is_input(node) and node.target is not DEQUANTIZE_CHANNEL:
+            pending.extend(node.all_input_nodes)
+    return found
+
+
+def _is_input(node: Node) -> bool:
+    return node.op == "placeholder" or node.target is DEQUANTIZE
+
+
+def _unfold(module: GraphModule, node: Node) -> Tensor:
+    stored, scales = (constant(module, n) for n in node.args[:2] if isinstance(n, Node))
+    shape = [1] * stored.dim()
+    shape[int(node.args[3])] = -1  # type: ignore[arg-type] # an axis
+    return stored.to(torch.float32) * scales.to(torch.float32).view(shape)
+
+
+def _condense(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "not implemented" in line.lower() or "unsupported" in line.lower() or "Lowering not found" in line]
+    return (telling or lines or [type(error).__name__])[0][:300]
+
+
+__all__ = ["NDArray", "convert", "cut_out", "fold_weights", "merge", "weight_only"]

@@ -1,0 +1,263 @@
+"""QDQ or float program → `.tflite`: integer operators written as they stand, float islands through litert-torch.
+
+The flatbuffer is ours, not a converter's, so that weights, biases, scales and zero points in it are the program's own
+bytes; `check` reads them back. litert-torch sees the float islands only (a float program is one island).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.utils._pytree import tree_leaves
+
+from edgeq.backends.litert import islands
+from edgeq.backends.litert.flatbuffer import ModelWriter, schema
+from edgeq.backends.litert.operators import Emitter, Value
+from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, read, tensor_qparams
+from edgeq.graph.ops import value
+from edgeq.spec import Artifact, EdgeqError, OpPlacement, QParams
+
+BOUNDARY = ("QUANTIZE", "DEQUANTIZE")
+LAYOUT = "TRANSPOSE"
+
+
+def lower(
+    program: ExportedProgram,
+    folder: Path,
+    *,
+    name: str = "model",
+    layers: Mapping[str, str] = {},  # noqa: B006  read only
+    io: Literal["int8", "float"] = "int8",
+) -> Artifact:
+    """Write `folder/name.tflite` and return it with its coverage, read off the file.
+
+    layers: node name → layer key. io: `int8` takes and gives integers wherever the program quantizes its inputs and
+    outputs (scale and zero point are in the file); `float` keeps float32 there. Integer inputs stay what they are.
+
+    Raises:
+        EdgeqError: an operator has no LiteRT form, or the litert packages are missing.
+    """
+    integers = read(program)
+    walk = _Walk(integers, io)
+    data = walk.write()
+    problems = check(data, integers)
+    if problems:
+        raise EdgeqError(f"{name}.tflite does not hold the program's numbers: {problems[0]}; please report this as a bug")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.tflite"
+    beside = path.with_suffix(f".tmp{os.getpid()}")
+    beside.write_bytes(data)
+    beside.replace(path)
+    rows = coverage(data, layers, walk.island_layers(layers))
+    transposes = sum(row.kind == LAYOUT and row.status == "integer" for row in rows)
+    notes = [f"{transposes} int8 TRANSPOSE operators between torch's axis order and LiteRT's"] if transposes else []
+    return Artifact("litert", path, rows, tuple(notes))
+
+
+class _Walk:
+    """One pass over the program's nodes; `emitter` holds the file that comes of it."""
+
+    def __init__(self, program: IntegerProgram, io: str) -> None:
+        self.program, self.io = program, io
+        self.graph = program.module.graph
+        self.writer = ModelWriter()
+        self.emitter = Emitter(self.writer)
+        self.values: dict[Node, Value] = {}  # int8, by quantize node (or placeholder)
+        self.floats: dict[Node, int] = {}  # float tensors, by node (or by the int8 value's node, dequantized)
+        self.islands: list[Node] = []
+
+    def write(self) -> bytes:
+        placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
+        results: list[Node] = tree_leaves(self.graph.output_node().args[0])
+        inputs = [(n.name, self._input(n)) for n in placeholders]
+        self._convert_islands(results)
+        for node in self.graph.nodes:
+            if node.target is QUANTIZE and node not in self.values:
+                op = self.program.ops.get(node.name)
+                self.values[node] = self._quantize(node) if op is None else self._integer(op)
+        outputs = [(f"output_{i}", self._output(node)) for i, node in enumerate(results)]
+        return self._finish(inputs, outputs, len(placeholders))
+
+    def _input(self, node: Node) -> int:
+        recorded = value(node)
+        users = list(node.users)
+        shape = tuple(recorded.shape)
+        if self.io == "int8" and users and all(u.target is QUANTIZE for u in users):
+            numbers = {(u.args[1], u.args[2]) for u in users}
+            if len(numbers) == 1:
+                made = self.emitter._value(node.name, shape, tuple(range(len(shape))), tensor_qparams(users[0]))
+                for user in users:
+                    self.values[user] = made
+                return made.index
+        index = self.writer.tensor(node.name, shape, str(recorded.dtype).removeprefix("torch."))
+        self.floats[node] = index
+        return index
+
+    def _convert_islands(self, results: list[Node]) -> None:
+        """Convert everything the integer operators and the outputs want from float computation."""
+        asked = [n.args[0] for n in self.graph.nodes if n.target is QUANTIZE and n.name not in self.program.ops]
+        wanted = [
+            n for n in dict.fromkeys([*asked, *results]) if isinstance(n, Node) and not islands._is_input(n)
+        ]
+        self.islands = wanted
+        if not wanted:
+            return
+        module, inputs = islands.cut_out(self.program, wanted)
+        model = islands.convert(module, inputs)
+        sources = []
+        for node in inputs:
+            if node.target is DEQUANTIZE:
+                source = node.args[0]
+                assert isinstance(source, Node)
+                self.floats[source] = self._float_tensor(f"{source.name}_float", node)
+                sources.append(self.floats[source])
+            else:
+                sources.append(self.floats.setdefault(node, self._late(node)) if node not in self.floats else self.floats[node])
+        for node, index in zip(wanted, islands.merge(self.writer, model, sources), strict=True):
+            self.floats[node] = index
+        islands.fold_weights(self.writer, islands.weight_only(self.program, self.program.floats))
+
+    def _late(self, node: Node) -> int:
+        raise AssertionError(f"{node.name} is read as float but was made an int8 input")
+
+    def _float_tensor(self, name: str, node: Node) -> int:
+        return self.writer.tensor(name, tuple(value(node).shape), "float32")
+
+    def _quantize(self, node: Node) -> Value:
+        """Integers of a float tensor: an island's output, or an input of the program."""
+        source = node.args[0]
+        assert isinstance(source, Node)
+        shape = tuple(value(node).shape)
+        made = self.emitter._value(node.name, shape, tuple(range(len(shape))), tensor_qparams(node))
+        self.writer.operator("QUANTIZE", [self.floats[source]], [made.index], table="QuantizeOptions")
+        return made
+
+    def _integer(self, op: IntegerOp) -> Value:
+        by_name = {n.name: n for n in self.graph.nodes}
+        return self.emitter.emit(op, [self.values[by_name[name]] for name in op.inputs])
+
+    def _output(self, node: Node) -> int:
+        if node.target is not DEQUANTIZE:
+            return self.floats[node]
+        source = node.args[0]
+        assert isinstance(source, Node)
+        if self.io == "int8":
+            return self.emitter.plain(self.values[source]).index
+        if source not in self.floats:
+            self.floats[source] = self._float_tensor(f"{source.name}_float", node)
+        return self.floats[source]
+
+    def _finish(self, inputs: list[tuple[str, int]], outputs: list[tuple[str, int]], count: int) -> bytes:
+        for source, index in self.floats.items():
+            if source in self.values:
+                plain = self.emitter.plain(self.values[source])
+                self.writer.operator("DEQUANTIZE", [plain.index], [index], table="DequantizeOptions")
+        return self.writer.serialize(inputs, self._distinct(inputs, outputs))
+
+    def _distinct(self, inputs: list[tuple[str, int]], outputs: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Copies where an output is an input or is given twice: the interpreter wants tensors of their own."""
+        taken = {index for _, index in inputs}
+        result = []
+        for name, index in outputs:
+            if index in taken:
+                tensor = self.writer.tensors[index]
+                twin = self.writer.schema.TensorT()
+                twin.__dict__.update(tensor.__dict__)
+                twin.name = name.encode()
+                self.writer.tensors.append(twin)
+                copy = len(self.writer.tensors) - 1
+                shape = np.asarray(tensor.shape, np.int32)
+                self.writer.operator(
+                    "RESHAPE", [index, self.writer.constant("ints", shape)], [copy], table="ReshapeOptions", newShape=shape
+                )
+                index = copy
+            taken.add(index)
+            result.append((name, index))
+        return result
+
+    def island_layers(self, layers: Mapping[str, str]) -> tuple[str, ...]:
+        """Keys of every layer that computes in float."""
+        return tuple(dict.fromkeys(layers[n.name] for n in self.program.floats if n.name in layers))
+
+
+def check(data: bytes, program: IntegerProgram) -> list[str]:
+    """Differences between the numbers in a file and the program's, one sentence each; none when all are the same."""
+    from edgeq.backends.litert.operators import bias_scale
+
+    model = schema().ModelT.InitFromPackedBuf(data, 0)
+    tensors = {t.name.decode(): t for t in model.subgraphs[0].tensors}
+    problems = []
+    for op in program.ops.values():
+        problems += _differs(tensors.get(op.name), op.name, op.output_qparams)
+        if op.weight is None or op.weight_scale is None:
+            continue
+        weight, bias = tensors[f"{op.name}_weight"], tensors[f"{op.name}_bias"]
+        stored = np.frombuffer(bytes(model.buffers[weight.buffer].data), np.int8).reshape(weight.shape)
+        if not _same_weights(stored, op):
+            problems.append(f"weights of {op.name} differ")
+        if not np.array_equal(weight.quantization.scale, op.weight_scale.numpy()) or np.any(weight.quantization.zeroPoint):
+            problems.append(f"weight scales of {op.name} differ")
+        integers = np.frombuffer(bytes(model.buffers[bias.buffer].data), np.int32)
+        wanted = np.zeros_like(integers) if op.bias is None else op.bias.numpy()
+        if not np.array_equal(integers, wanted) or not np.array_equal(bias.quantization.scale, bias_scale(op)):
+            problems.append(f"bias of {op.name} differs")
+    return problems
+
+
+def _same_weights(stored: Any, op: IntegerOp) -> bool:
+    assert op.weight is not None
+    ours = op.weight.numpy()
+    if ours.ndim == 3:
+        ours = ours[:, :, None]
+    if ours.ndim == 2:
+        return np.array_equal(stored, ours)
+    if op.kind == "conv_transpose2d":
+        return np.array_equal(stored, ours.transpose(1, 2, 3, 0))
+    depthwise = op.attrs.groups != 1 and ours.shape[1] == 1 or stored.shape[0] != ours.shape[0]
+    return np.array_equal(stored, ours.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1)))
+
+
+def _differs(tensor: Any, name: str, qparams: QParams) -> list[str]:
+    if tensor is None:  # a permute writes no tensor
+        return []
+    same = np.float32(qparams.scale[0]) == tensor.quantization.scale[0] and qparams.zero_point[0] == tensor.quantization.zeroPoint[0]
+    return [] if same else [f"scale or zero point of {name} differs"]
+
+
+def coverage(data: bytes, layers: Mapping[str, str], island_layers: tuple[str, ...] = ()) -> tuple[OpPlacement, ...]:
+    """One row for each operator of a `.tflite` file: integer where no tensor it touches is float."""
+    s = schema()
+    names = {code: text for text, code in vars(s.BuiltinOperator).items() if not text.startswith("_")}
+    model = s.ModelT.InitFromPackedBuf(data, 0)
+    graph = model.subgraphs[0]
+    reals = (s.TensorType.FLOAT32, s.TensorType.FLOAT16, s.TensorType.FLOAT64)
+    rows = []
+    for op in graph.operators:
+        code = model.operatorCodes[op.opcodeIndex]
+        kind = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+        touched = [int(t) for t in (*op.inputs, *op.outputs) if t >= 0]
+        name = graph.tensors[int(op.outputs[0])].name.decode()
+        is_float = any(graph.tensors[t].type in reals for t in touched)
+        keys = _keys(name, layers)
+        if not is_float:
+            reason = "puts axes into LiteRT's order" if kind == LAYOUT and not keys else ""
+            rows.append(OpPlacement(name, kind, "integer", reason, keys))
+        elif kind in BOUNDARY:
+            rows.append(OpPlacement(name, kind, "float island", "converts between integers and float at an island's edge", keys))
+        else:
+            reason = "its layer is not quantized, so it computes in float32"
+            rows.append(OpPlacement(name, kind, "float island", reason, keys or island_layers[: len(island_layers) * (len(island_layers) == 1)]))
+    return tuple(rows)
+
+
+def _keys(name: str, layers: Mapping[str, str]) -> tuple[str, ...]:
+    if name in layers:
+        return (layers[name],)
+    base = name.rsplit("_", 1)[0]
+    return (layers[base],) if base in layers else ()

@@ -1,0 +1,118 @@
+"""Run a `.tflite` file on this host: optimised, reference or XNNPACK kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeq.graph.quiet import quiet
+from edgeq.spec import EdgeqError
+
+Kernels = Literal["xnnpack", "builtin", "reference"]
+
+
+def interpreter(path: Path, *, threads: int = 1, kernels: Kernels = "xnnpack") -> Any:
+    """An interpreter of `path` with its tensors allocated.
+
+    kernels: `xnnpack` is LiteRT's default (its delegate takes what it can), `builtin` the optimised kernels without a
+    delegate, `reference` the plain C++ ones.
+
+    Raises:
+        EdgeqError: no such file, no LiteRT model, or the package is missing.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    except ImportError as error:
+        raise EdgeqError("the litert backend needs litert-torch: pip install 'edgeq[litert]'") from error
+    types = {
+        "xnnpack": OpResolverType.AUTO,
+        "builtin": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        "reference": OpResolverType.BUILTIN_REF,
+    }
+    if kernels not in types:
+        raise EdgeqError(f"unknown LiteRT kernels {kernels!r}: use {', '.join(types)}")
+    data = _verified(path)
+    with quiet():
+        try:
+            made = Interpreter(model_content=data, num_threads=threads, experimental_op_resolver_type=types[kernels])
+            made.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise EdgeqError(f"{path}: LiteRT cannot load it ({reason}); export it again") from error
+    return made
+
+
+def load(
+    path: Path, *, threads: int = 1, kernels: Kernels = "xnnpack", raw: bool = False
+) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
+    """`path` as a function from the program's flat inputs to its flat outputs.
+
+    Float inputs are quantized where the file takes int8, as the same kernel set's QUANTIZE would; int8 outputs come
+    back dequantized, or as they are with `raw`.
+
+    Raises:
+        EdgeqError: see `interpreter`; the function raises it for inputs of another number or shape.
+    """
+    from edgeq.graph.arithmetic import litert_reference
+    from edgeq.graph.simulate import dequantize, quantize_float
+    from edgeq.spec import QParams
+
+    engine = interpreter(path, threads=threads, kernels=kernels)
+    quantize = quantize_float if kernels == "xnnpack" else litert_reference.quantize
+    inputs, outputs = engine.get_input_details(), engine.get_output_details()
+
+    def numbers(detail: dict[str, Any]) -> QParams:
+        scale, zero_point = detail["quantization"]
+        return QParams((float(scale),), (int(zero_point),))
+
+    def predict(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if len(tensors) != len(inputs):
+            raise EdgeqError(f"{path} takes {len(inputs)} inputs, got {len(tensors)}")
+        for detail, tensor in zip(inputs, tensors, strict=True):
+            if tuple(tensor.shape) != tuple(int(d) for d in detail["shape"]):
+                wanted = tuple(int(d) for d in detail["shape"])
+                raise EdgeqError(f"{path}: input {detail['name']} is {wanted}, got {tuple(tensor.shape)}")
+            if detail["dtype"] is np.int8 and tensor.is_floating_point():
+                tensor = quantize(tensor, numbers(detail))
+            engine.set_tensor(detail["index"], tensor.detach().contiguous().numpy().astype(detail["dtype"], copy=False))
+        engine.invoke()
+        results = []
+        for detail in outputs:
+            tensor = torch.from_numpy(engine.get_tensor(detail["index"]))
+            quantized = detail["dtype"] is np.int8 and detail["quantization"][0] != 0.0
+            results.append(dequantize(tensor, numbers(detail)) if quantized and not raw else tensor)
+        return tuple(results)
+
+    return predict
+
+
+def _verified(path: Path) -> bytes:
+    """The file's bytes, once they parse as a LiteRT model whose buffers all lie inside the file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise EdgeqError(f"{path}: cannot be read ({error.strerror}); export it again") from error
+    if data[4:8] != b"TFL3":
+        raise EdgeqError(f"{path}: is no LiteRT model; name a .tflite file")
+    from edgeq.backends.litert.flatbuffer import schema
+
+    try:
+        model = schema().Model.GetRootAs(data, 0)
+        for i in range(model.BuffersLength()):
+            buffer = model.Buffers(i)
+            if buffer.DataLength():
+                buffer.Data(buffer.DataLength() - 1)
+        for i in range(model.SubgraphsLength()):
+            graph = model.Subgraphs(i)
+            for j in range(graph.TensorsLength()):
+                graph.Tensors(j).Name()
+            for j in range(graph.OperatorsLength()):
+                graph.Operators(j).InputsAsNumpy()
+    except Exception as error:  # the reader raises whatever unpacking past the end raises
+        raise EdgeqError(f"{path}: is cut short or damaged; export it again") from error
+    return data
