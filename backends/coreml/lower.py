@@ -1,0 +1,221 @@
+"""QDQ or float program → .mlpackage by coremltools, checked and described from what was saved."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from edgeq.backends.coreml.package import Operation, Program, coremltools, normalise, read, replace
+from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, tensor_qparams
+from edgeq.graph.quiet import quiet
+from edgeq.spec import Artifact, EdgeqError, OpPlacement
+
+aten = torch.ops.aten
+CLAMPS = (aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default)
+CLIPS = frozenset({"relu", "relu6", "clip"})
+PLUMBING = frozenset({"quantize", "dequantize", "constexpr_affine_dequantize", "cast"})
+
+# It rewrites add and sub so that one operand's scale is 1 and stores scales that the program never had; the sums
+# then round differently from every other runtime's.
+RESCALES = "common::distributive_quantized_binary_op_scale_normalization"
+# It lets a reshape run on the integers without looking whether the scales before and after it are the same.
+RESHAPES = "common::int_op_canonicalization"
+
+HALF_NORMAL = 2.0**-14  # below it half precision loses digits
+
+
+def lower(
+    program: ExportedProgram,
+    folder: Path,
+    *,
+    name: str = "model",
+    layers: Mapping[str, str] = {},  # noqa: B006  never written to
+    compute: Literal["fp32", "fp16"] = "fp16",
+) -> Artifact:
+    """Write `folder/name.mlpackage` for iOS 17, macOS 14 and later.
+
+    program: at torch.export's own level, static shapes; int64 inputs become int32. Inputs keep their names, outputs
+        are named by their keys in the program's result, else `output`, `output_1`, ...
+    compute: the float type of the package. Only `fp16` may run on the Neural Engine; a float32 package stays on CPU
+        and GPU, which dequantise (coremltools guide, "Typed Execution"). Inputs and outputs are float32 either way.
+
+    Raises:
+        EdgeqError: coremltools is missing, or does not take an operator of the program (named, with the reason).
+    """
+    ct = coremltools()
+    with quiet():
+        decomposed = program.run_decompositions({})
+        _float_bounds(decomposed)
+        names = _output_names(program)
+        pipeline = ct.PassPipeline.DEFAULT
+        pipeline.remove_passes({RESCALES} if _moves_keep_scales(decomposed) else {RESCALES, RESHAPES})
+        try:
+            model = ct.convert(
+                decomposed,
+                minimum_deployment_target=ct.target.iOS17,
+                compute_precision=ct.precision.FLOAT16 if compute == "fp16" else ct.precision.FLOAT32,
+                outputs=[_output_type(ct, name, node) for name, node in zip(names, _results(decomposed), strict=True)],
+                pass_pipeline=pipeline,
+                skip_model_load=True,
+            )
+        except Exception as error:
+            raise _sentence(error) from error
+        folder.mkdir(parents=True, exist_ok=True)
+        workshop = Path(tempfile.mkdtemp(prefix=".mlpackage-", dir=folder))
+        path = folder / f"{name}.mlpackage"
+        try:
+            fresh = workshop / path.name
+            model.save(str(fresh))
+            normalise(fresh)
+            replace(fresh, path)
+        finally:
+            shutil.rmtree(workshop)
+    saved = read(path)
+    return Artifact("coreml", path, _coverage(saved, layers), _notes(saved, compute))
+
+
+def _float_bounds(program: ExportedProgram) -> None:
+    """Clip bounds as floats: coremltools takes integer bounds for integer tensors and fails on float ones."""
+    for node in program.graph.nodes:
+        if node.target in CLAMPS and node.meta["val"].is_floating_point():
+            node.args = (node.args[0], *(None if bound is None else float(bound) for bound in node.args[1:]))
+
+
+def _moves_keep_scales(program: ExportedProgram) -> bool:
+    """Whether each reshape between dequantize and quantize has the same scale and zero point on both sides."""
+    shapes = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+    for node in program.graph.nodes:
+        if node.target is QUANTIZE and node.args[0].target in shapes and node.args[0].args[0].target is DEQUANTIZE:
+            if tensor_qparams(node) != tensor_qparams(node.args[0].args[0]):
+                return False
+    return True
+
+
+def _results(program: ExportedProgram) -> list[Any]:
+    """The nodes that make the program's outputs, in order."""
+    return [n for n in program.graph.output_node().args[0] if n is not None]
+
+
+def _output_names(program: ExportedProgram) -> list[str]:
+    """A name for each output: its keys in the result (`boxes`, `levels_0`), else `output`, `output_1`, ..."""
+    spec = program.call_spec.out_spec
+    assert spec is not None
+    tree = pytree.tree_unflatten([0] * spec.num_leaves, spec)
+    names = []
+    for at, (keys, _) in enumerate(pytree.tree_flatten_with_path(tree)[0]):
+        parts = [str(getattr(k, "key", getattr(k, "idx", ""))) for k in keys]
+        named = any(isinstance(k, pytree.MappingKey) for k in keys)
+        names.append(re.sub(r"\W", "_", "_".join(parts)) if named else "output" if at == 0 else f"output_{at}")
+    return names
+
+
+def _output_type(ct: Any, name: str, node: Any) -> Any:
+    value = node.meta["val"]
+    return ct.TensorType(name=name, dtype=ct.converters.mil.mil.types.fp32) if value.is_floating_point() else ct.TensorType(name=name)
+
+
+def _sentence(error: Exception) -> EdgeqError:
+    """A failed conversion as one sentence that names the operator."""
+    missing = re.search(r"PyTorch convert function for op '([\w.]+)' not implemented|Unsupported fx node (\S+)", str(error))
+    if missing:
+        operator = missing[1] or missing[2].rstrip(",")
+        return EdgeqError(f"coremltools {_version()} has no conversion for the operator {operator}: rewrite it in the model")
+    where = _operator_at(error.__traceback__)
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return EdgeqError(f"coremltools {_version()} cannot convert {where or 'this program'}: {reason}")
+
+
+def _operator_at(trace: TracebackType | None) -> str | None:
+    """The operator that coremltools' torch frontend was converting, read off its frame: messages often leave it out."""
+    found = None
+    while trace is not None:
+        if trace.tb_frame.f_code.co_name == "convert_single_node":
+            node = trace.tb_frame.f_locals.get("node")
+            found = f"operator {node.kind} ({node.name})" if node is not None else found
+        trace = trace.tb_next
+    return found
+
+
+def _version() -> str:
+    return str(coremltools().__version__)
+
+
+def _coverage(program: Program, layers: Mapping[str, str]) -> tuple[OpPlacement, ...]:
+    """One row for each computing operator of the saved program."""
+    made = {o.name: op for op in program.operations for o in op.outputs}
+    readers: dict[str, list[Operation]] = {}
+    for op in program.operations:
+        for name in _sources(op):
+            readers.setdefault(name, []).append(op)
+
+    def fed(op: Operation) -> bool:
+        """Whether all that `op` reads comes from integers: dequantised, or already int8."""
+        sources = [made[n] for n in _sources(op) if n in made and made[n].type != "constexpr_affine_dequantize"]
+        return bool(sources) and all(s.type in ("dequantize", "quantize") for s in sources)
+
+    def drained(op: Operation) -> bool:
+        """Whether all that `op` makes is quantized again."""
+        users = [u for o in op.outputs for u in readers.get(o.name, [])]
+        outside = any(o.name in program.outputs for o in op.outputs)
+        return bool(users) and not outside and all(u.type == "quantize" for u in users)
+
+    def sandwiched(op: Operation) -> bool:
+        if op.type in CLIPS:  # an activation may stand behind its operator
+            before = made.get(op.inputs["x"][0])
+            return drained(op) and before is not None and (fed(op) or fed(before))
+        users = [u for o in op.outputs for u in readers.get(o.name, [])]
+        return fed(op) and (drained(op) or (len(users) == 1 and users[0].type in CLIPS and drained(users[0])))
+
+    rows = []
+    for op in program.operations:
+        if op.type in PLUMBING:
+            continue
+        key = _layer(op.name, layers)
+        placed = (key,) if key else ()
+        if op.outputs[0].dtype in ("int8", "uint8"):
+            rows.append(OpPlacement(op.name, op.type, "eligible", "it moves int8 values", placed))
+        elif not sandwiched(op):
+            stored = any(made[n].type == "constexpr_affine_dequantize" for n in _sources(op) if n in made)
+            reason = "float activations; its weights are stored as int8" if stored else "float activations"
+            rows.append(OpPlacement(op.name, op.type, "float island", reason, placed))
+        elif op.outputs[0].dtype == "fp32":
+            rows.append(OpPlacement(op.name, op.type, "float island", FLOAT32, placed))
+        else:
+            rows.append(OpPlacement(op.name, op.type, "eligible", ELIGIBLE, placed))
+    return tuple(rows)
+
+
+ELIGIBLE = "the device decides: the Neural Engine computes int8 by int8 from A17 Pro and M4 on, CPU and GPU may dequantise"
+FLOAT32 = "a float32 package runs on CPU and GPU only, which dequantise; lower with compute='fp16' for the Neural Engine"
+
+
+def _sources(op: Operation) -> list[str]:
+    return [name for names in op.inputs.values() for name in names]
+
+
+def _layer(name: str, layers: Mapping[str, str]) -> str | None:
+    """The layer key of a MIL operator: coremltools keeps the graph's node name and appends to it."""
+    base = re.sub(r"(_has_output_shape)?(_cast_fp16)?$", "", name)
+    return layers.get(base) or layers.get(re.sub(r"_0$", "", base))
+
+
+def _notes(program: Program, compute: str) -> tuple[str, ...]:
+    """What half precision does to the program's scales."""
+    if compute == "fp32":
+        return (FLOAT32,)
+    scales = [
+        program.constants[op.inputs["scale"][0]]
+        for op in program.operations
+        if op.type in ("quantize", "dequantize", "constexpr_affine_dequantize")
+    ]
+    small = sum(int((s < HALF_NORMAL).sum()) for s in scales if isinstance(s, torch.Tensor))
+    return (f"{small} scales lie below half precision's normal range and lose digits",) if small else ()

@@ -1,0 +1,47 @@
+"""Time an .mlpackage on this Mac; anywhere else Core ML does not run and there is no latency to report."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from edgeq.backends.coreml.package import coremltools
+from edgeq.backends.coreml.run import load
+from edgeq.spec import LatencyReport
+
+
+def profile(
+    path: Path, inputs: Sequence[Tensor], *, threads: int = 1, warmup: int = 5, runs: int = 30
+) -> LatencyReport | None:
+    """Total latency of `predict`, all compute units allowed; None off macOS: the interpreter's time means nothing.
+
+    threads is reported and not obeyed: Core ML schedules itself.
+    """
+    if sys.platform != "darwin":
+        return None
+    predict = load(path, compute="fp16", threads=threads)
+    for _ in range(warmup):
+        predict(inputs)
+    taken = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        predict(inputs)
+        taken.append((time.perf_counter() - start) * 1e3)
+    deciles = statistics.quantiles(taken, n=10)
+    return LatencyReport(
+        device=platform.processor() or platform.machine(),
+        backend="coreml",
+        versions={"coremltools": str(coremltools().__version__), "macOS": platform.mac_ver()[0]},
+        threads=threads,
+        warmup=warmup,
+        runs=runs,
+        median_ms=statistics.median(taken),
+        p10_ms=deciles[0],
+        p90_ms=deciles[-1],
+    )

@@ -1,0 +1,24 @@
+"""What Core ML's MIL program keeps between dequantize and quantize: eligible for int8, the device decides."""
+
+from __future__ import annotations
+
+from edgeq.spec import OpSupport, Target
+
+_FUSED = ("relu", "relu6", "clamp")
+_FUSING = ("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear", "add", "sub", "mul")
+_PLAIN = ("avg_pool2d", "mean", "matmul", "softmax", "sigmoid", "tanh", "relu", "relu6", "clamp")
+_MOVING = ("cat", "max_pool2d", "reshape", "permute", "slice", "pad", "upsample_nearest")
+
+TARGET = Target(
+    name="coreml",
+    runtimes=("coreml",),
+    arithmetic="coreml",
+    ops=(
+        *(OpSupport(kind, "eligible", fused=_FUSED) for kind in _FUSING),
+        *(OpSupport(kind, "eligible") for kind in _PLAIN),
+        # no kernel demands it; a second scale would only round once more
+        *(OpSupport(kind, "eligible", shared_scale=True) for kind in _MOVING),
+    ),
+    weight_only=("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"),
+    floats=("fp32", "fp16"),
+)
