@@ -1,0 +1,290 @@
+"""The terminal's tables: plain data of the verbs in, rich renderables out. Readable at 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from edgeq.report.words import (
+    NOTHING,
+    decibel,
+    grouped,
+    join,
+    number,
+    plain,
+    share,
+    slower,
+    speed,
+    title,
+)
+
+Found = Mapping[str, Any]
+STYLE = {"integer": "green", "eligible": "cyan", "float island": "yellow"}
+SHOWN = 10  # slowest operators listed; the page has all
+
+
+def demo_table(found: Found) -> list[RenderableType]:
+    """The demo: one row a runtime, warnings before it, accuracy and the page behind it."""
+    rows = found["backends"]
+    latency = {"backends": {name: _as_profile(row["latency_ms"]) for name, row in rows.items()}}
+    table = _table("runtime", "LSB", "equal", "to QDQ", "int8 ms", "float ms", "speedup", "operators")
+    for name, row in rows.items():
+        int8, floating, gain = speed(latency["backends"][name])
+        table.add_row(
+            title(name),
+            _lsb(row["max_lsb"]),
+            share(row["exact_share"]),
+            plain(row["qdq_lsb"]),
+            number(int8),
+            number(floating),
+            _gain(gain),
+            "/".join(plain(row.get(k)) for k in ("integer_ops", "eligible_ops", "float_ops")),
+        )
+    accuracy = _accuracy(found["float_metric"], found["qdq_metric"], {n: r["metric"] for n, r in rows.items()})
+    legend = (
+        "LSB, equal: the artefact against its runtime's own simulation; to QDQ: LSB from\n"
+        "the float QDQ program; operators: integer/eligible (the device decides)/float"
+    )
+    return [
+        *_warnings(latency),
+        _head(found["network"], ""),
+        table,
+        Text(legend, style="dim"),
+        *([accuracy] if accuracy else []),
+        Text.assemble("page  ", (str(found["report"]), "bold")),
+    ]
+
+
+def quantized_table(found: Found) -> list[RenderableType]:
+    """What quantize made: counts, and the float islands grouped by reason."""
+    folder = found["folder"]
+    parts: list[RenderableType] = [_head(found["model"], f"target {found['target']}, recipe {found['recipe']}")]
+    counts = found["operators"]
+    parts.append(
+        Text.assemble(
+            (f"{counts['integer']}", "bold"),
+            " operators compute in integers, ",
+            (f"{counts['float']}", "bold"),
+            f" in float; {found['tensors']} tensors have a scale",
+        )
+    )
+    if found["islands"]:
+        parts.append(_islands(found["islands"]))
+    if folder:
+        parts.append(Text.assemble("next  ", (f"edgeq export {folder} --to litert", "bold")))
+    return parts
+
+
+def coverage_tables(found: Found) -> list[RenderableType]:
+    """Per backend: which operators run as integers, which do not and why, equal rows joined."""
+    parts: list[RenderableType] = []
+    for name, row in found["backends"].items():
+        counts = [(row["integer_ops"], "integer"), (row["eligible_ops"], "eligible"), (row["float_ops"], "float")]
+        parts.append(_head(title(name), ", ".join(f"{n} {what}" for n, what in counts if n or what == "integer")))
+        table = _table("operator", "count", "runs as", "why", left=(0, 2, 3))
+        for group in grouped(row["rows"]):
+            status = Text(group.status, style=STYLE[group.status])
+            table.add_row(group.kind, f"×{group.count}", status, escape(_why(group.reason, group.status, group.layers)))
+        parts.append(table)
+        parts.extend(Text(f"note: {note}", style="dim") for note in row["notes"])
+        parts.append(Text.assemble("artefact  ", (str(row["artifact"]), "bold")))
+        parts.append(Text())
+    return parts[:-1]
+
+
+def parity_table(found: Found) -> list[RenderableType]:
+    """verify: every kernel set and output of every backend, then accuracy."""
+    several = any(len(k["outputs"]) > 1 for row in found["backends"].values() for k in row["kernels"].values())
+    columns = ["runtime", "kernels", *(["output"] if several else []), "max LSB", "equal", "to QDQ", "SQNR dB"]
+    table = _table(*columns, left=range(len(columns) - 4))
+    partings = []
+    for name, row in found["backends"].items():
+        first = True
+        for kernels, report in row["kernels"].items():
+            for output in report["outputs"]:
+                mark = "*" if output["equivalent"] else ""
+                table.add_row(
+                    title(name) if first else "",
+                    kernels,
+                    *([escape(output["name"])] if several else []),
+                    Text.assemble(_lsb(output["max_lsb"]), mark),
+                    share(output["exact_share"]),
+                    plain(output["qdq_lsb"]) + mark,
+                    decibel(output["sqnr_db"]),
+                )
+                first = False
+        partings.extend(_parting(name, row))
+    inputs = {"golden": "the synthetic golden input", "calibration": f"{found['batches']} calibration batches"}
+    parts: list[RenderableType] = [_head(found["model"], f"on {inputs.get(found['inputs'], found['inputs'])}"), table]
+    if any(o["equivalent"] for r in found["backends"].values() for k in r["kernels"].values() for o in k["outputs"]):
+        parts.append(Text("* the output is computed in float: LSB is 1/255 of its range", style="dim"))
+    parts.append(Text("max LSB, equal: against the runtime's own simulation; SQNR: against float", style="dim"))
+    parts.extend(partings)
+    accuracy = _accuracy(
+        found["float_metric"], found["qdq_metric"], {n: r["metric"] for n, r in found["backends"].items()}
+    )
+    return [*parts, accuracy] if accuracy else parts
+
+
+def latency_tables(found: Found) -> list[RenderableType]:
+    """profile: int8 beside float, then each runtime's slowest operators. A slower backend is said first."""
+    table = _table("runtime", "int8 ms", "p10–p90", "float ms", "p10–p90", "speedup")
+    untimed, parts = [], []
+    for name, row in found["backends"].items():
+        int8, floating, gain = speed(row)
+        spreads = _spread(row["int8"]), _spread(row["float"])
+        table.add_row(title(name), number(int8), spreads[0], number(floating), spreads[1], _gain(gain))
+        if row["int8"] is None:
+            untimed.append(title(name))
+        elif row["int8"]["rows"]:
+            parts.extend([Text(), *_operators(name, row["int8"])])
+    measured = next((row["int8"] for row in found["backends"].values() if row["int8"]), None)
+    how = ""
+    if measured:
+        how = f"{measured['runs']} runs after {measured['warmup']}, {_threads(measured)}, {measured['device']}"
+    said = [Text(f"{join(untimed)} cannot be timed on this host", style="dim")] if untimed else []
+    return [*_warnings(found), _head(found["model"], how), table, *said, *parts]
+
+
+def doctor_tables(found: Found) -> list[RenderableType]:
+    """Backends, devices, targets and recipes, as they are here."""
+    backends = _table("backend", "version", "runs here", left=(0, 1, 2))
+    for name, row in found["backends"].items():
+        here = escape(row["runs_here"]) if row["installed"] else f"not installed: [bold]{escape(row['install'])}[/bold]"
+        backends.add_row(name, row["version"] or NOTHING, here)
+    devices = _table("device", "what it is", left=(0, 1))
+    for name, device in found["devices"].items():
+        features = " ".join(device.get("features", ()))
+        what = f"{device['model']}, {device['cores']} cores" + (f", {device['os']}" if "os" in device else "")
+        devices.add_row(name, escape(f"{what}\n{features}" if features else what))
+    recipes = _table("recipe", "what it does", left=(0, 1))
+    for name, summary in found["recipes"].items():
+        recipes.add_row(name, escape(summary))
+    return [
+        backends,
+        Text(),
+        devices,
+        Text(),
+        _targets(found["targets"]),
+        Text("● integer   ○ the device decides   · float", style="dim"),
+        Text(),
+        recipes,
+        Text(),
+        Text("  ".join(f"{name} {version}" for name, version in found["versions"].items()), style="dim"),
+    ]
+
+
+def _targets(targets: Mapping[str, Found]) -> Table:
+    """Operator kinds × targets."""
+    table = _table("operator", *targets, left=(0,), centre=range(1, 1 + len(targets)))
+    kinds = list(dict.fromkeys(op["kind"] for target in targets.values() for op in target["ops"]))
+    marks = {"integer": Text("●", style="green"), "eligible": Text("○", style="cyan")}
+    for kind in kinds:
+        cells = []
+        for target in targets.values():
+            status = next((op["status"] for op in target["ops"] if op["kind"] == kind), None)
+            cells.append(marks.get(status or "", Text("·", style="dim")))
+        table.add_row(kind, *cells)
+    return table
+
+
+def _operators(name: str, report: Found) -> list[RenderableType]:
+    rows = sorted(report["rows"], key=lambda row: -row["ms"])
+    table = _table("ms", "share", "operator", left=(2,))
+    total = report["median_ms"]
+    for row in rows[:SHOWN]:
+        table.add_row(number(row["ms"]), f"{row['ms'] / total:.0%}", escape(", ".join(row["layers"]) or row["name"]))
+    if len(rows) > SHOWN:
+        rest = sum(row["ms"] for row in rows[SHOWN:])
+        table.add_row(number(rest), f"{rest / total:.0%}", Text(f"{len(rows) - SHOWN} others", style="dim"))
+    if report["unattributed_ms"] is not None:
+        ms = report["unattributed_ms"]
+        table.add_row(number(ms), f"{ms / total:.0%}", Text("not attributed to an operator", style="dim"))
+    return [_head(title(name), f"slowest operators, by {report['method']}"), table]
+
+
+def _accuracy(floating: Found | None, qdq: Found | None, backends: Mapping[str, Found | None]) -> RenderableType | None:
+    if not floating:
+        return None
+    table = _table("accuracy", *(escape(name) for name in floating))
+    for name, values in {"float": floating, "QDQ program": qdq, **{title(n): m for n, m in backends.items()}}.items():
+        table.add_row(name, *(plain((values or {}).get(metric)) for metric in floating))
+    return Group(Text(), table)
+
+
+def _islands(islands: Mapping[str, str]) -> Table:
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for layer, reason in islands.items():
+        reasons.setdefault((layer.rsplit("/", 1)[-1].split("#")[0], reason), []).append(layer)
+    table = _table("in float", "count", "why", left=(0, 2))
+    for (kind, reason), layers in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        table.add_row(kind, f"×{len(layers)}", escape(_why(reason, "float island", layers)))
+    return table
+
+
+def _why(reason: str, status: str, layers: list[str]) -> str:
+    """The reason; of a float island also which layers, as far as they fit."""
+    if status != "float island" or not layers:
+        return reason
+    more = f" and {len(layers) - 2} more" if len(layers) > 2 else ""
+    where = f"{', '.join(layers[:2])}{more}"
+    return f"{reason} ({where})" if reason else where
+
+
+def _parting(name: str, row: Found) -> list[RenderableType]:
+    if "first_parting" not in row:
+        return []
+    found = row["first_parting"]
+    if found is None:
+        return [Text(f"{title(name)}: every prefix agrees; the difference arises only in the whole network")]
+    text = f"{title(name)}: parts first at {found['layer']}, by {plain(found['max_lsb'])} LSB"
+    return [Text(f"{text} ({share(found['exact_share'])} equal)")]
+
+
+def _warnings(profile: Found) -> list[RenderableType]:
+    return [Text(f"! {sentence}", style="bold yellow") for sentence in slower(profile)]
+
+
+def _as_profile(latency: Mapping[str, float | None]) -> dict[str, Any]:
+    int8, floating = latency["int8"], latency["float"]
+    return {
+        "int8": {"median_ms": int8} if int8 is not None else None,
+        "float": {"median_ms": floating} if floating is not None else None,
+        "speedup": floating / int8 if int8 and floating is not None else None,
+    }
+
+
+def _lsb(value: float | None) -> Text:
+    return Text(plain(value), style="" if value is None else "green" if value == 0 else "yellow" if value > 1 else "")
+
+
+def _gain(value: float | None) -> Text:
+    return Text(NOTHING) if value is None else Text(f"{value:.2f}×", style="bold yellow" if value < 1 else "green")
+
+
+def _spread(report: Found | None) -> str:
+    return f"{number(report['p10_ms'])}–{number(report['p90_ms'])}" if report else NOTHING
+
+
+def _threads(report: Found) -> str:
+    return f"{report['threads']} thread{'s' if report['threads'] != 1 else ''}"
+
+
+def _head(name: str, detail: str) -> Text:
+    return Text.assemble((name, "bold"), (f"  {detail}" if detail else "", "dim"))
+
+
+def _table(*columns: str, left: Any = (0,), centre: Any = ()) -> Table:
+    """A table without vertical rules; columns are right aligned unless named in `left` or `centre`."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
+    for i, name in enumerate(columns):
+        align = "left" if i in left else "center" if i in centre else "right"
+        wraps = i in left and i > 0
+        table.add_column(name, justify=align, overflow="fold", no_wrap=not wraps)  # type: ignore[arg-type] # one of rich's words
+    return table
