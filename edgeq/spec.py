@@ -157,10 +157,11 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A published method as parts: rewrites of the graph, a range method per side, then corrections.
+    """A published method as parts: rewrites of the graph, a range method per side, rounding, then corrections.
 
     rewrites, corrections: names of files in edgeq.calib.rewrites and edgeq.calib.corrections, in order.
     activations, weights: a range method with options, as `percentile:99.99` or `mse`.
+    rounding: a method of edgeq.calib.rounding.
     """
 
     name: str
@@ -168,6 +169,7 @@ class Recipe:
     source: str
     activations: str = "minmax"
     weights: str = "minmax"
+    rounding: str = "nearest"
     rewrites: tuple[str, ...] = ()
     corrections: tuple[str, ...] = ()
 

@@ -14,7 +14,8 @@ from hypothesis.extra.numpy import arrays
 from edgeq.calib.ranges import METHODS, method
 from edgeq.calib.ranges.affine import NARROWEST, affine
 from edgeq.calib.ranges.observe import BINS, SAMPLES, Observer
-from edgeq.calib.ranges.weights import channel_scales, quantize
+from edgeq.calib.ranges.weights import channel_scales
+from edgeq.calib.rounding import nearest
 from edgeq.spec import EdgeqError, QuantSpec
 
 INT8 = QuantSpec(8, symmetric=False, per_channel=False)
@@ -107,14 +108,14 @@ def test_no_interval_leaves_the_extremes(parts: list[np.ndarray]) -> None:
     stats = observed(*parts)
     low, high = min(stats.low, 0.0), max(stats.high, 0.0)
     for name, chosen in METHODS.items():
-        a, b = chosen.interval(stats, INT8)
+        a, b = chosen(stats, INT8)
         assert low <= min(a, 0.0) <= 0.0 <= max(b, 0.0) <= high, name
 
 
 def test_minmax_and_moving_average() -> None:
     stats = observed([-1, 2], [-3, 8], histogram=False)
-    assert method("minmax").interval(stats, INT8) == (-3.0, 8.0)
-    assert method("moving-average").interval(stats, INT8) == (-2.0, 5.0)
+    assert method("minmax")(stats, INT8) == (-3.0, 8.0)
+    assert method("moving-average")(stats, INT8) == (-2.0, 5.0)
 
 
 @settings(deadline=None, max_examples=25)
@@ -124,7 +125,7 @@ def test_percentile_is_numpys_to_within_a_bin(seed: int, percent: float, zeros: 
     x = rng.standard_normal(20000).astype(np.float32) * rng.choice([0.01, 1.0, 300.0])
     x[rng.random(x.size) < zeros] = 0
     stats = observed(x[:5000], x[5000:])
-    low, high = method(f"percentile:{percent}").interval(stats, INT8)
+    low, high = method(f"percentile:{percent}")(stats, INT8)
     share, bin_ = percent / 100 - 1e-9, 1.01 * stats.width
     assert np.mean(x <= high) >= share and np.mean(x >= low) >= share
     assert np.mean(x < high - bin_) < share + 2e-9 or high == 0
@@ -141,7 +142,7 @@ def test_mse_is_as_good_as_brute_force_on_the_values(seed: int, spec: QuantSpec,
     if shape == "outlier":
         x[:3] = [40.0, -25.0, 60.0]
     x = x.astype(np.float32)
-    low, high = method("mse").interval(observed(x), spec)
+    low, high = method("mse")(observed(x), spec)
     ours = np.mean((rounded(x, low, high, spec) - x) ** 2)
     shares = np.linspace(0.02, 1, 50)
     brute = min(
@@ -157,7 +158,7 @@ def test_entropy_collapses_on_a_sparse_birds_eye_view_and_not_without_its_zeros(
     x = np.abs(rng.standard_normal(400000)).astype(np.float32)
     x[rng.random(x.size) < 0.988] = 0  # the share in PointPillars' input on KITTI
     stats = observed(*np.split(x, 8))
-    threshold = {name: method(name).interval(stats, INT8)[1] for name in METHODS}
+    threshold = {name: method(name)(stats, INT8)[1] for name in METHODS}
     assert threshold["entropy"] < np.median(x[x > 0]), "the zeros drown everything else"
     assert threshold["entropy:nonzero"] > np.percentile(x[x > 0], 97)
     assert threshold["mse"] > np.percentile(x[x > 0], 97)
@@ -182,7 +183,7 @@ def test_entropy_agrees_with_the_slides_pseudocode() -> None:
         p, q = p / p.sum(), q / q.sum()
         return float("inf") if ((p > 0) & (q == 0)).any() else float(np.sum(p[p > 0] * np.log(p[p > 0] / q[p > 0])))
 
-    ours = method("entropy").interval(stats, INT8)[1]
+    ours = method("entropy")(stats, INT8)[1]
     values = {i: divergence(i) for i in range(128, len(bins), 40)}
     chosen = divergence(round(ours * len(bins) / float(x.max())))
     assert chosen <= min(values.values()) * 1.05 + 1e-9
@@ -229,7 +230,7 @@ def test_weights_channel_by_channel(seed: int, bits: int, axis: int, how: str) -
     rng = np.random.default_rng(seed)
     w = (rng.standard_normal((5, 6, 3, 3)) * rng.uniform(0.1, 3, (5, 6, 1, 1))).astype(np.float32)
     scales = channel_scales(torch.from_numpy(w), axis, spec, how)
-    stored = quantize(torch.from_numpy(w), scales, axis, spec)
+    stored = nearest.integers(torch.from_numpy(w), scales, axis, spec)
     assert scales.dtype == torch.float32 and stored.dtype == torch.int8 and int(stored.abs().max()) <= spec.qmax
     rows, got = np.moveaxis(w, axis, 0).astype(np.float64), np.moveaxis(stored.numpy(), axis, 0)
     for channel, q, scale in zip(rows, got, scales.double().numpy(), strict=True):

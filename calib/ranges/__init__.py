@@ -16,19 +16,26 @@ Interval = Callable[[Observer, QuantSpec], tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A range method: `interval(stats, spec)` in real numbers, and whether its observers must keep a histogram."""
+    """A range method; call it as `interval(stats, spec)` for real numbers (low, high).
+
+    needs_histogram: its observers must be made with `histogram=True`.
+    """
 
     interval: Interval
-    histogram: bool
+    needs_histogram: bool
+
+    def __call__(self, stats: Observer, spec: QuantSpec) -> tuple[float, float]:
+        """The interval of the tensor that `stats` observed, on a grid of `spec`."""
+        return self.interval(stats, spec)
 
 
 METHODS: Final[dict[str, Method]] = {
-    "minmax": Method(minmax.interval, histogram=False),
-    "moving-average": Method(moving_average.interval, histogram=False),
-    "percentile": Method(percentile.interval, histogram=True),
-    "mse": Method(mse.interval, histogram=True),
-    "entropy": Method(entropy.interval, histogram=True),
-    "entropy:nonzero": Method(partial(entropy.interval, nonzero=True), histogram=True),
+    "minmax": Method(minmax.interval, needs_histogram=False),
+    "moving-average": Method(moving_average.interval, needs_histogram=False),
+    "percentile": Method(percentile.interval, needs_histogram=True),
+    "mse": Method(mse.interval, needs_histogram=True),
+    "entropy": Method(entropy.interval, needs_histogram=True),
+    "entropy:nonzero": Method(partial(entropy.interval, nonzero=True), needs_histogram=True),
 }
 
 
@@ -50,7 +57,7 @@ def method(text: str) -> Method:
             raise EdgeqError(
                 f"range method {text!r} needs a percentage above 50 and up to 100, such as percentile:99.99"
             )
-        return Method(partial(percentile.interval, percent=percent), histogram=True)
+        return Method(partial(percentile.interval, percent=percent), needs_histogram=True)
     raise EdgeqError(
         f"unknown range method {text!r}: use {', '.join(METHODS)} or percentile:P, such as percentile:99.9"
     )

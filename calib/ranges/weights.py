@@ -36,13 +36,6 @@ def channel_scales(w: Tensor, axis: int, spec: QuantSpec, method: str) -> Tensor
     return _least_error(rows, scales, spec) if method == "mse" else scales
 
 
-def quantize(w: Tensor, scales: Tensor, axis: int, spec: QuantSpec) -> Tensor:
-    """Weights as int8 in the shape of `w`: nearest, halves to even, clipped to [-qmax, qmax]."""
-    shape = [1] * w.dim()
-    shape[axis] = -1
-    return torch.clamp(torch.round(w.detach() / scales.view(shape)), -spec.qmax, spec.qmax).to(torch.int8)
-
-
 def _least_error(rows: Tensor, full: Tensor, spec: QuantSpec) -> Tensor:
     """For each row of [C, N], the share of its full scale [C] with the least squared rounding and clipping error."""
     best, scales = torch.full_like(full, torch.inf), full.clone()

@@ -1,0 +1,59 @@
+"""The recipes by name: each a published method, composed of the parts in this folder."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edgeq.spec import EdgeqError, Recipe
+
+_JACOB = "Jacob et al. 2018, arXiv 1712.05877"
+
+RECIPES: Final[dict[str, Recipe]] = {
+    r.name: r
+    for r in (
+        Recipe(
+            "default",
+            "extremes seen in calibration; weights rounded so that each kernel's errors cancel",
+            f"{_JACOB}; Guo et al. 2022, arXiv 2202.07471",
+            rounding="squant",
+        ),
+        Recipe("minmax", "extremes seen in calibration; weights to nearest", _JACOB),
+        Recipe("moving-average", "extremes averaged over batches", _JACOB, activations="moving-average"),
+        Recipe(
+            "percentile",
+            "the rarest 0.01 % of each end clipped",
+            "McKinstry et al. 2018, arXiv 1809.04191",
+            activations="percentile:99.99",
+        ),
+        Recipe(
+            "mse",
+            "least squared error, activations and weights",
+            "Banner et al. 2019, arXiv 1810.05723",
+            activations="mse",
+            weights="mse",
+        ),
+        Recipe(
+            "entropy",
+            "least KL divergence, as TensorRT calibrates",
+            "Migacz, 8-bit inference with TensorRT, GTC 2017",
+            activations="entropy",
+        ),
+        Recipe(
+            "entropy-nonzero",
+            "least KL divergence of the values that are not 0, for sparse inputs",
+            "Migacz, 8-bit inference with TensorRT, GTC 2017; zeros left out",
+            activations="entropy:nonzero",
+        ),
+    )
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe called `name`.
+
+    Raises:
+        EdgeqError: there is no such recipe.
+    """
+    if name not in RECIPES:
+        raise EdgeqError(f"unknown recipe {name!r}: use {', '.join(RECIPES)}")
+    return RECIPES[name]
