@@ -80,7 +80,7 @@ def lower(
         finally:
             shutil.rmtree(workshop)
     saved = read(path)
-    return Artifact("coreml", path, _coverage(saved, layers), _notes(saved, compute))
+    return Artifact("coreml", path, _coverage(saved, _layers(saved, decomposed, names, layers)), _notes(saved, compute))
 
 
 def _float_bounds(program: ExportedProgram) -> None:
@@ -119,8 +119,8 @@ def _output_names(program: ExportedProgram) -> list[str]:
 
 
 def _output_type(ct: Any, name: str, node: Any) -> Any:
-    value = node.meta["val"]
-    return ct.TensorType(name=name, dtype=ct.converters.mil.mil.types.fp32) if value.is_floating_point() else ct.TensorType(name=name)
+    types = ct.converters.mil.mil.types
+    return ct.TensorType(name=name, dtype=types.fp32 if node.meta["val"].is_floating_point() else types.int32)
 
 
 def _sentence(error: Exception) -> EdgeqError:
@@ -147,6 +147,32 @@ def _operator_at(trace: TracebackType | None) -> str | None:
 
 def _version() -> str:
     return str(coremltools().__version__)
+
+
+def _layers(
+    program: Program, decomposed: ExportedProgram, outputs: list[str], layers: Mapping[str, str]
+) -> dict[str, str]:
+    """MIL operator → layer key. coremltools names an operator after its graph node, and appends what it did to it."""
+    keys = {n.name: key for n in decomposed.graph.nodes if (key := _key(n.name, n.meta.get("from_node", []), layers))}
+    for name, node in zip(outputs, _results(decomposed), strict=True):
+        if node.name in keys:
+            keys[name] = keys[node.name]
+    bases = {op.name: re.sub(r"(_has_output_shape)?(_cast_(fp16|u?int16))*$", "", op.name) for op in program.operations}
+    found = {name: keys[base] for name, base in bases.items() if base in keys}
+    taken = set(bases.values())
+    for name, base in bases.items():  # a second name for an operator whose result has its node's name already
+        first = base.removesuffix("_0")
+        if name not in found and first != base and first not in taken and first in keys:
+            found[name] = keys[first]
+    return found
+
+
+def _key(name: str, sources: Any, layers: Mapping[str, str]) -> str | None:
+    """The layer key of a decomposed node: by its own name, or that of a node it was made from."""
+    for source in sources:
+        if (key := layers.get(source.name) or _key("", source.from_node, layers)) is not None:
+            return key
+    return layers.get(name)
 
 
 def _coverage(program: Program, layers: Mapping[str, str]) -> tuple[OpPlacement, ...]:
@@ -179,10 +205,11 @@ def _coverage(program: Program, layers: Mapping[str, str]) -> tuple[OpPlacement,
     for op in program.operations:
         if op.type in PLUMBING:
             continue
-        key = _layer(op.name, layers)
-        placed = (key,) if key else ()
+        placed = (layers[op.name],) if op.name in layers else ()
         if op.outputs[0].dtype in ("int8", "uint8"):
             rows.append(OpPlacement(op.name, op.type, "eligible", "it moves int8 values", placed))
+        elif op.outputs[0].dtype not in ("fp16", "fp32"):
+            rows.append(OpPlacement(op.name, op.type, "float island", "integer or logical values, not quantized", placed))
         elif not sandwiched(op):
             stored = any(made[n].type == "constexpr_affine_dequantize" for n in _sources(op) if n in made)
             reason = "float activations; its weights are stored as int8" if stored else "float activations"
@@ -200,12 +227,6 @@ FLOAT32 = "a float32 package runs on CPU and GPU only, which dequantise; lower w
 
 def _sources(op: Operation) -> list[str]:
     return [name for names in op.inputs.values() for name in names]
-
-
-def _layer(name: str, layers: Mapping[str, str]) -> str | None:
-    """The layer key of a MIL operator: coremltools keeps the graph's node name and appends to it."""
-    base = re.sub(r"(_has_output_shape)?(_cast_fp16)?$", "", name)
-    return layers.get(base) or layers.get(re.sub(r"_0$", "", base))
 
 
 def _notes(program: Program, compute: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ _MOVING = ("cat", "max_pool2d", "reshape", "permute", "slice", "pad", "upsample_
 TARGET = Target(
     name="coreml",
     runtimes=("coreml",),
-    arithmetic="coreml",
+    arithmetic="coreml_fp16",
     ops=(
         *(OpSupport(kind, "eligible", fused=_FUSED) for kind in _FUSING),
         *(OpSupport(kind, "eligible") for kind in _PLAIN),

@@ -2,10 +2,14 @@
 
 `quantize` in MIL is clip(round(x / scale) + zero_point) (coremltools, ops/defs/iOS17/quantization_ops.py), with NumPy's
 rounding where coremltools folds constants. What a device does inside its kernels Apple does not document.
+
+A float16 package (`half`, see coreml_fp16) stores its scales and biases in half precision, so the integers mean other
+numbers; they are computed here as wide as in a float32 package, which Core ML may always do.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +23,7 @@ from edgeq.graph.ops import clip_bounds, data_inputs, kind_of
 from edgeq.spec import EdgeqError, QParams
 
 
-def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+def compute(op: IntegerOp, inputs: Sequence[Tensor], *, half: bool = False) -> Tensor:
     """One operator, int8 in and int8 out, layouts as in torch.
 
     Weighted kinds: the exact integer sum times the product of the scales, rounded once to float32. The MIL program
@@ -29,24 +33,28 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     Raises:
         EdgeqError: the operator reads something that is neither quantized nor constant.
     """
-    real = weighted(op, inputs[0]) if op.weight is not None else float_reference(op, inputs)
-    return quantize(_activation(op, real), op.output_qparams)
+    real = weighted(op, inputs[0], half=half) if op.weight is not None else float_reference(op, inputs, half=half)
+    return quantize(_activation(op, real), op.output_qparams, half=half)
 
 
-def weighted(op: IntegerOp, x: Tensor) -> Tensor:
+def weighted(op: IntegerOp, x: Tensor, *, half: bool = False) -> Tensor:
     """Convolution or matrix product in real numbers, float32, before its activation."""
     assert op.weight_scale is not None
-    total = accumulate(op, x)
-    scale = op.weight_scale.double() * op.input_qparams[0].scale[0]
-    return (total.double() * channels(op, scale, total.dim())).float()
+    total = accumulate(dataclasses.replace(op, bias=None), x)
+    unit = stored(op.weight_scale, half).double() * stored(op.input_qparams[0].scale[0], half).double()
+    real = total.double() * channels(op, unit, total.dim())
+    if op.bias is not None:
+        bias = (op.bias.double() * op.weight_scale.double() * op.input_qparams[0].scale[0]).float()
+        real = real + channels(op, stored(bias, half).double(), total.dim())
+    return real.float()
 
 
-def float_reference(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+def float_reference(op: IntegerOp, inputs: Sequence[Tensor], *, half: bool = False) -> Tensor:
     """`op.node`'s own aten call on the dequantised inputs, float32, before its activation.
 
     Data movement comes through exact: a dequantised integer always quantises back to itself.
     """
-    reals = [dequantize(x, q) for x, q in zip(inputs, op.input_qparams, strict=True)]
+    reals = [dequantize(x, q, half=half) for x, q in zip(inputs, op.input_qparams, strict=True)]
     if op.kind == "requantize":
         return reals[0]
     sources = iter(reals)
@@ -65,15 +73,21 @@ def float_reference(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     return result
 
 
-def dequantize(q: Tensor, qparams: QParams) -> Tensor:
+def dequantize(q: Tensor, qparams: QParams, *, half: bool = False) -> Tensor:
     """scale · (q - zero point) in float32."""
-    return (q.to(torch.float32) - qparams.zero_point[0]) * torch.tensor(qparams.scale[0], dtype=torch.float32)
+    return (q.to(torch.float32) - qparams.zero_point[0]) * stored(qparams.scale[0], half)
 
 
-def quantize(real: Tensor, qparams: QParams) -> Tensor:
+def quantize(real: Tensor, qparams: QParams, *, half: bool = False) -> Tensor:
     """clip(round to even(real / scale) + zero point), int8; the division rounds to float32."""
-    steps = torch.round(real / torch.tensor(qparams.scale[0], dtype=torch.float32)) + qparams.zero_point[0]
+    steps = torch.round(real / stored(qparams.scale[0], half)) + qparams.zero_point[0]
     return steps.clamp(qparams.qmin, qparams.qmax).to(torch.int8)
+
+
+def stored(constant: Tensor | float, half: bool) -> Tensor:
+    """A float constant as the package stores it, as float32."""
+    value = torch.as_tensor(constant, dtype=torch.float32)
+    return value.to(torch.float16).to(torch.float32) if half else value
 
 
 def _activation(op: IntegerOp, real: Tensor) -> Tensor:
