@@ -81,10 +81,8 @@ def target(name: str) -> Target:
     """
     if name == "simulated":
         return SIMULATED
-    own = {n: importlib.import_module(f"edgeq.backends.{n}.target").TARGET for n in RUNTIMES}
-    if name == "portable":
-        return intersection(tuple(own.values()))
-    if name not in own:
-        raise EdgeqError(f"unknown target {name!r}: choose from portable, simulated, {', '.join(own)}")
-    found: Target = own[name]
-    return found
+    if name != "portable" and name not in RUNTIMES:
+        raise EdgeqError(f"unknown target {name!r}: choose from portable, simulated, {', '.join(RUNTIMES)}")
+    names = RUNTIMES if name == "portable" else (name,)
+    own: tuple[Target, ...] = tuple(importlib.import_module(f"edgeq.backends.{n}.target").TARGET for n in names)
+    return intersection(own) if name == "portable" else own[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,14 +11,15 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from edgeq.calib.ranges import method
-from edgeq.calib.ranges.observe import Observer
 from edgeq.calib.ranges.affine import affine
+from edgeq.calib.ranges.observe import Observer
 from edgeq.calib.ranges.weights import channel_scales
+from edgeq.calib.rounding import method as rounding
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured, flatten
 from edgeq.graph.convert import Resolved, snap_weight_scale
-from edgeq.graph.ops import WEIGHTED, constant, node_arg
-from edgeq.spec import EdgeqError, QParams, Recipe
+from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
+from edgeq.spec import EdgeqError, Precision, QParams, QuantSpec, Recipe
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -64,7 +66,48 @@ def calibrate(
         fixed = annotation.tensors.fixed.get(root)
         spec = annotation.tensors.specs[root]
         activations[root] = fixed or affine(*interval(observers[root], spec), spec)
-    return Resolved(activations, weight_scales(captured, annotation, recipe, activations))
+    scales: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    for layer in weighted_layers(captured, annotation):
+        scale = channel_scales(layer.weight, layer.axis, layer.spec, recipe.weights)
+        if layer.source is not None:
+            in_scale = activations[annotation.tensors.find(layer.source)].scale[0]
+            scale = snap_weight_scale(scale, layer.bias, in_scale)
+        scales[layer.key] = scale
+        weights[layer.key] = rounding(recipe.rounding)(layer.weight, scale, layer.axis, layer.spec)
+    return Resolved(activations, scales, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedLayer:
+    """A layer whose weights are quantized; `source` is its input where that is quantized too. `axis`: C_out of weight."""
+
+    key: str
+    weight: Tensor
+    bias: Tensor | None
+    axis: int
+    spec: QuantSpec
+    source: Node | None
+
+
+def weighted_layers(captured: Captured, annotation: Annotation) -> Iterator[WeightedLayer]:
+    """Every layer with quantized weights: those of integer operators, then the weight-only ones."""
+    found: list[tuple[str, str, Node, Precision, Node | None]] = [
+        (g.key, g.kind, g.node, g.precision, g.inputs[0]) for g in annotation.groups if g.kind in WEIGHTED
+    ]
+    found += [(k, kind_of(n) or "", n, p, None) for k, (n, p) in annotation.weight_only.items()]
+    for key, kind, node, precision, source in found:
+        weight_at, bias_at, axis = WEIGHTED[kind]
+        weight, bias = node.args[weight_at], node_arg(node, bias_at, None)
+        assert isinstance(weight, Node) and precision.weight is not None
+        yield WeightedLayer(
+            key,
+            constant(captured.module, weight),
+            constant(captured.module, bias) if isinstance(bias, Node) else None,
+            axis,
+            precision.weight,
+            source,
+        )
 
 
 def observe(
@@ -86,32 +129,6 @@ def observe(
             runner.run(*batch)
         progress("calibrate", done, total)
     return observers
-
-
-def weight_scales(
-    captured: Captured, annotation: Annotation, recipe: Recipe, activations: dict[Node, QParams]
-) -> dict[str, Tensor]:
-    """Per-channel weight scales of every layer with quantized weights: layer key → float32 [C_out]."""
-    scales: dict[str, Tensor] = {}
-    weighted = [(g.key, g.kind, g.node, g.precision, g.inputs) for g in annotation.groups if g.kind in WEIGHTED]
-    for key, kind, node, precision, inputs in weighted:
-        weight_at, bias_at, axis = WEIGHTED[kind]
-        assert precision.weight is not None
-        bias_node = node_arg(node, bias_at, None)
-        bias = constant(captured.module, bias_node) if isinstance(bias_node, Node) else None
-        scale = channel_scales(_constant(captured, node.args[weight_at]), axis, precision.weight, recipe.weights)
-        in_scale = activations[annotation.tensors.find(inputs[0])].scale[0]
-        scales[key] = snap_weight_scale(scale, bias, in_scale)
-    for key, (node, precision) in annotation.weight_only.items():
-        assert precision.weight is not None
-        weight_at, _, axis = WEIGHTED[key.rsplit("/", 1)[-1].split("#")[0]]
-        scales[key] = channel_scales(_constant(captured, node.args[weight_at]), axis, precision.weight, recipe.weights)
-    return scales
-
-
-def _constant(captured: Captured, node: Any) -> Tensor:
-    assert isinstance(node, Node)
-    return constant(captured.module, node)
 
 
 class _Watcher(Interpreter):

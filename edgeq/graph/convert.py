@@ -25,14 +25,13 @@ class Resolved:
     """The numbers calibration chose.
 
     activations: representative node of a tensor set → scale and zero point.
-    scales: layer key → weight scales, float32 [C_out]. weights: layer key → weights already rounded to integers
-    (int8, torch's layout), where a method chose the rounding; nearest elsewhere. biases: layer key → float32 [C_out],
-    where a method changed the bias.
+    scales: layer key → weight scales, float32 [C_out]. weights: layer key → integers of the weights (int8, torch's
+    layout). biases: layer key → float32 [C_out], where a method changed the bias.
     """
 
     activations: dict[Node, QParams]
     scales: dict[str, Tensor]
-    weights: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, Tensor]
     biases: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -42,7 +41,8 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
     Returns the program and its node name → layer key map (an integer operator's nodes, its quantize included, carry
     the operator's key).
     """
-    module, mapped = _copy(captured.module)
+    with quiet():  # copying a graph warns about torch's own internals
+        module, mapped = _copy(captured.module)
     graph = module.graph
     labels = {mapped[n]: captured.keys[n.name] for n in captured.module.graph.nodes if n.name in captured.keys}
     for group in annotation.groups:
@@ -76,7 +76,8 @@ def export(
 
 def float_program(captured: Captured) -> tuple[ExportedProgram, dict[str, str]]:
     """The captured network as a plain float program: the twin that int8 is timed beside."""
-    module, mapped = _copy(captured.module)
+    with quiet():  # copying a graph warns about torch's own internals
+        module, mapped = _copy(captured.module)
     labels = {mapped[n]: captured.keys[n.name] for n in captured.module.graph.nodes if n.name in captured.keys}
     return export(module, captured.example, labels)
 
@@ -90,13 +91,6 @@ def snap_weight_scale(scale: Tensor, bias: Tensor | None, in_scale: float) -> Te
         return scale
     least = bias.abs().double() / (in_scale * (BIAS_LIMIT - 1))
     return torch.maximum(scale, least.to(torch.float32) * (1 + 2**-20))
-
-
-def round_weight(weight: Tensor, scale: Tensor, axis: int, spec: QuantSpec) -> Tensor:
-    """Nearest integers of `weight` on a per-channel symmetric grid, as int8."""
-    shape = [1] * weight.dim()
-    shape[axis] = -1
-    return torch.clamp(torch.round(weight / scale.view(shape)), spec.qmin, spec.qmax).to(torch.int8)
 
 
 def _copy(module: GraphModule) -> tuple[GraphModule, dict[Node, Node]]:
@@ -124,11 +118,7 @@ def _quantize_weight(
     bias = resolved.biases.get(key)
     if bias is None and isinstance(bias_node, Node):
         bias = constant(module, bias_node)
-    scale = resolved.scales[key]
-    weight = constant(module, weight_node)
-    integers = resolved.weights.get(key)
-    if integers is None:
-        integers = round_weight(weight, scale, axis, spec)
+    scale, integers = resolved.scales[key], resolved.weights[key]
     args = list(node.args) + [None] * (bias_at + 1 - len(node.args))
     with module.graph.inserting_before(node):
         stored = set_constant(module, f"{weight_node.target}_int8", integers)

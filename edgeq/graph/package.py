@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
+from edgeq.graph.capture import unlift
 from edgeq.graph.integer import IntegerProgram, read
 from edgeq.graph.simulate import simulate
 from edgeq.spec import EdgeqError, QParams, QuantPlan, TensorInfo
@@ -28,7 +31,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 
-@dataclass(slots=True)
+@dataclass
 class QuantizedModel:
     """One calibrated program, the same for every runtime.
 
@@ -51,14 +54,19 @@ class QuantizedModel:
     task: str | None = None
     preprocessing: dict[str, Any] | None = None
     folder: Path | None = None
-    _integers: IntegerProgram | None = None
 
-    @property
+    @cached_property
     def integers(self) -> IntegerProgram:
-        """The program's integer operators and float islands, read once."""
-        if self._integers is None:
-            self._integers = read(self.program)
-        return self._integers
+        """The program's integer operators and float islands."""
+        return read(self.program)
+
+    @cached_property
+    def _qdq(self) -> GraphModule:
+        return unlift(self.program)
+
+    @cached_property
+    def _float(self) -> GraphModule:
+        return unlift(self.twin)
 
     def simulate(self, inputs: Sequence[Tensor], arithmetic: str) -> tuple[Tensor, ...]:
         """Outputs on flat `inputs` with exact integer sums and the rounding of kernel set `arithmetic`."""
@@ -66,11 +74,11 @@ class QuantizedModel:
 
     def qdq(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Outputs of the QDQ program itself, in float32: quantization simulated, kernels not."""
-        return _run(self.program, inputs)
+        return _run(self._qdq, inputs)
 
     def float(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Outputs of the float network the program came from."""
-        return _run(self.twin, inputs)
+        return _run(self._float, inputs)
 
     def save(self, folder: Path) -> None:
         """Write everything to `folder`, whole or not at all; an older model there is replaced.
@@ -235,9 +243,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _run(program: ExportedProgram, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _run(module: GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        outputs: tuple[Tensor, ...] = program.module(check_guards=False)(*inputs)
+        outputs: tuple[Tensor, ...] = module(*inputs)
     return outputs
 
 

@@ -22,7 +22,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
         real = total.double() * channels(op, unit, total.dim())
     else:
         real = apply(op, [dequantize(x, q) for x, q in zip(inputs, op.input_qparams, strict=True)])
-    return quantize(real, op)
+    return to_int8(real, op)
 
 
 def apply(op: IntegerOp, reals: Sequence[Tensor]) -> Tensor:
@@ -40,7 +40,7 @@ def dequantize(q: Tensor, qparams: QParams) -> Tensor:
     return (q.double() - qparams.zero_point[0]) * qparams.scale[0]
 
 
-def quantize(real: Tensor, op: IntegerOp) -> Tensor:
+def to_int8(real: Tensor, op: IntegerOp) -> Tensor:
     """Round half to even on the output's grid, clipped to the operator's bounds."""
     out = op.output_qparams
     return torch.clamp(torch.round(real / out.scale[0]) + out.zero_point[0], op.low, op.high).to(torch.int8)
