@@ -1,0 +1,256 @@
+"""QDQ or float program → a shared library: integer operators as kernels of our own, float islands by TVM's importer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from edgeq.backends.tvm import moves, sums
+from edgeq.backends.tvm.floats import schedule_floats
+from edgeq.backends.tvm.inspection import placement
+from edgeq.backends.tvm.schedule import Machine, host_target, machine
+from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, IntegerOp, IntegerProgram, read, tensor_qparams
+from edgeq.graph.ops import WEIGHTED, constant, value
+from edgeq.graph.quiet import quiet
+from edgeq.spec import Artifact, EdgeqError, OpPlacement
+
+
+def lower(
+    program: ExportedProgram,
+    folder: Path,
+    *,
+    name: str = "model",
+    layers: Mapping[str, str] = {},
+    target: str | Mapping[str, Any] | None = None,
+) -> Artifact:
+    """Compile `program` to folder/name.so, which holds Relax's bytecode, kernels and weights.
+
+    program: static shapes; QDQ or float. layers: node name → layer key, for coverage and profile.
+    target: TVM's target description; None is this computer's own processor.
+    Coverage rows are read off the kernels as they go to the code generator.
+
+    Raises:
+        EdgeqError: TVM is missing, cannot take an operator, or there is no C compiler to link with.
+    """
+    tvm = tvm_package()
+    described = tvm.target.Target(dict(target) if isinstance(target, Mapping) else target or host_target())
+    emitter = _Emitter(read(program), machine(described), layers)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, partial = folder / f"{name}.so", folder / f"{name}.part.so"
+    with quiet():
+        module = emitter.module()
+        coverage = tuple(_coverage(module, emitter.layers))
+        with described:
+            module = schedule_floats(module)
+        compiled = tvm.compile(module, described)
+        try:
+            compiled.export_library(str(partial), options=["-Wl,--build-id=none"])
+        except RuntimeError as error:
+            raise EdgeqError(f"TVM could not link {path}: {_first_line(error)}; install a C++ compiler (g++)") from error
+        partial.replace(path)
+    return Artifact("tvm", path, coverage, (f"compiled for {described.attrs.get('mcpu', described.kind.name)}",))
+
+
+def tvm_package() -> Any:
+    """The tvm package.
+
+    Raises:
+        EdgeqError: it is not installed.
+    """
+    try:
+        with quiet():
+            import tvm
+            import tvm.relax
+    except ImportError as error:
+        raise EdgeqError("the tvm backend needs apache-tvm: pip install 'edgeq[tvm]'") from error
+    return tvm
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _coverage(module: Any, layers: Mapping[str, tuple[str, ...]]) -> list[OpPlacement]:
+    """One row for each call of a kernel in `main`, in order; converting at the float boundary is left out."""
+    rows = []
+    for function in called(module):
+        kind = str(module[function].attrs.get("edgeq.kind", "")) if function in names(module) else ""
+        if kind not in ("quantize", "dequantize"):
+            rows.append(placement(module[function], function, kind, layers.get(function, ())))
+    return rows
+
+
+def names(module: Any) -> set[str]:
+    """Names of a module's functions."""
+    return {v.name_hint for v in module.get_global_vars()}
+
+
+def called(module: Any) -> list[str]:
+    """Names of the kernels that `main` calls, in order."""
+    return [
+        str(binding.value.args[0].name_hint)
+        for block in module["main"].body.blocks
+        for binding in block.bindings
+        if getattr(getattr(binding.value, "op", None), "name", "") == "relax.call_tir"
+    ]
+
+
+class _Emitter:
+    """Walks the program's graph once, with each value as a Relax expression."""
+
+    def __init__(self, program: IntegerProgram, device: Machine, layers: Mapping[str, str]) -> None:
+        from tvm import relax
+        from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+        self.program, self.device, self.keys = program, device, layers
+        self.graph = program.module.graph
+        self.relax = relax
+        self.builder = relax.BlockBuilder()
+        self.importer = ExportedProgramImporter()
+        self.importer.block_builder = self.builder
+        self.floats: dict[Node, Any] = self.importer.env
+        self.integers: dict[str, Any] = {}  # int8 values, four axes lying channels-last
+        self.layers: dict[str, tuple[str, ...]] = {}  # kernel → layer keys
+
+    def module(self) -> Any:
+        """The IRModule with `main`, legalised and fused, and `layers`, which returns the kernels' layer keys as JSON bytes."""
+        from tvm import transform
+        from tvm.relax import transform as relax_transform
+
+        nodes = list(self.graph.nodes)
+        inputs = [n for n in nodes if n.op == "placeholder"]
+        params = [self.relax.Var(n.name, self._type(tuple(value(n).shape), _dtype(value(n).dtype))) for n in inputs]
+        self.floats.update(zip(inputs, params, strict=True))
+        absorbed = {name for op in self.program.ops.values() for name in op.absorbed}
+        with self.builder.function("main", params):
+            with self.builder.dataflow():
+                for node in nodes:
+                    if node.op == "get_attr":
+                        continue
+                    if node.target is QUANTIZE:
+                        op = self.program.ops.get(node.name)
+                        self.integers[node.name] = self._integer(op) if op else self._quantize(node)
+                    elif node.op == "call_function" and node.name not in absorbed:
+                        if node.target not in (DEQUANTIZE, DEQUANTIZE_CHANNEL):
+                            self.floats[node] = self._float(node)
+                leaves = torch.utils._pytree.tree_leaves(self.graph.output_node().args)
+                outputs = [self.builder.emit_output(self._output(n)) for n in leaves]
+            self.builder.emit_func_output(outputs[0] if len(outputs) == 1 else self.relax.Tuple(outputs))
+        steps = ["LegalizeOps", "AnnotateTIROpPattern", "FoldConstant", "FuseOps", "FuseTIR", "DeadCodeElimination"]
+        module = transform.Sequential([getattr(relax_transform, step)() for step in steps])(self.builder.get())
+        stored = np.frombuffer(json.dumps(self.layers).encode(), np.uint8)
+        extra = self.relax.BlockBuilder()
+        with extra.function("layers", []):
+            extra.emit_func_output(extra.emit(self.relax.const(stored)))
+        module["layers"] = extra.get()["layers"]
+        return module
+
+    def _type(self, shape: tuple[int, ...], dtype: str) -> Any:
+        return self.relax.TensorType(shape, dtype)
+
+    def _output(self, node: Any) -> Any:
+        if not isinstance(node, Node):
+            raise EdgeqError(f"the program returns {node!r}, which is no tensor: TVM needs tensors as outputs")
+        return self.integers[node.name] if node.target is QUANTIZE else self._real(node)
+
+    def _call(self, function: Any, kind: str, label: str, args: list[Any], shape: tuple[int, ...], dtype: str) -> Any:
+        """Emit one kernel call under a name of its own, and remember which layers it computes."""
+        function = function.with_attr("edgeq.kind", kind).with_attr("edgeq.node", label)
+        variable = self.builder.add_func(function, f"{kind}_{label}")
+        found = tuple(dict.fromkeys(self.keys[n] for n in self._members(label) if n in self.keys))
+        if found:
+            self.layers[variable.name_hint] = found
+        return self.builder.emit(self.relax.call_tir(variable, args, self._type(shape, dtype)))
+
+    def _members(self, label: str) -> tuple[str, ...]:
+        op = self.program.ops.get(label)
+        return (label, *op.absorbed) if op else (label,)
+
+    def _integer(self, op: IntegerOp) -> Any:
+        out = tuple(value(op.node).shape)
+        inputs = [self._stored(name) for name in op.inputs]
+        sources = [n for n in self.graph.nodes if n.name in op.inputs]
+        by_name = {n.name: tuple(value(n).shape) for n in sources}
+        shapes = [by_name[name] for name in op.inputs]
+        memory = moves.lying(out)
+        if op.kind in WEIGHTED:
+            shape, weight = sums.geometry(op, shapes[0], out)
+            packed = sums.pack(op, shape, weight, self.device)
+            function = sums.kernel(op, shape, packed, self.device, moves.lying(shapes[0]), memory)
+            constants: tuple[Any, ...] = (packed.weight, packed.bias, packed.multiplier)
+        elif moves.is_view(op, shapes[0], out):
+            return self.builder.emit(self.relax.op.reshape(inputs[0], memory))
+        else:
+            function, constants = moves.kernel(op, shapes, out)
+        return self._call(function, op.kind, op.name, [*inputs, *map(self.relax.const, constants)], memory, "int8")
+
+    def _stored(self, name: str) -> Any:
+        """An int8 value as it lies in memory; an int8 input of the program is brought there first."""
+        if name not in self.integers:
+            node = next(n for n in self.graph.nodes if n.name == name)
+            raise EdgeqError(f"{node.name} is read as int8 but nothing quantizes it: TVM takes float inputs")
+        return self.integers[name]
+
+    def _quantize(self, node: Node) -> Any:
+        source = node.args[0]
+        assert isinstance(source, Node)
+        shape = tuple(value(source).shape)
+        function = moves.quantize(shape, tensor_qparams(node))
+        return self._call(function, "quantize", node.name, [self._real(source)], moves.lying(shape), "int8")
+
+    def _real(self, node: Node) -> Any:
+        """A value as float in torch's layout, dequantized or unfolded on demand."""
+        if node in self.floats:
+            return self.floats[node]
+        if node.op == "get_attr":
+            self.floats[node] = self.relax.const(constant(self.program.module, node).contiguous().numpy())
+        elif node.target is DEQUANTIZE_CHANNEL:
+            self.floats[node] = self.relax.const(_unfolded(self.program, node))
+        else:
+            assert node.target is DEQUANTIZE
+            (source,) = node.all_input_nodes
+            shape = tuple(value(source).shape)
+            function = moves.dequantize(shape, tensor_qparams(node))
+            self.floats[node] = self._call(function, "dequantize", node.name, [self._stored(source.name)], shape, "float32")
+        return self.floats[node]
+
+    def _float(self, node: Node) -> Any:
+        """A float operator, by TVM's importer."""
+        from torch._subclasses.fake_tensor import FakeTensor
+        from torch.fx.passes.shape_prop import _extract_tensor_metadata
+
+        called = getattr(node.target, "__name__", str(node.target))
+        convert = self.importer.convert_map.get(called)
+        if convert is None:
+            raise EdgeqError(f"TVM has no operator for {called} (node {node.name}): rewrite that part of the network")
+        for source in node.all_input_nodes:
+            self._real(source)
+        for member in (node, *node.all_input_nodes):  # the importer reads shapes off tensor_meta, which a loaded program lacks
+            if isinstance(member.meta.get("val"), FakeTensor):
+                member.meta.setdefault("tensor_meta", _extract_tensor_metadata(member.meta["val"]))
+        try:
+            return convert(node)
+        except Exception as error:  # the importer raises whatever comes: KeyError, AssertionError, TVM's own
+            raise EdgeqError(f"TVM's importer cannot take {called} (node {node.name}): {_first_line(error)}") from error
+
+
+def _unfolded(program: IntegerProgram, node: Node) -> Any:
+    """Weight-only int8 weights as float32."""
+    stored, scales, _, axis = node.args[:4]
+    assert isinstance(stored, Node) and isinstance(scales, Node)
+    weight = constant(program.module, stored).to(torch.float32)
+    shape = [1] * weight.dim()
+    shape[int(axis)] = -1  # type: ignore[arg-type] # an int
+    return (weight * constant(program.module, scales).view(shape)).contiguous().numpy()
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

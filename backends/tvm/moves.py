@@ -1,0 +1,451 @@
+"""Integer kernels without weights as TIR: addition, products, pooling, data movement, and the float boundary.
+
+Values of four axes lie channels-last. Rules and constants are those of edgeq.graph.arithmetic.tvm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from edgeq.backends.tvm.tir import flat, prim_func, requantize, runs, store_all
+from edgeq.graph.arithmetic.tvm import fixed_point, mean_axes, pool_attrs, ratio
+from edgeq.graph.integer import IntegerOp
+from edgeq.graph.ops import node_arg, value
+from edgeq.spec import EdgeqError, QParams
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+CHUNK = 4096  # elements per task of a flat loop
+
+
+def lying(shape: Shape) -> Shape:
+    """The shape in memory of an integer value of torch shape `shape`."""
+    return (shape[0], shape[2], shape[3], shape[1]) if len(shape) == 4 else shape
+
+
+def _logical(index: Sequence[Any]) -> list[Any]:
+    """Torch's index of a memory index."""
+    return [index[0], index[3], index[1], index[2]] if len(index) == 4 else list(index)
+
+
+def _offset(index: Sequence[Any], shape: Shape) -> Any:
+    """Place in memory of torch's index into a value of torch shape `shape`."""
+    place: Any = 0
+    for i, n in zip(lying(tuple(index)), lying(shape), strict=True):
+        place = place * n + i
+    return place
+
+
+def _split(place: Any, shape: Shape) -> list[Any]:
+    """Row-major index of a flat place."""
+    index = []
+    for n in reversed(shape):
+        index.append(place % n)
+        place = place // n
+    return index[::-1]
+
+
+def _flat_map(T: Any, size: int, out: Any, body: Callable[[Any, int], Any]) -> None:
+    """out[i] = body(i, lanes) over flat memory."""
+    with T.parallel(0, -(-size // CHUNK)) as task:
+        if size % CHUNK == 0 or size < CHUNK:
+            for start, lanes in runs(T, min(size, CHUNK), 32):
+                place = T.Bind(task * CHUNK + start)
+                store_all(T, out, place, body(place, lanes), lanes)
+            return
+        with T.serial(0, T.min(CHUNK, size - task * CHUNK) // 32) as i:
+            place = T.Bind(task * CHUNK + i * 32)
+            store_all(T, out, place, body(place, 32), 32)
+        with T.If(task == size // CHUNK), T.Then(), T.serial(0, size % 32) as i:
+            place = T.Bind(size // 32 * 32 + i)
+            T.buffer_store(out, body(place, 1), [place])
+
+
+def _each(T: Any, shape: Shape, body: Callable[[list[Any]], None]) -> None:
+    """body(torch index) for every element of a value of torch shape `shape`, in the order of memory."""
+    memory = lying(shape)
+    with T.parallel(0, math.prod(memory[:-1])) as outer:
+        index = [T.Bind(i) for i in _split(outer, memory[:-1])]
+        with T.serial(0, memory[-1]) as last:
+            body(_logical([*index, last]))
+
+
+def _at(T: Any, buffer: Any, start: Any, lanes: int) -> Any:
+    return buffer[T.ramp(start, 1, lanes) if lanes > 1 else start]
+
+
+def _shifted(T: Any, stored: Any, qparams: QParams, lanes: int) -> Any:
+    """int32 value − zero point."""
+    zero = T.int32(qparams.zero_point[0])
+    return T.cast(stored, f"int32x{lanes}" if lanes > 1 else "int32") - (T.broadcast(zero, lanes) if lanes > 1 else zero)
+
+
+def _scaled(T: Any, op: IntegerOp, stored: Any, lanes: int, index: int = 0) -> Any:
+    """One int8 input brought to the output's numbers; itself where they are the same."""
+    if _same(op, index):
+        return stored
+    m = T.float32(float(ratio(op, index)))
+    return requantize(T, _shifted(T, stored, op.input_qparams[index], lanes), T.broadcast(m, lanes) if lanes > 1 else m, op, lanes)
+
+
+def _same(op: IntegerOp, index: int = 0) -> bool:
+    ours, theirs = op.output_qparams, op.input_qparams[index]
+    same_numbers = (ours.scale, ours.zero_point) == (theirs.scale, theirs.zero_point)
+    return same_numbers and (op.low, op.high) == (-128, 127)
+
+
+def is_view(op: IntegerOp, x: Shape, out: Shape) -> bool:
+    """Whether a reshape or permute changes no byte and no order in memory."""
+    if op.kind not in ("reshape", "permute") or not _same(op):
+        return False
+    return [n for n in lying(x) if n > 1] == [n for n in lying(out) if n > 1] and _keeps_order(op, x, out)
+
+
+def _keeps_order(op: IntegerOp, x: Shape, out: Shape) -> bool:
+    places = torch.arange(math.prod(x))
+    memory = places.reshape(lying(x))
+    logical = memory.permute(0, 3, 1, 2) if len(x) == 4 else memory
+    moved = op.node.target(logical, *op.node.args[1:], **op.node.kwargs)  # type: ignore[operator] # an aten operator
+    return torch.equal((moved.permute(0, 2, 3, 1) if len(out) == 4 else moved).reshape(-1), places)
+
+
+def kernel(op: IntegerOp, xs: Sequence[Shape], out: Shape) -> tuple[Any, tuple[Array, ...]]:
+    """The PrimFunc (inputs..., constants...) → out of an operator without weights, and its constants.
+
+    xs, out: torch shapes.
+
+    Raises:
+        EdgeqError: there is no integer kernel of this kind.
+    """
+    emit = KERNELS.get(op.kind)
+    if emit is None:
+        raise EdgeqError(f"TVM has no integer kernel for {op.kind} ({op.name}): leave it in float")
+    tables = _tables(op)
+    params = [(f"x{i}", lying(x), "int8") for i, x in enumerate(xs)]
+    params += [(f"table{i}", t.shape, str(t.dtype)) for i, t in enumerate(tables)]
+    params += [("out", lying(out), "int8")]
+
+    def body(T: Any, buffers: list[Any]) -> None:
+        views = [flat(T, b) for b in buffers]
+        emit(T, op, xs, out, views[: len(xs)], views[len(xs) : -1], views[-1])
+
+    return prim_func(op.kind, params, body), tables
+
+
+def _tables(op: IntegerOp) -> tuple[Array, ...]:
+    if op.kind == "avg_pool2d":
+        return (ratio(op).numpy(),)
+    if op.kind == "upsample_nearest":
+        return _nearest(op)
+    return ()
+
+
+def _nearest(op: IntegerOp) -> tuple[Array, ...]:
+    """Which row and which column each output row and column comes from, read off aten's own operator."""
+    height, width = value(op.node.all_input_nodes[0]).shape[-2:]
+    grid = torch.arange(height * width, dtype=torch.float64).reshape(1, 1, height, width)
+    picked = op.node.target(grid, *op.node.args[1:], **op.node.kwargs)[0, 0].long()  # type: ignore[operator] # an aten operator
+    return (picked[:, 0] // width).int().numpy(), (picked[0] % width).int().numpy()
+
+
+def _add(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+    first, second, shift = fixed_point(op)
+
+    def body(a: Any, b: Any, lanes: int) -> Any:
+        def spread(v: int) -> Any:
+            return T.broadcast(T.int32(v), lanes) if lanes > 1 else T.int32(v)
+
+        total = _shifted(T, a, op.input_qparams[0], lanes) * spread(first)
+        total = total + _shifted(T, b, op.input_qparams[1], lanes) * spread(second)
+        scaled = T.shift_right(total + spread(1 << (shift - 1)), spread(shift)) + spread(op.output_qparams.zero_point[0])
+        clipped = T.min(T.max(scaled, spread(op.low)), spread(op.high))
+        return T.cast(clipped, f"int8x{lanes}" if lanes > 1 else "int8")
+
+    _pairwise(T, xs, out, ins, to, body)
+
+
+def _mul(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+    m = float(ratio(op))
+
+    def body(a: Any, b: Any, lanes: int) -> Any:
+        total = _shifted(T, a, op.input_qparams[0], lanes) * _shifted(T, b, op.input_qparams[1], lanes)
+        return requantize(T, total, T.broadcast(T.float32(m), lanes) if lanes > 1 else T.float32(m), op, lanes)
+
+    _pairwise(T, xs, out, ins, to, body)
+
+
+def _pairwise(T: Any, xs: Sequence[Shape], out: Shape, ins: Any, to: Any, body: Callable[[Any, Any, int], Any]) -> None:
+    """body over two inputs, broadcast against each other where their shapes differ."""
+    if xs[0] == xs[1]:
+        _flat_map(T, math.prod(out), to, lambda i, n: body(_at(T, ins[0], i, n), _at(T, ins[1], i, n), n))
+        return
+
+    def element(index: list[Any]) -> None:
+        picked = []
+        for buffer, shape in zip(ins, xs, strict=True):
+            tail = index[len(index) - len(shape) :]
+            picked.append(buffer[_offset([i if n > 1 else 0 for i, n in zip(tail, shape, strict=True)], shape)])
+        T.buffer_store(to, body(*picked, 1), [_offset(index, out)])
+
+    _each(T, out, element)
+
+
+def _pointwise(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+    _flat_map(T, math.prod(out), to, lambda i, n: _scaled(T, op, _at(T, ins[0], i, n), n))
+
+
+def _cat(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+    axis = int(node_arg(op.node, 1, op.node.kwargs.get("dim", 0))) % len(out)
+    start = 0
+    for k, (buffer, shape) in enumerate(zip(ins, xs, strict=True)):
+
+        def element(index: list[Any], k: int = k, buffer: Any = buffer, shape: Shape = shape, start: int = start) -> None:
+            place = [i + start if a == axis else i for a, i in enumerate(index)]
+            T.buffer_store(to, _scaled(T, op, buffer[_offset(index, shape)], 1, k), [_offset(place, out)])
+
+        _each(T, shape, element)
+        start += shape[axis]
+
+
+def _move(source: Callable[[Any, IntegerOp, Shape, Shape, list[Any], Any], tuple[list[Any], Any]]) -> Any:
+    """A kernel that takes each output element from one input element; `source` gives its torch index and condition."""
+
+    def emit(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+        def element(index: list[Any]) -> None:
+            origin, inside = source(T, op, xs[0], out, index, tables)
+            taken = ins[0][_offset(origin, xs[0])]
+            if inside is not None:
+                taken = T.if_then_else(inside, taken, T.int8(op.input_qparams[0].zero_point[0]))
+            T.buffer_store(to, _scaled(T, op, taken, 1), [_offset(index, out)])
+
+        _each(T, out, element)
+
+    return emit
+
+
+def _reshape(T: Any, op: IntegerOp, x: Shape, out: Shape, index: list[Any], tables: Any) -> tuple[list[Any], Any]:
+    place: Any = 0
+    for i, n in zip(index, out, strict=True):
+        place = place * n + i
+    return _split(place, x), None
+
+
+def _permute(T: Any, op: IntegerOp, x: Shape, out: Shape, index: list[Any], tables: Any) -> tuple[list[Any], Any]:
+    rank = len(x)
+    if op.node.target is torch.ops.aten.transpose.int:
+        axes = list(range(rank))
+        a, b = (int(node_arg(op.node, i, None)) % rank for i in (1, 2))
+        axes[a], axes[b] = b, a
+    else:
+        axes = [int(a) % rank for a in op.node.args[1]]  # type: ignore[union-attr,arg-type] # a list of ints
+    origin = [index[0]] * rank
+    for i, axis in enumerate(axes):
+        origin[axis] = index[i]
+    return origin, None
+
+
+def _slice(T: Any, op: IntegerOp, x: Shape, out: Shape, index: list[Any], tables: Any) -> tuple[list[Any], Any]:
+    axis = int(node_arg(op.node, 1, 0)) % len(x)
+    start, stop, step = slice(node_arg(op.node, 2, None), node_arg(op.node, 3, None), node_arg(op.node, 4, 1)).indices(x[axis])
+    return [start + i * step if a == axis else i for a, i in enumerate(index)], None
+
+
+def _pad(T: Any, op: IntegerOp, x: Shape, out: Shape, index: list[Any], tables: Any) -> tuple[list[Any], Any]:
+    amounts = [int(n) for n in op.node.args[1]]  # type: ignore[union-attr,arg-type] # a list of ints
+    inside: Any = None
+    origin = list(index)
+    for k in range(len(amounts) // 2):  # the last axis comes first
+        axis, before = len(x) - 1 - k, amounts[2 * k]
+        origin[axis] = index[axis] - before
+        if before or amounts[2 * k + 1]:
+            here = T.And(origin[axis] >= 0, origin[axis] < x[axis])
+            inside = here if inside is None else T.And(inside, here)
+    return origin, inside
+
+
+def _upsample(T: Any, op: IntegerOp, x: Shape, out: Shape, index: list[Any], tables: Any) -> tuple[list[Any], Any]:
+    n, c, h, w = index
+    return [n, c, tables[0][h], tables[1][w]], None
+
+
+def _channel_vectors(T: Any, channels: int, body: Callable[[Any, int], None]) -> None:
+    """body(first channel, lanes) until all channels are done; the last vector may overlap the one before."""
+    lanes = min(channels, 32)
+    with T.serial(0, -(-channels // lanes)) as block:
+        body(T.Bind(T.min(block * lanes, channels - lanes)), lanes)
+
+
+def _wide(T: Any, number: int, dtype: str, lanes: int) -> Any:
+    constant = T.cast(T.int32(number), dtype)
+    return T.broadcast(constant, lanes) if lanes > 1 else constant
+
+
+def _max_pool(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+    kernel, stride, padding, _ = pool_attrs(op.node)
+    raw = node_arg(op.node, 4, 1)
+    dilation = (int(raw[0]), int(raw[-1])) if isinstance(raw, (list, tuple)) else (int(raw), int(raw))
+
+    def fold(total: Any, stored: Any, lanes: int) -> Any:
+        return T.max(total, stored)
+
+    def finish(total: Any, spot: Any, lanes: int) -> Any:
+        return _scaled(T, op, total, lanes)
+
+    _pool(T, xs[0], out, ins[0], to, (kernel, stride, padding, dilation), "int8", -128, fold, finish)
+
+
+def _avg_pool(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+    kernel, stride, padding, _ = pool_attrs(op.node)
+
+    def fold(total: Any, stored: Any, lanes: int) -> Any:
+        return total + _shifted(T, stored, op.input_qparams[0], lanes)
+
+    def finish(total: Any, spot: Any, lanes: int) -> Any:
+        m = tables[0][spot]
+        return requantize(T, total, T.broadcast(m, lanes) if lanes > 1 else m, op, lanes)
+
+    _pool(T, xs[0], out, ins[0], to, (kernel, stride, padding, (1, 1)), "int32", 0, fold, finish)
+
+
+def _pool(
+    T: Any,
+    x: Shape,
+    out: Shape,
+    source: Any,
+    to: Any,
+    window: tuple[tuple[int, int], ...],
+    dtype: str,
+    start: int,
+    fold: Callable[[Any, Any, int], Any],
+    finish: Callable[[Any, Any, int], Any],
+) -> None:
+    """Fold every window's elements that exist into `start`, vectors along the channels."""
+    (_, channels, height, width), (batch, _, out_rows, out_columns) = x, out
+    kernel, stride, padding, dilation = window
+
+    def pixel(line: Any, column: Any) -> None:
+        def body(channel: Any, lanes: int) -> None:
+            total = T.alloc_buffer((lanes,), dtype, scope="global")
+            every = T.ramp(0, 1, lanes) if lanes > 1 else 0
+            T.buffer_store(total, _wide(T, start, dtype, lanes), [every])
+            with T.serial(0, kernel[0]) as y, T.serial(0, kernel[1]) as z:
+                row = line % out_rows * stride[0] - padding[0] + y * dilation[0]
+                at = column * stride[1] - padding[1] + z * dilation[1]
+                exists = T.And(T.And(row >= 0, row < height), T.And(at >= 0, at < width))
+                with T.If(exists), T.Then():
+                    place = ((line // out_rows * height + row) * width + at) * channels + channel
+                    T.buffer_store(total, fold(total[every], _at(T, source, place, lanes), lanes), [every])
+            value = finish(total[every], line % out_rows * out_columns + column, lanes)
+            store_all(T, to, (line * out_columns + column) * channels + channel, value, lanes)
+
+        _channel_vectors(T, channels, body)
+
+    with T.parallel(0, batch * out_rows) as line, T.serial(0, out_columns) as column:
+        pixel(line, column)
+
+
+def _mean(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+    x = xs[0]
+    axes, keep = mean_axes(op.node)
+    m = T.float32(float(ratio(op)))
+    if len(x) == 4 and axes == (2, 3):
+        batch, channels, height, width = x
+        with T.serial(0, batch) as n:
+
+            def body(channel: Any, lanes: int) -> None:
+                total = T.alloc_buffer((lanes,), "int32", scope="global")
+                every = T.ramp(0, 1, lanes) if lanes > 1 else 0
+                T.buffer_store(total, _wide(T, 0, "int32", lanes), [every])
+                with T.serial(0, height * width) as p:
+                    stored = _at(T, ins[0], (n * height * width + p) * channels + channel, lanes)
+                    T.buffer_store(total, total[every] + _shifted(T, stored, op.input_qparams[0], lanes), [every])
+                value = requantize(T, total[every], T.broadcast(m, lanes) if lanes > 1 else m, op, lanes)
+                store_all(T, to, n * channels + channel, value, lanes)
+
+            _channel_vectors(T, channels, body)
+        return
+
+    kept = [a for a in range(len(x)) if a not in axes]
+
+    def element(index: list[Any]) -> None:
+        total = T.alloc_buffer((1,), "int32", scope="global")
+        T.buffer_store(total, T.int32(0), [0])
+        with T.serial(0, math.prod(x[a] for a in axes)) as r:
+            inner = dict(zip(axes, _split(r, tuple(x[a] for a in axes)), strict=True))
+            outer = dict(zip(kept, [index[a] for a in kept] if keep else index, strict=True))
+            stored = ins[0][_offset([inner[a] if a in inner else outer[a] for a in range(len(x))], x)]
+            T.buffer_store(total, total[0] + _shifted(T, stored, op.input_qparams[0], 1), [0])
+        T.buffer_store(to, requantize(T, total[0], m, op, 1), [_offset(index, out)])
+
+    if not out:  # everything folded into one number
+        with T.serial(0, 1):
+            element([])
+        return
+    _each(T, out, element)
+
+
+KERNELS: dict[str, Callable[..., None]] = {
+    "add": _add,
+    "sub": _add,
+    "mul": _mul,
+    "cat": _cat,
+    "max_pool2d": _max_pool,
+    "avg_pool2d": _avg_pool,
+    "mean": _mean,
+    "relu": _pointwise,
+    "relu6": _pointwise,
+    "clamp": _pointwise,
+    "requantize": _pointwise,
+    "reshape": _move(_reshape),
+    "permute": _move(_permute),
+    "slice": _move(_slice),
+    "pad": _move(_pad),
+    "upsample_nearest": _move(_upsample),
+}
+
+
+def quantize(shape: Shape, qparams: QParams) -> Any:
+    """PrimFunc float32 [torch layout] → int8 [memory layout]: round half even of x·float32(1/scale), as torch does."""
+    inverse = float(np.float32(1.0 / qparams.scale[0]))
+    zero_point = qparams.zero_point[0]
+
+    def body(T: Any, buffers: list[Any]) -> None:
+        x, out = (flat(T, b) for b in buffers)
+
+        def element(index: list[Any]) -> None:
+            rounded = T.nearbyint(x[_row_major(index, shape)] * T.float32(inverse))
+            low, high = T.float32(qparams.qmin - zero_point), T.float32(qparams.qmax - zero_point)
+            integer = T.cast(T.min(T.max(rounded, low), high), "int32") + zero_point
+            T.buffer_store(out, T.cast(integer, "int8"), [_offset(index, shape)])
+
+        _each(T, shape, element)
+
+    return prim_func("quantize", [("x", shape, "float32"), ("out", lying(shape), "int8")], body)
+
+
+def dequantize(shape: Shape, qparams: QParams) -> Any:
+    """PrimFunc int8 [memory layout] → float32 [torch layout]: (q − zero point)·scale."""
+
+    def body(T: Any, buffers: list[Any]) -> None:
+        x, out = (flat(T, b) for b in buffers)
+
+        def element(index: list[Any]) -> None:
+            real = T.cast(_shifted(T, x[_offset(index, shape)], qparams, 1), "float32") * T.float32(qparams.scale[0])
+            T.buffer_store(out, real, [_row_major(index, shape)])
+
+        _each(T, shape, element)
+
+    return prim_func("dequantize", [("x", lying(shape), "int8"), ("out", shape, "float32")], body)
+
+
+def _row_major(index: Sequence[Any], shape: Shape) -> Any:
+    place: Any = 0
+    for i, n in zip(index, shape, strict=True):
+        place = place * n + i
+    return place

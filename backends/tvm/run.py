@@ -1,0 +1,75 @@
+"""Run a compiled library on this host."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeq.backends.tvm.lower import tvm_package
+from edgeq.spec import EdgeqError
+
+
+def load(path: Path, *, threads: int = 1) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
+    """A function from flat inputs to flat outputs, torch tensors both ways.
+
+    threads: size of TVM's thread pool, which all libraries of this process share.
+
+    Raises:
+        EdgeqError: TVM is missing, or `path` is no library that edgeq compiled.
+    """
+    machine = open_library(path, threads=threads)
+
+    def predict(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return call(machine, inputs)
+
+    return predict
+
+
+def call(machine: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Run `main` of a virtual machine."""
+    results = machine["main"](*to_tvm(inputs))
+    return tuple(torch.from_dlpack(r) for r in (results if hasattr(results, "__len__") else [results]))
+
+
+def to_tvm(inputs: Sequence[Tensor]) -> list[Any]:
+    """The same memory as TVM tensors."""
+    import tvm
+
+    return [tvm.runtime.from_dlpack(x.detach().contiguous()) for x in inputs]
+
+
+def open_library(path: Path, *, threads: int) -> Any:
+    """The virtual machine of a compiled library; see `load`."""
+    tvm = tvm_package()
+    check_library(path)
+    try:
+        executable = tvm.runtime.load_module(str(path))
+        machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
+        machine["main"]
+    except (RuntimeError, AttributeError, ValueError) as error:
+        raise EdgeqError(f"{path} is no library that edgeq compiled with TVM: export it again") from error
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    return machine
+
+
+def check_library(path: Path) -> None:
+    """Refuse what the loader would crash on: a missing, foreign or truncated ELF file (ELF-64, sections at the end).
+
+    Raises:
+        EdgeqError: the file cannot be loaded.
+    """
+    if not path.is_file():
+        raise EdgeqError(f"there is no {path}: export the program to tvm first")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or head[:4] != b"\x7fELF":
+        raise EdgeqError(f"{path} is no shared library: export the program to tvm again")
+    (sections,) = struct.unpack_from("<Q", head, 40)
+    size, count = struct.unpack_from("<HH", head, 58)
+    if sections + size * count > path.stat().st_size:
+        raise EdgeqError(f"{path} is truncated: export the program to tvm again")

@@ -1,0 +1,20 @@
+"""What edgeq's own TVM kernels compute as integers."""
+
+from __future__ import annotations
+
+from edgeq.spec import OpSupport, Target
+
+CLIPS = ("relu", "relu6", "clamp")  # clip bounds of the same kernel
+WEIGHTED = ("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear")
+
+TARGET = Target(
+    name="tvm",
+    runtimes=("tvm",),
+    arithmetic="tvm",
+    ops=(
+        *(OpSupport(kind, fused=CLIPS) for kind in (*WEIGHTED, "add", "sub", "mul")),
+        *(OpSupport(kind) for kind in ("cat", "max_pool2d", "avg_pool2d", "mean", *CLIPS)),
+        *(OpSupport(kind) for kind in ("reshape", "permute", "slice", "pad", "upsample_nearest", "requantize")),
+    ),
+    weight_only=WEIGHTED,
+)
