@@ -25,7 +25,8 @@ def integers(weight: Tensor, scales: Tensor, axis: int, spec: QuantSpec) -> Tens
     exact = (moved.flatten(2) if moved.dim() > 2 else moved[..., None]).double() / scales.double()[:, None, None]
     stored = nearest.integers(exact, torch.ones_like(scales), 0, spec).double()
 
-    stored -= _flips(stored - exact, stored, spec)  # each kernel: [C_out, C_in, taps]
+    if exact.shape[2] > 1:
+        stored -= _flips(stored - exact, stored, spec)  # each kernel: [C_out, C_in, taps]
     error = stored - exact
     of_kernel = error.sum(2)
     sign = torch.sign(of_kernel.sum(1))[:, None, None]
@@ -50,6 +51,7 @@ def _movable(signed: Tensor, stored: Tensor, sign: Tensor, spec: QuantSpec) -> T
 
 def _largest(values: Tensor, allowed: Tensor, how_many: Tensor) -> Tensor:
     """1.0 at the `how_many` [...] largest allowed `values` [..., N] along the last axis, 0.0 elsewhere."""
-    ranked = torch.where(allowed, values, -torch.inf)
-    rank = ranked.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return ((rank < how_many[..., None]) & allowed).double()
+    ranked = torch.where(allowed, values, -torch.inf).float()  # coarser only where values all but tie
+    order = ranked.argsort(dim=-1, descending=True, stable=True)
+    taken = torch.arange(values.shape[-1]) < how_many[..., None]
+    return torch.zeros_like(values).scatter_(-1, order, taken.double()) * allowed
