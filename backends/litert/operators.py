@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeq.backends.litert.flatbuffer import ModelWriter
 from edgeq.graph.integer import IntegerOp
-from edgeq.graph.ops import ACTIVATIONS, ConvAttrs, node_arg, value
+from edgeq.graph.ops import ACTIVATIONS, ConvAttrs, clip_bounds, node_arg, value
 from edgeq.spec import EdgeqError, QParams
 
 Perm = tuple[int, ...]
@@ -285,7 +285,7 @@ class Emitter:
             self.writer.schema.ActivationFunctionType.RELU6: "RELU6",
         }
         out = self._value(op.name, x.shape, x.perm, op.output_qparams)
-        if fused in names:
+        if fused in names and clip_bounds(op.node, op.kind) in ((0.0, None), (0.0, 6.0)):
             self._operator(names[fused], [x.index], out)
             return out
         if x.qparams != op.output_qparams:

@@ -22,6 +22,8 @@ FIXED_OUTPUT = {"softmax": QParams((1 / 256,), (-128,)), "sigmoid": QParams((1 /
 ADD_SHIFT = 20  # bits that add.cc and sub.cc gain before they rescale
 
 
+Rule = Callable[[Tensor, Tensor, Tensor], Tensor]  # (int64 x, mantissa, shift) → x · mantissa · 2^(shift − 31)
+
 # ---------------------------------------------------------------- fixed point
 
 
@@ -55,14 +57,14 @@ def multiply(x: Tensor, mantissa: Tensor, shift: Tensor) -> Tensor:
     return rounding_shift(doubling_high_mul(x << shift.clamp(min=0), mantissa), (-shift).clamp(min=0))
 
 
-def scaled(x: Tensor, real: float, rule: Callable[[Tensor, Tensor, Tensor], Tensor] = multiply) -> Tensor:
+def scaled(x: Tensor, real: float, rule: Rule = multiply) -> Tensor:
     """x · real for one real multiplier."""
     mantissa, shift = quantize_multiplier(real)
     return rule(x, torch.tensor(mantissa), torch.tensor(shift))
 
 
 def scaled_channels(
-    op: IntegerOp, sums: Tensor, rule: Callable[[Tensor, Tensor, Tensor], Tensor] = multiply
+    op: IntegerOp, sums: Tensor, rule: Rule = multiply
 ) -> Tensor:
     """Sums of a weighted operator in units of the output scale, one multiplier a channel."""
     pairs = [quantize_multiplier(m) for m in multipliers(op)]
@@ -71,17 +73,10 @@ def scaled_channels(
 
 
 def multipliers(op: IntegerOp) -> list[float]:
-    """input scale · weight scale / output scale, in double.
-
-    FULLY_CONNECTED with a single output channel counts as per tensor, where the product is rounded to float32
-    (GetQuantizedConvolutionMultipler in kernels/kernel_util.cc).
-    """
+    """input scale · weight scale / output scale, in double."""
     assert op.weight_scale is not None
-    source, target = _f32(op.input_qparams[0]), float(_f32(op.output_qparams))
-    weights = op.weight_scale.numpy()
-    if op.kind == "linear" and len(weights) == 1:
-        return [float(source * weights[0]) / target]
-    return [float(source) * float(w) / target for w in weights]
+    source, target = float(_f32(op.input_qparams[0])), float(_f32(op.output_qparams))
+    return [source * float(w) / target for w in op.weight_scale.numpy()]
 
 
 # ---------------------------------------------------------------- operators
@@ -111,11 +106,11 @@ def finish(op: IntegerOp, x: Tensor) -> Tensor:
     return torch.clamp(x + op.output_qparams.zero_point[0], op.low, op.high).to(torch.int8)
 
 
-def requantized(x: Tensor, source: QParams, target: QParams) -> Tensor:
+def requantized(x: Tensor, source: QParams, target: QParams, rule: Rule = multiply) -> Tensor:
     """QUANTIZE from int8 to int8 with other numbers, as int8."""
     if _f32(source) == _f32(target) and source.zero_point == target.zero_point:
         return x
-    moved = scaled(x.long() - source.zero_point[0], float(_f32(source)) / float(_f32(target)))
+    moved = scaled(x.long() - source.zero_point[0], float(_f32(source)) / float(_f32(target)), rule)
     return torch.clamp(moved + target.zero_point[0], -128, 127).to(torch.int8)
 
 
@@ -128,8 +123,15 @@ def applied(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def weighted(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
-    """CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV, FULLY_CONNECTED."""
+    """CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV."""
     return finish(op, scaled_channels(op, accumulate(op, inputs[0])))
+
+
+def linear(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+    """FULLY_CONNECTED multiplies in double, half away from zero (FullyConnectedPerChannel in integer_ops/fully_connected.h)."""
+    sums = accumulate(op, inputs[0])
+    real = sums.double() * channels(op, torch.tensor(multipliers(op), dtype=torch.float64), sums.dim())
+    return finish(op, (torch.sign(real) * torch.floor(real.abs() + 0.5)).long())
 
 
 def add(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
@@ -177,7 +179,7 @@ def summed(op: IntegerOp, x: Tensor) -> tuple[Tensor, int]:
     return x.sum(axes, keepdim=keep), math.prod(x.shape[a] for a in axes)
 
 
-def avg_pool(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+def avg_pool(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
     """AVERAGE_POOL_2D: the stored integers' mean, half away from zero, zero point and all (integer_ops/pooling.h)."""
     zero_point = op.input_qparams[0].zero_point[0]
     kernel, stride, padding, _, counted = _pool_geometry(op)
@@ -190,43 +192,43 @@ def avg_pool(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     half = torch.div(count, 2, rounding_mode="floor")
     rounded = torch.div(torch.where(total > 0, total + half, total - half), count, rounding_mode="trunc")
     pooled = torch.clamp(rounded, -128, 127).to(torch.int8)
-    return torch.clamp(requantized(pooled, op.input_qparams[0], op.output_qparams), op.low, op.high)
+    return torch.clamp(requantized(pooled, op.input_qparams[0], op.output_qparams, rule), op.low, op.high)
 
 
-def max_pool(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+def max_pool(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
     """MAX_POOL_2D."""
     pooled = applied(op, [inputs[0].float()]).to(torch.int8)
-    return torch.clamp(requantized(pooled, op.input_qparams[0], op.output_qparams), op.low, op.high)
+    return torch.clamp(requantized(pooled, op.input_qparams[0], op.output_qparams, rule), op.low, op.high)
 
 
-def activation(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+def activation(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
     """RELU and RELU6 rescale (QuantizedReluX in kernels/activations.cc, float32 ratio); other bounds are QUANTIZE and a clip."""
     source, target = op.input_qparams[0], op.output_qparams
     x = inputs[0]
     if op.kind == "clamp" and clip_bounds(op.node, op.kind) not in ((0.0, None), (0.0, 6.0)):
-        return torch.clamp(requantized(x, source, target), op.low, op.high)
+        return torch.clamp(requantized(x, source, target, rule), op.low, op.high)
     return finish(op, scaled(x.long() - source.zero_point[0], float(_f32(source) / _f32(target))))
 
 
-def move(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+def move(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
     """Data movement; what pads is the zero point."""
     zero_point = op.input_qparams[0].zero_point[0]
     moved = applied(op, [inputs[0].float() - zero_point]) + zero_point
-    return torch.clamp(requantized(moved.to(torch.int8), op.input_qparams[0], op.output_qparams), op.low, op.high)
+    return torch.clamp(requantized(moved.to(torch.int8), op.input_qparams[0], op.output_qparams, rule), op.low, op.high)
 
 
-def cat(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+def cat(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
     """CONCATENATION behind a QUANTIZE of every part whose numbers differ."""
-    parts = [requantized(x, q, op.output_qparams) for x, q in zip(inputs, op.input_qparams, strict=True)]
+    parts = [requantized(x, q, op.output_qparams, rule) for x, q in zip(inputs, op.input_qparams, strict=True)]
     return torch.clamp(torch.cat(parts, int(node_arg(op.node, 1, 0))), op.low, op.high)
 
 
-def requantize(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+def requantize(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
     """QUANTIZE from int8 to int8."""
-    return requantized(inputs[0], op.input_qparams[0], op.output_qparams)
+    return requantized(inputs[0], op.input_qparams[0], op.output_qparams, rule)
 
 
-def table(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+def table(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
     """LOGISTIC and TANH: a table of 256 float32 results (LUTPopulate in internal/common.h)."""
     source, fixed = op.input_qparams[0], FIXED_OUTPUT[op.kind]
     real = _f32(source) * (np.arange(-128, 128, dtype=np.int64) - source.zero_point[0]).astype(np.float32)
@@ -237,10 +239,10 @@ def table(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     scaled_up = curve.astype(np.float32) * (np.float32(1) / _f32(fixed))
     rounded = np.copysign(np.floor(np.abs(scaled_up.astype(np.float64)) + 0.5), scaled_up).astype(np.int64)
     entries = torch.from_numpy(np.clip(rounded + fixed.zero_point[0], -128, 127).astype(np.int8))
-    return torch.clamp(requantized(entries[inputs[0].long() + 128], fixed, op.output_qparams), op.low, op.high)
+    return torch.clamp(requantized(entries[inputs[0].long() + 128], fixed, op.output_qparams, rule), op.low, op.high)
 
 
-def softmax(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+def softmax(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
     """SOFTMAX: float32 table of exp, summed in order, scaled by 1 / (sum · 1/256) (Softmax in optimized_ops.h, both kernel sets)."""
     fixed = FIXED_OUTPUT["softmax"]
     axis = int(op.node.args[1])  # type: ignore[arg-type] # an int
@@ -251,7 +253,7 @@ def softmax(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     shares = powers * (np.float32(1) / (total * _f32(fixed)))
     rounded = np.floor(shares.astype(np.float64) + 0.5).astype(np.int64)
     out = torch.from_numpy(np.clip(rounded + fixed.zero_point[0], -128, 127).astype(np.int8)).movedim(-1, axis)
-    return torch.clamp(requantized(out.contiguous(), fixed, op.output_qparams), op.low, op.high)
+    return torch.clamp(requantized(out.contiguous(), fixed, op.output_qparams, rule), op.low, op.high)
 
 
 def _pool_geometry(op: IntegerOp) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], bool, bool]:
@@ -276,7 +278,7 @@ KERNELS: dict[str, Callable[[IntegerOp, Sequence[Tensor]], Tensor]] = {
     "conv2d": weighted,
     "depthwise_conv2d": weighted,
     "conv_transpose2d": weighted,
-    "linear": weighted,
+    "linear": linear,
     "add": add,
     "sub": add,
     "mul": mul,

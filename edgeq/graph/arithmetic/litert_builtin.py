@@ -1,0 +1,88 @@
+"""LiteRT's optimised kernels without a delegate: the reference kernels' arithmetic, where vectors round ties upwards.
+
+On x86 these kernels are the NEON ones (through NEON_2_SSE): vqrdmulh and vrshl round half towards plus infinity, where
+gemmlowp rounds half away from zero. Sources: tflite/kernels/internal/optimized/neon_check.h,
+optimized/integer_ops/*.h, kernels/cpu_backend_gemm_*.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeq.graph.arithmetic import litert_reference as reference
+from edgeq.graph.arithmetic.sums import accumulate
+from edgeq.graph.integer import IntegerOp
+from edgeq.graph.ops import MOVES, ConvAttrs
+from edgeq.spec import EdgeqError
+
+quantize = reference.quantize
+
+
+def multiply_upwards(x: Tensor, mantissa: Tensor, shift: Tensor) -> Tensor:
+    """x · mantissa · 2^(shift − 31) in two roundings, ties upwards in both (vqrdmulhq_s32, then vrshlq_s32)."""
+    high = ((x << shift.clamp(min=0)) * mantissa + (1 << 30)) >> 31
+    right = (-shift).clamp(min=0)
+    return (high + ((torch.ones_like(right) << right) >> 1)) >> right
+
+
+def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+    """The int8 output of `op` as LiteRT's optimised kernels compute it; `inputs` are int8 in torch's layout.
+
+    Raises:
+        EdgeqError: there is no such kernel.
+    """
+    kernel = KERNELS.get(op.kind)
+    if kernel is None:
+        raise EdgeqError(f"{op.name}: LiteRT's optimised kernels have no integer {op.kind}; set its layer to fp32")
+    return kernel(op, inputs)
+
+
+def weighted(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+    """CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV; a CONV_2D with groups runs the reference kernel."""
+    attrs = op.attrs
+    assert isinstance(attrs, ConvAttrs) and op.weight is not None
+    depthwise = op.weight.shape[1] == 1 and attrs.groups == inputs[0].shape[1]
+    if op.kind != "conv_transpose2d" and attrs.groups != 1 and not depthwise:
+        return reference.weighted(op, inputs)
+    return reference.finish(op, reference.scaled_channels(op, accumulate(op, inputs[0]), multiply_upwards))
+
+
+def linear(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+    """FULLY_CONNECTED. A single output channel counts as per tensor, where the product of the scales is rounded to
+    float32 (GetQuantizedConvolutionMultipler in kernels/kernel_util.cc)."""
+    sums = accumulate(op, inputs[0])
+    assert op.weight_scale is not None
+    if op.weight_scale.numel() > 1:
+        return reference.finish(op, reference.scaled_channels(op, sums, multiply_upwards))
+    source, target = np.float32(op.input_qparams[0].scale[0]), float(np.float32(op.output_qparams.scale[0]))
+    real = float(source * op.weight_scale.numpy()[0]) / target
+    return reference.finish(op, reference.scaled(sums, real, multiply_upwards))
+
+
+KERNELS: dict[str, Callable[[IntegerOp, Sequence[Tensor]], Tensor]] = {
+    **reference.KERNELS,
+    "conv1d": weighted,
+    "conv2d": weighted,
+    "depthwise_conv2d": weighted,
+    "conv_transpose2d": weighted,
+    "linear": linear,
+    **{
+        kind: partial(kernel, rule=multiply_upwards)
+        for kind, kernel in {
+            "avg_pool2d": reference.avg_pool,
+            "max_pool2d": reference.max_pool,
+            "clamp": reference.activation,
+            "cat": reference.cat,
+            "requantize": reference.requantize,
+            "softmax": reference.softmax,
+            "sigmoid": reference.table,
+            "tanh": reference.table,
+            **dict.fromkeys(MOVES, reference.move),
+        }.items()
+    },
+}
