@@ -48,14 +48,19 @@ def share(value: float | None) -> str:
     return f"{floored:.2f} %" if floored > 0 else "< 0.01 %"
 
 
+def percent(value: float) -> str:
+    """A part of a measured whole, in percent to two digits."""
+    return f"{value * 100:.0f} %" if value >= 0.0995 else f"{value * 100:.1f} %"
+
+
 def decibel(value: float | None) -> str:
     """dB with one digit; ∞ where nothing differs (null in JSON too)."""
     return "∞" if value is None or math.isinf(value) else f"{value:.1f}".replace("-", "−")
 
 
-def metrics(values: Mapping[str, float] | None) -> str:
-    """`top1 87.2 · …`, or – where the task has no metric."""
-    return " · ".join(f"{name} {plain(value)}" for name, value in values.items()) if values else NOTHING
+def size(count: int) -> str:
+    """Bytes in kB or MB."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def speed(row: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:

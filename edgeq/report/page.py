@@ -1,0 +1,340 @@
+"""One self-contained HTML page about a model folder: what was made, how true it is, how fast, and why."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from edgeq import backends
+from edgeq.graph.capture import flatten
+from edgeq.graph.package import MANIFEST, QuantizedModel, read_json, versions
+from edgeq.report import words
+from edgeq.run.files import exported, find
+from edgeq.run.tensors import TensorStats, tensors
+from edgeq.spec import Artifact, EdgeqError
+from edgeq.task import load_task
+
+Found = Mapping[str, Any]
+SLOWEST = 12  # bars shown before the rest is folded away
+WORST = 5  # tensors named under the error plot
+AXIS_DB = 60.0  # top of the error plot: int8 reaches about 50 dB, so this is "nothing lost"
+
+
+def write_page(model: QuantizedModel, path: Path) -> Path:
+    """Write the page to `path`, whole or not at all; returns `path`.
+
+    Reads what lies in the model's folder: exported artefacts, verify.json, profile.json. What is missing is named
+    together with the command that makes it. Tensor statistics come from the first calibration batch where the task
+    file is still there, else from the synthetic golden input.
+
+    Raises:
+        EdgeqError: jinja2 is not installed, the model is not saved, or verify.json or profile.json is no JSON.
+    """
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise EdgeqError("the report needs jinja2: pip install 'edgeq[report]'") from error
+    environment = Environment(
+        loader=PackageLoader("edgeq.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    said = ("title", "number", "plain", "share", "percent", "decibel", "size")
+    environment.filters.update({name: getattr(words, name) for name in said})
+    text = environment.get_template("page.html").render(contents(model))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def contents(model: QuantizedModel) -> dict[str, Any]:
+    """Everything the template shows, as plain data."""
+    if model.folder is None:
+        raise EdgeqError("the model is not saved yet: call model.save(folder) first, then report it")
+    parity, latency = _read(model.folder / "verify.json"), _read(model.folder / "profile.json")
+    runtimes = _runtimes(model, parity, latency)
+    batch, source = _batch(model)
+    stats = tensors(model, batch)
+    program = model.integers
+    return {
+        "name": model.name,
+        "plan": model.plan,
+        "integer_ops": len(program.ops),
+        "float_ops": len(program.floats),
+        "verdicts": _verdicts(model, runtimes, parity, latency),
+        "runtimes": runtimes,
+        "parity": parity,
+        "latency": latency,
+        "estimated": any(o["equivalent"] for o in _outputs(parity)),
+        "accuracy": _accuracy(parity),
+        "slowest": SLOWEST,
+        "columns": _columns(stats),
+        "worst": sorted((s for s in stats if s.role == "activation"), key=lambda s: s.sqnr_db)[:WORST],
+        "axis": AXIS_DB,
+        "layers": _layers(model, stats),
+        "statistics": source,
+        "data": _data(stats),
+        "inputs": model.inputs,
+        "outputs": model.outputs,
+        "versions": _versions(model, parity, latency),
+        "commands": _commands(model, runtimes),
+        "folder": model.folder.name,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """One backend as the page shows it. Parity and latency are the backend's rows of verify.json and profile.json.
+
+    counts: status → operators. bars: (label, milliseconds, status, share of the longest bar) of each operator of a
+    measured run, slowest first. other: the same share for the time that belongs to no operator.
+    """
+
+    name: str
+    artifact: str
+    size: int
+    counts: dict[str, int]
+    placed: list[words.Placed]
+    notes: tuple[str, ...]
+    parity: Found | None
+    int8: Found | None
+    floating: Found | None
+    speedup: float | None
+    timed: bool
+    bars: list[tuple[str, float, str, float]]
+    other: float
+
+    @property
+    def float_ms(self) -> float | None:
+        """Measured time of float islands; None where no row of the profile is known to be one."""
+        times = [p.ms for p in self.placed if p.status == "float island" and p.ms is not None]
+        return sum(times) if times else None
+
+    @property
+    def operators(self) -> int:
+        """Operators of the artefact."""
+        return sum(self.counts.values())
+
+
+def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None) -> list[Runtime]:
+    found = []
+    for name in exported(model):
+        artifact = find(model, name)
+        times = (latency or {}).get("backends", {}).get(name) or {}
+        int8, floating = times.get("int8"), times.get("float")
+        rows = int8["rows"] if int8 else []
+        longest = max([*(row["ms"] for row in rows), (int8 or {}).get("unattributed_ms") or 0.0], default=0.0) or 1.0
+        coverage = [{"name": r.name, "kind": r.kind, "status": r.status, "reason": r.reason, "layers": r.layers}
+                    for r in artifact.coverage]  # fmt: skip
+        found.append(
+            Runtime(
+                name=name,
+                artifact=artifact.path.name,
+                size=_size(artifact.path),
+                counts={s: [r.status for r in artifact.coverage].count(s) for s in ("integer", "eligible", "float island")},  # type: ignore[arg-type] # a status
+                placed=words.grouped(coverage, rows),
+                notes=artifact.notes,
+                parity=(parity or {}).get("backends", {}).get(name),
+                int8=int8,
+                floating=floating,
+                speedup=times.get("speedup"),
+                timed=bool(times),
+                bars=_bars(artifact, rows, longest),
+                other=((int8 or {}).get("unattributed_ms") or 0.0) / longest,
+            )
+        )
+    return found
+
+
+def _bars(artifact: Artifact, rows: Sequence[Found], longest: float) -> list[tuple[str, float, str, float]]:
+    by_name = {r.name: r.status for r in artifact.coverage}
+    by_layers = {r.layers: r.status for r in artifact.coverage if r.layers}
+    bars = []
+    for row in sorted(rows, key=lambda row: -row["ms"]):
+        status = by_name.get(row["name"]) or by_layers.get(tuple(row["layers"])) or "unknown"
+        bars.append((", ".join(row["layers"]) or row["name"], row["ms"], status, row["ms"] / longest))
+    return bars
+
+
+def _verdicts(
+    model: QuantizedModel, runtimes: Sequence[Runtime], parity: Found | None, latency: Found | None
+) -> list[tuple[str, str]]:
+    """(mark, sentence), what is wrong first: a slower backend, then parity beyond 1 LSB."""
+    shown = [("warn", sentence) for sentence in words.slower(latency)]
+    shown += _parity_verdicts(parity)
+    if parity and parity["float_metric"]:
+        shown.append(("info", _accuracy_verdict(parity)))
+    fast = [r for r in runtimes if r.speedup is not None and r.speedup >= 1]
+    if fast:
+        gains = words.join([f"{words.title(r.name)} {r.speedup:.2f}×" for r in fast])
+        shown.append(("good", f"int8 is faster than float on the same runtime: {gains}."))
+    untimed = [words.title(r.name) for r in runtimes if r.timed and r.int8 is None]
+    if untimed:
+        shown.append(("info", f"{words.join(untimed)} cannot be timed on this host, so no latency is claimed for it."))
+    if not runtimes:
+        shown.append(("info", "Nothing is exported yet."))
+    elif model.islands:
+        shown.append(("info", f"{len(model.islands)} of the network's operators stay in float; the reasons stand below."))
+    return sorted(shown, key=lambda verdict: verdict[0] != "warn")
+
+
+def _parity_verdicts(parity: Found | None) -> list[tuple[str, str]]:
+    rows = (parity or {}).get("backends", {})
+    if not rows:
+        return []
+    far = [f"{words.title(n)} by {words.plain(r['max_lsb'])} LSB" for n, r in rows.items() if r["max_lsb"] > 1]
+    exact = [words.title(n) for n, r in rows.items() if r["max_lsb"] == 0]
+    near = [
+        f"{words.title(n)} ({words.share(r['exact_share'])} of its elements equal)"
+        for n, r in rows.items()
+        if 0 < r["max_lsb"] <= 1
+    ]
+    said = [("warn", f"Further than 1 LSB from its own simulation: {words.join(far)}.")] if far else []
+    if exact:
+        equal = "equals its runtime's simulation" if len(exact) == 1 else "equal their runtimes' simulation"
+        said.append(("good", f"{words.join(exact)} {equal} in every element."))
+    if near:
+        said.append(("good", f"Within 1 LSB of its simulation: {words.join(near)}."))
+    return said
+
+
+def _accuracy_verdict(parity: Found) -> str:
+    said = []
+    for metric, value in parity["float_metric"].items():
+        reached = [r["metric"][metric] for r in parity["backends"].values() if r["metric"]]
+        text = f"{metric} {words.plain(value)} in float"
+        if parity["qdq_metric"]:
+            text += f", {words.plain(parity['qdq_metric'][metric])} quantized"
+        if reached:
+            low, high = min(reached), max(reached)
+            text += f", {words.plain(low)}" + (f" to {words.plain(high)}" if high > low else "") + " in the artefacts"
+        said.append(text)
+    return "; ".join(said) + "."
+
+
+def _accuracy(parity: Found | None) -> list[tuple[str, dict[str, tuple[float, float | None]]]]:
+    """(who, metric → (value, distance to float)) for float, the QDQ program and every backend with a metric."""
+    if not parity or not parity["float_metric"]:
+        return []
+    base = parity["float_metric"]
+    rows = [("Float network", base), ("Quantized program (QDQ)", parity["qdq_metric"])]
+    rows += [(words.title(n), r["metric"]) for n, r in parity["backends"].items()]
+    return [
+        (who, {m: (v, None if values is base else v - base[m]) for m, v in values.items() if m in base})
+        for who, values in rows
+        if values
+    ]
+
+
+def _outputs(parity: Found | None) -> list[Found]:
+    """Every output of every kernel set of every backend."""
+    rows = (parity or {}).get("backends", {}).values()
+    return [output for row in rows for kernels in row["kernels"].values() for output in kernels["outputs"]]
+
+
+def _columns(stats: Sequence[TensorStats]) -> list[tuple[int, TensorStats, float]]:
+    """(index into the page's data, tensor, height in percent) of the error plot's columns."""
+    return [
+        (i, s, 100 * min(max(s.sqnr_db, 0.5), AXIS_DB) / AXIS_DB)
+        for i, s in enumerate(stats)
+        if s.role != "weight" and not math.isnan(s.sqnr_db)
+    ]
+
+
+def _layers(model: QuantizedModel, stats: Sequence[TensorStats]) -> list[dict[str, Any]]:
+    """One row for each operator of the float network, in order: its precision and what became of it."""
+    activations = {s.key: s for s in stats if s.role == "activation"}
+    weights = {s.key: s for s in stats if s.role == "weight"}
+    rows = []
+    for key in dict.fromkeys([*model.plan.layers, *model.islands]):
+        precision = model.plan.layers.get(key, "fp32")
+        if key in activations and key not in model.islands:
+            became, why = "integer", ""
+        elif key in weights:
+            became, why = "int8 weights", "computed in float"
+        elif key in model.islands:
+            became, why = "float", model.islands[key]
+        elif precision == "fp16":
+            became, why = "float16", ""
+        else:
+            became, why = "fused", "clip bounds of the operator before it"
+        rows.append({
+            "key": key, "precision": precision, "became": became, "why": why,
+            "activation": activations.get(key), "weight": weights.get(key),
+        })  # fmt: skip
+    return rows
+
+
+def _data(stats: Sequence[TensorStats]) -> str:
+    """Histograms as compact JSON that is safe inside a script element; numbers to 5 digits, null for infinite."""
+
+    def short(value: float) -> float | None:
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+
+    rows = [
+        {
+            "key": s.key, "role": s.role, "kind": s.kind, "shape": s.shape, "db": short(s.sqnr_db),
+            "scale": short(s.scale), "zero": s.zero_point, "low": short(s.low), "high": short(s.high),
+            "min": short(s.minimum), "max": short(s.maximum), "clipped": short(s.clipped), "counts": s.counts,
+            "channels": [short(c) for c in s.channels] if s.channels else None,
+        }
+        for s in stats
+    ]  # fmt: skip
+    text = json.dumps(rows, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _versions(model: QuantizedModel, parity: Found | None, latency: Found | None) -> list[tuple[str, list[str]]]:
+    """Package → version when quantized, verified, profiled; a stage that has not happened reads –."""
+    assert model.folder is not None
+    manifest = read_json(model.folder / MANIFEST, f"{model.folder}: no {MANIFEST}; quantize again")
+    stages = [manifest["versions"], *((f or {}).get("versions", {}) for f in (parity, latency))]
+    names = dict.fromkeys(name for stage in [*stages, versions()] for name in stage)
+    return [(name, [stage.get(name, words.NOTHING) for stage in stages]) for name in names]
+
+
+def _commands(model: QuantizedModel, runtimes: Sequence[Runtime]) -> list[str]:
+    assert model.folder is not None
+    folder = model.folder.name
+    task = Path(model.task).name if model.task else "TASK.py"
+    to = " ".join(f"--to {name}" for name in ([r.name for r in runtimes] or backends.RUNTIMES))
+    return [
+        f"edgeq quantize {task} --recipe {model.plan.recipe} --target {model.plan.target} -o {folder}",
+        f"edgeq export {folder} {to}",
+        f"edgeq verify {folder}",
+        f"edgeq profile {folder}",
+        f"edgeq report {folder}",
+    ]
+
+
+def _batch(model: QuantizedModel) -> tuple[Sequence[Tensor], str]:
+    """Flat inputs for the statistics, and in words where they come from."""
+    if model.task and Path(model.task).is_file():
+        try:
+            task = load_task(model.task)
+            for raw in islice(task.calibration() if task.calibration else (), 1):
+                return flatten(raw), "the first calibration batch"
+        except EdgeqError as error:
+            return model.golden, f"the synthetic golden input (the task's data is not there: {error})"
+    return model.golden, "the synthetic golden input"
+
+
+def _read(path: Path) -> Any:
+    return read_json(path, "") if path.is_file() else None
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of everything in a folder."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
