@@ -64,6 +64,7 @@ def unlift(program: ExportedProgram) -> GraphModule:
     module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
     module.graph.set_codegen(CodeGen())
+    module._forward_pre_hooks.clear()  # export's own check of the nested inputs, which are flat from here on
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     module.recompile()

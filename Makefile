@@ -1,0 +1,35 @@
+# Two commands do everything: make demo, make test.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types floors clean
+
+demo: $(STAMP)
+	$(BIN)/edgeq demo -o demo-out
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy and import-linter do not see packages mapped by setuptools, so they read a tree of links
+types: $(STAMP)
+	tools/link_tree.sh
+	cd build/tree && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p edgeq
+
+floors: $(STAMP)
+	tools/link_tree.sh
+	cd build/tree && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml --no-cache
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf build demo-out $(VENV)

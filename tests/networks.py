@@ -1,0 +1,96 @@
+"""Small networks that between them use every operator the pipeline knows; seeded, so that every run sees the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class InvertedResidual(nn.Module):
+    """MobileNet-like: expand, depthwise, project, residual add, global mean, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
+        self.expand = nn.Sequential(nn.Conv2d(8, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU6())
+        self.depthwise = nn.Sequential(nn.Conv2d(24, 24, 3, 1, 1, groups=24, bias=False), nn.BatchNorm2d(24), nn.ReLU6())
+        self.project = nn.Sequential(nn.Conv2d(24, 8, 1, bias=False), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.project(self.depthwise(self.expand(x)))
+        return self.head(x.mean((2, 3)))
+
+
+class Neck(nn.Module):
+    """Detector-like: stages, transposed convolution, concatenation, several heads in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.up = nn.ConvTranspose2d(16, 8, 4, 2, 1)
+        self.cls, self.box = nn.Conv2d(16, 2, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        low = F.relu(self.a(x))
+        y = torch.cat([F.relu(self.up(F.relu(self.b(low)))), low], 1)
+        return {"cls": self.cls(y), "box": self.box(y)}
+
+
+class Attention(nn.Module):
+    """Transformer-like: embedding, layer norm, softmax, GELU; linear layers are what can be integer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm = nn.Embedding(50, 16), nn.LayerNorm(16)
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.words(tokens)
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        x = x + self.out(torch.softmax(q @ k.transpose(1, 2) / 4, -1) @ v)
+        return x + self.down(F.gelu(self.up(x)))
+
+
+class TwoInputs(nn.Module):
+    """Nested inputs and outputs: a tensor and a dictionary in, a tuple with a list out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.other = nn.Conv2d(3, 4, 3, padding="same"), nn.Conv2d(2, 4, 1)
+
+    def forward(self, x: Tensor, extra: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        y = F.relu(self.image(x) + self.other(extra["depth"]))
+        return F.max_pool2d(y, 2), [y.mean((2, 3)), F.avg_pool2d(y, 2)]
+
+
+def seeded(network: type[nn.Module]) -> nn.Module:
+    """`network` with fixed weights and BatchNorm statistics that are not the identity."""
+    torch.manual_seed(0)
+    made = network()
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+            nn.init.normal_(module.running_mean, 0, 0.2)  # type: ignore[arg-type] # a buffer
+            nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type] # a buffer
+    return made.eval()
+
+
+def inputs(network: type[nn.Module], seed: int = 0) -> tuple[Any, ...]:
+    """Random inputs of the shape `network` takes."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(1, 3, 16, 16, generator=generator)
+    if network is Attention:
+        return (torch.randint(0, 50, (1, 6), generator=generator),)
+    if network is TwoInputs:
+        return image, {"depth": torch.randn(1, 2, 16, 16, generator=generator)}
+    return (image,)
+
+
+ALL: tuple[type[nn.Module], ...] = (InvertedResidual, Neck, Attention, TwoInputs)
