@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
@@ -70,8 +69,8 @@ def convert(module: GraphModule, inputs: Sequence[Node]) -> Any:
         from ai_edge_litert import schema_py_generated as schema
 
         try:
-            converted = litert_torch.convert(_Module(module), examples)
-            raw = converted.tflite_model() if callable(getattr(converted, "tflite_model", None)) else converted._tflite_model
+            converted = litert_torch.convert(_Module(module).eval(), examples)
+            raw = converted.model_content()
         except Exception as error:  # the converter raises whatever its passes raise
             raise EdgeqError(f"litert-torch cannot convert a float part of the network: {_condense(error)}") from error
     return schema.ModelT.InitFromPackedBuf(raw, 0)
@@ -89,7 +88,10 @@ class _Module(torch.nn.Module):
 
 
 def merge(writer: ModelWriter, model: Any, inputs: Sequence[int], prefix: str = "island/") -> list[int]:
-    """Move the operators of `model` into `writer`, reading its tensors `inputs`. Returns the tensors it computes."""
+    """Move the operators of `model` into `writer`, reading its tensors `inputs`. Returns the tensors it computes.
+
+    litert-torch makes 64-bit integers 32-bit ones; a CAST leads into them.
+    """
     main = model.subgraphs[0]
     signature = model.signatureDefs[0]
     position = {int(m.tensorIndex): int(m.name.decode().rsplit("_", 1)[1]) for m in signature.inputs}
@@ -98,7 +100,7 @@ def merge(writer: ModelWriter, model: Any, inputs: Sequence[int], prefix: str = 
     mapped: dict[int, int] = {-1: -1}
     for index, tensor in enumerate(main.tensors):
         if index in position:
-            mapped[index] = inputs[position[index]]
+            mapped[index] = cast(writer, inputs[position[index]], tensor.type)
             continue
         tensor.buffer = buffers[tensor.buffer]
         tensor.name = prefix.encode() + tensor.name
@@ -117,6 +119,18 @@ def merge(writer: ModelWriter, model: Any, inputs: Sequence[int], prefix: str = 
         writer.others.append(graph)
     outputs = {int(m.name.decode().rsplit("_", 1)[1]): int(m.tensorIndex) for m in signature.outputs}
     return [mapped[outputs[i]] for i in range(len(outputs))]
+
+
+def cast(writer: ModelWriter, index: int, dtype: int) -> int:
+    """Tensor `index` as `dtype` (a code of the schema's TensorType)."""
+    source = writer.tensors[index]
+    if source.type == dtype:
+        return index
+    types = {code: name for name, code in vars(writer.schema.TensorType).items() if not name.startswith("_")}
+    out = writer.tensor(f"{source.name.decode()}_{types[dtype].lower()}", source.shape, types[dtype])
+    options = {"inDataType": source.type, "outDataType": dtype}
+    writer.operator("CAST", [index], [out], table="CastOptions", **options)
+    return out
 
 
 def weight_only(program: IntegerProgram, floats: Sequence[Node]) -> list[tuple[Node, Tensor, Tensor, int]]:
@@ -222,6 +236,3 @@ def _condense(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "not implemented" in line.lower() or "unsupported" in line.lower() or "Lowering not found" in line]
     return (telling or lines or [type(error).__name__])[0][:300]
-
-
-__all__ = ["NDArray", "convert", "cut_out", "fold_weights", "merge", "weight_only"]

@@ -120,7 +120,8 @@ class _Walk:
             else:
                 sources.append(self.floats.setdefault(node, self._late(node)) if node not in self.floats else self.floats[node])
         for node, index in zip(wanted, islands.merge(self.writer, model, sources), strict=True):
-            self.floats[node] = index
+            wanted_type = str(value(node).dtype).removeprefix("torch.").upper()
+            self.floats[node] = islands.cast(self.writer, index, getattr(self.writer.schema.TensorType, wanted_type))
         islands.fold_weights(self.writer, islands.weight_only(self.program, self.program.floats))
 
     def _late(self, node: Node) -> int:
