@@ -17,6 +17,8 @@ def placement(function: Any, name: str, kind: str, layers: tuple[str, ...]) -> O
     A kernel counts as integer only if every accumulation (a store to memory that its own value reads) is free of
     float arithmetic, and, for kinds with weights, some int32 accumulation multiplies what was loaded from int8 weights.
     """
+    if not kind and all(str(p.dtype) == "int8" for p in function.params):
+        return OpPlacement(name, "reshape", "integer", "the same bytes under another shape", layers)
     if not kind:
         return OpPlacement(name, name.removeprefix("fused_"), "float island", "computed in float32 by TVM's own operators", layers)
     floats, products = accumulations(function)

@@ -223,23 +223,52 @@ class _Emitter:
         return self.floats[node]
 
     def _float(self, node: Node) -> Any:
-        """A float operator, by TVM's importer."""
+        """A float operator, by TVM's importer; what that does not take is first decomposed into core aten operators."""
+        for source in node.all_input_nodes:
+            self._real(source)
+        try:
+            return self._imported(node)
+        except Exception as first:  # the importer raises whatever comes: KeyError, AssertionError, TVM's own
+            try:
+                return self._decomposed(node)
+            except Exception:
+                name = getattr(node.target, "__name__", str(node.target))
+                reason = f"it has no {name}" if isinstance(first, KeyError) else _first_line(first)
+                raise EdgeqError(f"TVM's importer cannot take {name} (node {node.name}): {reason}") from first
+
+    def _imported(self, node: Node) -> Any:
         from torch._subclasses.fake_tensor import FakeTensor
         from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
-        called = getattr(node.target, "__name__", str(node.target))
-        convert = self.importer.convert_map.get(called)
-        if convert is None:
-            raise EdgeqError(f"TVM has no operator for {called} (node {node.name}): rewrite that part of the network")
-        for source in node.all_input_nodes:
-            self._real(source)
+        convert = self.importer.convert_map[node.target.__name__]  # type: ignore[union-attr] # operators have names
         for member in (node, *node.all_input_nodes):  # the importer reads shapes off tensor_meta, which a loaded program lacks
             if isinstance(member.meta.get("val"), FakeTensor):
                 member.meta.setdefault("tensor_meta", _extract_tensor_metadata(member.meta["val"]))
-        try:
-            return convert(node)
-        except Exception as error:  # the importer raises whatever comes: KeyError, AssertionError, TVM's own
-            raise EdgeqError(f"TVM's importer cannot take {called} (node {node.name}): {_first_line(error)}") from error
+        return convert(node)
+
+    def _decomposed(self, node: Node) -> Any:
+        """The same operator as torch's core aten decomposition, imported step by step."""
+        from torch._decomp import core_aten_decompositions
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        sources = list(node.all_input_nodes)
+
+        def alone(*tensors: Any) -> Any:
+            given = dict(zip(sources, tensors, strict=True))
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: given[n])
+            return node.target(*args, **kwargs)  # type: ignore[operator] # an aten operator
+
+        examples = [torch.zeros(s.meta["val"].shape, dtype=s.meta["val"].dtype) for s in sources]
+        inner = make_fx(alone, core_aten_decompositions(), tracing_mode="fake")(*examples)
+        feed = iter(sources)
+        for step in inner.graph.nodes:
+            if step.op == "placeholder":
+                self.floats[step] = self.floats[next(feed)]
+            elif step.op == "get_attr":
+                self.floats[step] = self.relax.const(constant(inner, step).numpy())
+            elif step.op == "call_function":
+                self.floats[step] = self._imported(step)
+        return torch.fx.map_arg(inner.graph.output_node().args[0], lambda n: self.floats[n])
 
 
 def _unfolded(program: IntegerProgram, node: Node) -> Any:
