@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -136,14 +138,14 @@ def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None
         int8, floating = times.get("int8"), times.get("float")
         rows = int8["rows"] if int8 else []
         longest = max([*(row["ms"] for row in rows), (int8 or {}).get("unattributed_ms") or 0.0], default=0.0) or 1.0
-        coverage = [{"name": r.name, "kind": r.kind, "status": r.status, "reason": r.reason, "layers": r.layers}
-                    for r in artifact.coverage]  # fmt: skip
+        coverage = [dataclasses.asdict(row) for row in artifact.coverage]
+        placed = Counter(str(row.status) for row in artifact.coverage)
         found.append(
             Runtime(
                 name=name,
                 artifact=artifact.path.name,
                 size=_size(artifact.path),
-                counts={s: [r.status for r in artifact.coverage].count(s) for s in ("integer", "eligible", "float island")},  # type: ignore[arg-type] # a status
+                counts={status: placed[status] for status in ("integer", "eligible", "float island")},
                 placed=words.grouped(coverage, rows),
                 notes=artifact.notes,
                 parity=(parity or {}).get("backends", {}).get(name),
@@ -159,9 +161,9 @@ def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None
 
 
 def _bars(artifact: Artifact, rows: Sequence[Found], longest: float) -> list[tuple[str, float, str, float]]:
-    by_name = {r.name: r.status for r in artifact.coverage}
-    by_layers = {r.layers: r.status for r in artifact.coverage if r.layers}
-    bars = []
+    by_name: dict[str, str] = {r.name: r.status for r in artifact.coverage}
+    by_layers: dict[tuple[str, ...], str] = {r.layers: r.status for r in artifact.coverage if r.layers}
+    bars: list[tuple[str, float, str, float]] = []
     for row in sorted(rows, key=lambda row: -row["ms"]):
         status = by_name.get(row["name"]) or by_layers.get(tuple(row["layers"])) or "unknown"
         bars.append((", ".join(row["layers"]) or row["name"], row["ms"], status, row["ms"] / longest))
@@ -186,7 +188,7 @@ def _verdicts(
     if not runtimes:
         shown.append(("info", "Nothing is exported yet."))
     elif model.islands:
-        shown.append(("info", f"{len(model.islands)} of the network's operators stay in float; the reasons stand below."))
+        shown.append(("info", f"{len(model.islands)} of the network's operators stay in float, for the reasons below."))
     return sorted(shown, key=lambda verdict: verdict[0] != "warn")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -143,7 +143,7 @@ def latency_tables(found: Found) -> list[RenderableType]:
         if row["int8"] is None:
             untimed.append(title(name))
         elif row["int8"]["rows"]:
-            parts.extend([Text(), *_operators(name, row["int8"])])
+            parts.extend(_operators(name, row["int8"]))
     measured = next((row["int8"] for row in found["backends"].values() if row["int8"]), None)
     how = ""
     if measured:
@@ -168,14 +168,10 @@ def doctor_tables(found: Found) -> list[RenderableType]:
         recipes.add_row(name, escape(summary))
     return [
         backends,
-        Text(),
         devices,
-        Text(),
         _targets(found["targets"]),
         Text("● integer   ○ the device decides   · float", style="dim"),
-        Text(),
         recipes,
-        Text(),
         Text("  ".join(f"{name} {version}" for name, version in found["versions"].items()), style="dim"),
     ]
 
@@ -215,7 +211,7 @@ def _accuracy(floating: Found | None, qdq: Found | None, backends: Mapping[str, 
     table = _table("accuracy", *(escape(name) for name in floating))
     for name, values in {"float": floating, "QDQ program": qdq, **{title(n): m for n, m in backends.items()}}.items():
         table.add_row(name, *(plain((values or {}).get(metric)) for metric in floating))
-    return Group(Text(), table)
+    return table
 
 
 def _islands(islands: Mapping[str, str]) -> Table:
