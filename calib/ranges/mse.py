@@ -35,7 +35,7 @@ def interval(stats: Observer, spec: QuantSpec) -> tuple[float, float]:
             np.linspace(max(c - reach, 1.0 / STEPS), min(c + reach, 1.0), STEPS) if f else np.ones(1)
             for c, f in zip(centre, free, strict=True)
         ]
-        above, below = (grid.ravel() for grid in np.meshgrid(shares[1], shares[0]))
+        above, below = (ends.ravel() for ends in np.meshgrid(shares[1], shares[0]))
         if spec.symmetric:
             below = above
         best = int(np.argmin(_errors(centres, counts, low * below, high * above, spec)))

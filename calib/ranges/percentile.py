@@ -18,7 +18,7 @@ def interval(stats: Observer, spec: QuantSpec, *, percent: float = 99.99) -> tup
     if spec.symmetric:
         bound = min(_quantile(np.abs(centres), counts, percent, stats.width / 2), max(-stats.low, stats.high))
         return -bound, bound
-    low = -_quantile(-centres, counts, percent, stats.width / 2)
+    low = 0.0 - _quantile(-centres, counts, percent, stats.width / 2)
     high = _quantile(centres, counts, percent, stats.width / 2)
     return max(low, stats.low), min(high, stats.high)
 
