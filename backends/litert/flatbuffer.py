@@ -56,6 +56,17 @@ def schema() -> Any:
     return schema_py_generated
 
 
+def pack(model: Any) -> bytes:
+    """The bytes of a schema object ModelT, buffers aligned as the kernels want them."""
+    import flatbuffers
+
+    s = schema()
+    model.buffers = [b if isinstance(b, _AlignedBuffer) else _AlignedBuffer(b.data, s) for b in model.buffers]
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
 class ModelWriter:
     """One subgraph under construction. Tensors are known by index, as in the file."""
 
@@ -142,8 +153,6 @@ class ModelWriter:
 
     def serialize(self, inputs: Sequence[tuple[str, int]], outputs: Sequence[tuple[str, int]]) -> bytes:
         """The finished file. `inputs` and `outputs` are (signature name, tensor index), in the program's order."""
-        import flatbuffers
-
         s = self.schema
         graph = s.SubGraphT()
         graph.name = b"main"
@@ -161,10 +170,8 @@ class ModelWriter:
         model.operatorCodes = self.codes
         model.subgraphs = [graph, *self.others]
         model.signatureDefs = [signature]
-        model.buffers = [_AlignedBuffer(b.data, s) for b in self.buffers]
-        builder = flatbuffers.Builder(1 << 20)
-        builder.Finish(model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        model.buffers = self.buffers
+        return pack(model)
 
     def _named(self, name: str, index: int) -> Any:
         entry = self.schema.TensorMapT()

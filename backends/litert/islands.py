@@ -87,7 +87,7 @@ class _Module(torch.nn.Module):
         return self.inner(*args)
 
 
-def merge(writer: ModelWriter, model: Any, inputs: Sequence[int], prefix: str = "island/") -> list[int]:
+def merge(writer: ModelWriter, model: Any, inputs: Sequence[int]) -> list[int]:
     """Move the operators of `model` into `writer`, reading its tensors `inputs`. Returns the tensors it computes.
 
     litert-torch makes 64-bit integers 32-bit ones; a CAST leads into them.
@@ -103,7 +103,7 @@ def merge(writer: ModelWriter, model: Any, inputs: Sequence[int], prefix: str = 
             mapped[index] = cast(writer, inputs[position[index]], tensor.type)
             continue
         tensor.buffer = buffers[tensor.buffer]
-        tensor.name = prefix.encode() + tensor.name
+        tensor.name = f"island/{index}".encode()  # litert-torch's names are places in its own sources
         writer.tensors.append(tensor)
         mapped[index] = len(writer.tensors) - 1
     for graph in (main, *model.subgraphs[1:]):

@@ -118,14 +118,11 @@ class _Walk:
                 self.floats[source] = self._float_tensor(f"{source.name}_float", node)
                 sources.append(self.floats[source])
             else:
-                sources.append(self.floats.setdefault(node, self._late(node)) if node not in self.floats else self.floats[node])
+                sources.append(self.floats[node])
         for node, index in zip(wanted, islands.merge(self.writer, model, sources), strict=True):
             wanted_type = str(value(node).dtype).removeprefix("torch.").upper()
             self.floats[node] = islands.cast(self.writer, index, getattr(self.writer.schema.TensorType, wanted_type))
         islands.fold_weights(self.writer, islands.weight_only(self.program, self.program.floats))
-
-    def _late(self, node: Node) -> int:
-        raise AssertionError(f"{node.name} is read as float but was made an int8 input")
 
     def _float_tensor(self, name: str, node: Node) -> int:
         return self.writer.tensor(name, tuple(value(node).shape), "float32")
@@ -232,7 +229,12 @@ def _differs(tensor: Any, name: str, qparams: QParams) -> list[str]:
 
 
 def coverage(data: bytes, layers: Mapping[str, str], island_layers: tuple[str, ...] = ()) -> tuple[OpPlacement, ...]:
-    """One row for each operator of a `.tflite` file: integer where no tensor it touches is float."""
+    """One row for each operator of a `.tflite` file: integer where no tensor it touches is float.
+
+    litert-torch does not say which layer an island's operator came from, so those rows name a layer only where
+    `island_layers`, the layers that compute in float, are one.
+    """
+    only = island_layers if len(island_layers) == 1 else ()
     s = schema()
     names = {code: text for text, code in vars(s.BuiltinOperator).items() if not text.startswith("_")}
     model = s.ModelT.InitFromPackedBuf(data, 0)
@@ -253,7 +255,7 @@ def coverage(data: bytes, layers: Mapping[str, str], island_layers: tuple[str, .
             rows.append(OpPlacement(name, kind, "float island", "converts between integers and float at an island's edge", keys))
         else:
             reason = "its layer is not quantized, so it computes in float32"
-            rows.append(OpPlacement(name, kind, "float island", reason, keys or island_layers[: len(island_layers) * (len(island_layers) == 1)]))
+            rows.append(OpPlacement(name, kind, "float island", reason, keys or only))
     return tuple(rows)
 
 

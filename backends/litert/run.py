@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgeq.graph.arithmetic import litert_reference
 from edgeq.graph.quiet import quiet
-from edgeq.spec import EdgeqError
+from edgeq.graph.simulate import dequantize, quantize_float
+from edgeq.spec import EdgeqError, QParams
 
 Kernels = Literal["xnnpack", "builtin", "reference"]
 
 
-def interpreter(path: Path, *, threads: int = 1, kernels: Kernels = "xnnpack") -> Any:
-    """An interpreter of `path` with its tensors allocated.
+def interpreter(path: Path, *, threads: int = 1, kernels: Kernels = "xnnpack", data: bytes | None = None) -> Any:
+    """An interpreter of the file `path` (or of `data`, made from it) with its tensors allocated.
 
     kernels: `xnnpack` is LiteRT's default (its delegate takes what it can), `builtin` the optimised kernels without a
     delegate, `reference` the plain C++ ones.
@@ -36,7 +38,7 @@ def interpreter(path: Path, *, threads: int = 1, kernels: Kernels = "xnnpack") -
     }
     if kernels not in types:
         raise EdgeqError(f"unknown LiteRT kernels {kernels!r}: use {', '.join(types)}")
-    data = _verified(path)
+    data = _verified(path) if data is None else data
     with quiet():
         try:
             made = Interpreter(model_content=data, num_threads=threads, experimental_op_resolver_type=types[kernels])
@@ -58,37 +60,44 @@ def load(
     Raises:
         EdgeqError: see `interpreter`; the function raises it for inputs of another number or shape.
     """
-    from edgeq.graph.arithmetic import litert_reference
-    from edgeq.graph.simulate import dequantize, quantize_float
-    from edgeq.spec import QParams
-
     engine = interpreter(path, threads=threads, kernels=kernels)
-    quantize = quantize_float if kernels == "xnnpack" else litert_reference.quantize
-    inputs, outputs = engine.get_input_details(), engine.get_output_details()
-
-    def numbers(detail: dict[str, Any]) -> QParams:
-        scale, zero_point = detail["quantization"]
-        return QParams((float(scale),), (int(zero_point),))
+    outputs = engine.get_output_details()
 
     def predict(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        if len(tensors) != len(inputs):
-            raise EdgeqError(f"{path} takes {len(inputs)} inputs, got {len(tensors)}")
-        for detail, tensor in zip(inputs, tensors, strict=True):
-            if tuple(tensor.shape) != tuple(int(d) for d in detail["shape"]):
-                wanted = tuple(int(d) for d in detail["shape"])
-                raise EdgeqError(f"{path}: input {detail['name']} is {wanted}, got {tuple(tensor.shape)}")
-            if detail["dtype"] is np.int8 and tensor.is_floating_point():
-                tensor = quantize(tensor, numbers(detail))
-            engine.set_tensor(detail["index"], tensor.detach().contiguous().numpy().astype(detail["dtype"], copy=False))
+        feed(path, engine, tensors, kernels)
         engine.invoke()
         results = []
         for detail in outputs:
             tensor = torch.from_numpy(engine.get_tensor(detail["index"]))
             quantized = detail["dtype"] is np.int8 and detail["quantization"][0] != 0.0
-            results.append(dequantize(tensor, numbers(detail)) if quantized and not raw else tensor)
+            results.append(dequantize(tensor, _numbers(detail)) if quantized and not raw else tensor)
         return tuple(results)
 
     return predict
+
+
+def feed(path: Path, engine: Any, tensors: Sequence[Tensor], kernels: Kernels = "xnnpack") -> None:
+    """Set the inputs of `engine`, floats quantized where it takes int8.
+
+    Raises:
+        EdgeqError: another number of inputs, or another shape.
+    """
+    inputs = engine.get_input_details()
+    quantize = quantize_float if kernels == "xnnpack" else litert_reference.quantize
+    if len(tensors) != len(inputs):
+        raise EdgeqError(f"{path} takes {len(inputs)} inputs, got {len(tensors)}")
+    for detail, tensor in zip(inputs, tensors, strict=True):
+        wanted = tuple(int(d) for d in detail["shape"])
+        if tuple(tensor.shape) != wanted:
+            raise EdgeqError(f"{path}: input {detail['name']} is {wanted}, got {tuple(tensor.shape)}")
+        if detail["dtype"] is np.int8 and tensor.is_floating_point():
+            tensor = quantize(tensor, _numbers(detail))
+        engine.set_tensor(detail["index"], tensor.detach().contiguous().numpy().astype(detail["dtype"], copy=False))
+
+
+def _numbers(detail: dict[str, Any]) -> QParams:
+    scale, zero_point = detail["quantization"]
+    return QParams((float(scale),), (int(zero_point),))
 
 
 def _verified(path: Path) -> bytes:

@@ -1,7 +1,7 @@
 """LiteRT's optimised kernels without a delegate: the reference kernels' arithmetic, where vectors round ties upwards.
 
-On x86 these kernels are the NEON ones (through NEON_2_SSE): vqrdmulh and vrshl round half towards plus infinity, where
-gemmlowp rounds half away from zero. Sources: tflite/kernels/internal/optimized/neon_check.h,
+Their NEON form (on x86 through NEON_2_SSE) shifts with vrshl, which rounds ties towards plus infinity, where the
+reference's second rounding goes away from zero. Sources: tflite/kernels/internal/optimized/neon_check.h,
 optimized/integer_ops/*.h, kernels/cpu_backend_gemm_*.h.
 """
 

@@ -39,7 +39,7 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
 
 
 def doubling_high_mul(a: Tensor, b: Tensor) -> Tensor:
-    """round(a·b / 2^31), half away from zero, saturated (gemmlowp's SaturatingRoundingDoublingHighMul); int64 tensors."""
+    """round(a·b / 2^31), ties upwards, saturated (gemmlowp's SaturatingRoundingDoublingHighMul); int64 tensors."""
     product = a * b
     nudged = product + torch.where(product >= 0, 1 << 30, 1 - (1 << 30))
     return torch.clamp(torch.div(nudged, 1 << 31, rounding_mode="trunc"), max=(1 << 31) - 1)
@@ -53,7 +53,7 @@ def rounding_shift(x: Tensor, exponent: Tensor) -> Tensor:
 
 
 def multiply(x: Tensor, mantissa: Tensor, shift: Tensor) -> Tensor:
-    """MultiplyByQuantizedMultiplier without TFLITE_SINGLE_ROUNDING: two roundings, each half away from zero."""
+    """MultiplyByQuantizedMultiplier without TFLITE_SINGLE_ROUNDING: two roundings, ties upwards and then away from zero."""
     return rounding_shift(doubling_high_mul(x << shift.clamp(min=0), mantissa), (-shift).clamp(min=0))
 
 

@@ -1,0 +1,32 @@
+"""What LiteRT's kernels compute as integers, as seen in the files this backend writes and in ai-edge-litert 2.3.0."""
+
+from __future__ import annotations
+
+from edgeq.spec import OpSupport, Target
+
+CLIPS = ("relu", "relu6", "clamp")  # relu and relu6 in the kernel itself, other bounds as MAXIMUM and MINIMUM behind it
+AVERAGE = "no ceil_mode, and padding counts into the average"
+
+TARGET = Target(
+    name="litert",
+    runtimes=("litert",),
+    arithmetic="litert_reference",
+    ops=(
+        *(OpSupport(kind, fused=CLIPS) for kind in ("conv1d", "conv2d", "depthwise_conv2d")),
+        OpSupport(
+            "conv_transpose2d", fused=CLIPS, constraint="one group, no dilation", limits=("litert_transposed",)
+        ),
+        *(OpSupport(kind, fused=CLIPS) for kind in ("linear", "add", "sub", "mul", "matmul", "mean")),
+        OpSupport("avg_pool2d", shared_scale=True, constraint=AVERAGE, limits=("xnnpack_average",)),
+        OpSupport("max_pool2d", shared_scale=True, constraint="4-D, no dilation", limits=("litert_max_pool",)),
+        *(OpSupport(kind) for kind in CLIPS),
+        *(OpSupport(kind, shared_scale=True) for kind in ("cat", "reshape", "permute")),
+        OpSupport("slice", shared_scale=True, constraint="at most 5 axes", limits=("litert_slice",)),
+        OpSupport("pad", shared_scale=True, constraint="no negative amounts", limits=("litert_pad",)),
+        OpSupport("upsample_nearest", shared_scale=True, constraint="whole factors, 4-D", limits=("xnnpack_upsample",)),
+        OpSupport("softmax", fixed_output=(1 / 256, -128)),
+        OpSupport("sigmoid", fixed_output=(1 / 256, -128)),
+        OpSupport("tanh", fixed_output=(1 / 128, 0)),
+    ),
+    weight_only=("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"),
+)
