@@ -16,8 +16,9 @@ def interval(stats: Observer, spec: QuantSpec, *, nonzero: bool = False) -> tupl
 
     On a histogram of magnitudes with 1025 to 2048 bins, for each T: the reference P are the bins below T with what lies
     beyond added to the last; the candidate Q are the same bins merged into 2^(bits-1) levels, spread again evenly over
-    the bins that are not empty; T minimises KL(P || Q). `nonzero` leaves the exact zeros out, which otherwise fill
-    the first bin and, on a sparse tensor, outweigh everything else.
+    the bins that are not empty; T minimises KL(P || Q). That is the slides' rule to the letter: exact zeros fill the
+    first bin and, on a sparse tensor or behind a ReLU, outweigh everything else, so that T collapses. `nonzero` leaves
+    them out (NVIDIA's later pytorch-quantization overwrites the first bin to the same end).
     """
     counts = _magnitudes(stats)
     if not counts.any():
