@@ -213,20 +213,30 @@ def _parity_verdicts(parity: Found | None) -> list[tuple[str, str]]:
 
 
 def _accuracy_verdict(parity: Found) -> str:
+    """Each metric in float, quantized, and over the artefacts; what is infinite or unknown is left out."""
     said = []
-    for metric, value in parity["float_metric"].items():
-        reached = [r["metric"][metric] for r in parity["backends"].values() if r["metric"]]
-        text = f"{metric} {words.plain(value)} in float"
-        if parity["qdq_metric"]:
-            text += f", {words.plain(parity['qdq_metric'][metric])} quantized"
-        if reached:
-            low, high = min(reached), max(reached)
-            text += f", {words.plain(low)}" + (f" to {words.plain(high)}" if high > low else "") + " in the artefacts"
-        said.append(text)
+    for metric in parity["float_metric"]:
+        reached = [r["metric"].get(metric) for r in parity["backends"].values() if r["metric"]]
+        known = [value for value in reached if _finite(value)]
+        stages = [
+            (words.plain(parity["float_metric"][metric]), "in float", _finite(parity["float_metric"][metric])),
+            (words.plain((parity["qdq_metric"] or {}).get(metric)), "quantized", parity["qdq_metric"] is not None),
+            (_span(known), "in the artefacts", bool(known)),
+        ]
+        said.append(f"{metric} " + ", ".join(f"{value} {where}" for value, where, there in stages if there))
     return "; ".join(said) + "."
 
 
-def _accuracy(parity: Found | None) -> list[tuple[str, dict[str, tuple[float, float | None]]]]:
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = (words.plain(end) for end in (min(values, default=None), max(values, default=None)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _accuracy(parity: Found | None) -> list[tuple[str, dict[str, tuple[float | None, float | None]]]]:
     """(who, metric → (value, distance to float)) for float, the QDQ program and every backend with a metric."""
     if not parity or not parity["float_metric"]:
         return []
@@ -234,10 +244,16 @@ def _accuracy(parity: Found | None) -> list[tuple[str, dict[str, tuple[float, fl
     rows = [("Float network", base), ("Quantized program (QDQ)", parity["qdq_metric"])]
     rows += [(words.title(n), r["metric"]) for n, r in parity["backends"].items()]
     return [
-        (who, {m: (v, None if values is base else v - base[m]) for m, v in values.items() if m in base})
+        (who, {m: (v, None if values is base else _distance(v, base.get(m))) for m, v in values.items()})
         for who, values in rows
         if values
     ]
+
+
+def _distance(value: float | None, reference: float | None) -> float | None:
+    if value is None or reference is None or not math.isfinite(value - reference):
+        return None
+    return value - reference
 
 
 def _outputs(parity: Found | None) -> list[Found]:
