@@ -1,0 +1,149 @@
+"""QDQ or float program → .pte with XNNPACK, and what became of every operator, read back from the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from edgeq.backends.executorch.partition import partitioner
+from edgeq.backends.executorch.pte import PteOp, executorch_package, read_pte
+from edgeq.backends.executorch.rewrites import rewrite
+from edgeq.graph.ops import kind_of
+from edgeq.graph.quiet import quiet
+from edgeq.spec import Artifact, EdgeqError, OpPlacement, Status
+
+TAG = "edgeq_origin"  # key in node.meta["custom"], which ExecuTorch carries through its passes
+FLOATS = {"fp32", "fp16", "pfp32"}
+
+
+def lower(
+    program: ExportedProgram, folder: Path, *, name: str = "model", layers: Mapping[str, str] | None = None
+) -> Artifact:
+    """Write `folder`/`name`.pte; the same program gives the same bytes.
+
+    layers: name of a node of `program` → layer key, for the coverage table.
+
+    Raises:
+        EdgeqError: executorch is missing, an integer operator breaks XNNPACK's rules, or ExecuTorch cannot lower it.
+    """
+    executorch_package()
+    with quiet():
+        module, origin = rewrite(program)
+        tagged = _export(module, origin, program)
+        edge, data = _to_pte(tagged, name)
+        ops = read_pte(data)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.pte"
+    partial = path.with_suffix(".pte.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+    kinds = {n.name: kind_of(n) or _short(str(n.target)) for n in program.graph.nodes if n.op == "call_function"}
+    coverage = _coverage(ops, edge, kinds, layers or {})
+    return Artifact("executorch", path, coverage, _notes(ops, program))
+
+
+def _export(module: torch.fx.GraphModule, origin: Mapping[torch.fx.Node, str], program: ExportedProgram) -> ExportedProgram:
+    """Export the rewritten module, each node tagged with the node of `program` whose work it does."""
+    assert program.example_inputs is not None, "the program was saved without example inputs"
+    args, kwargs = program.example_inputs
+    exported = torch.export.export(module, args, kwargs, strict=False)
+    before = [n for n in module.graph.nodes if n.op == "call_function"]
+    after = [n for n in exported.graph.nodes if n.op == "call_function"]
+    assert [n.target for n in before] == [n.target for n in after], "torch.export changed the rewritten operators"
+    for old, new in zip(before, after, strict=True):
+        new.meta["custom"] = {TAG: origin[old]}
+    return exported
+
+
+def _to_pte(program: ExportedProgram, name: str) -> tuple[ExportedProgram, bytes]:
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
+
+    try:
+        edge = to_edge_transform_and_lower(
+            program, partitioner=[partitioner()], compile_config=EdgeCompileConfig(_check_ir_validity=False)
+        )
+        lowered = edge.exported_program()
+        return lowered, bytes(edge.to_executorch().buffer)
+    except Exception as error:  # ExecuTorch raises whatever its passes raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise EdgeqError(f"{name}: ExecuTorch cannot lower this program ({reason})") from error
+
+
+# ---------------------------------------------------------------- coverage
+
+
+def _coverage(
+    ops: tuple[PteOp, ...], edge: ExportedProgram, kinds: Mapping[str, str], layers: Mapping[str, str]
+) -> tuple[OpPlacement, ...]:
+    by_handle, kernels = _origins(edge)
+    loose = [op for op in ops if not op.delegated]
+    names = dict(zip((op.name for op in loose), kernels, strict=True)) if len(loose) == len(kernels) else {}
+    rows = []
+    for op in ops:
+        if op.inserted:
+            continue
+        node = names.get(op.name) if not op.delegated else by_handle.get(op.handle or -1)
+        status, reason = _judge(op)
+        layer = layers.get(node or "")
+        kind = kinds.get(node or "", op.type)
+        rows.append(OpPlacement(op.name, kind, status, reason, (layer,) if layer else ()))
+    return tuple(rows)
+
+
+def _judge(op: PteOp) -> tuple[Status, str]:
+    if not op.delegated:
+        return "float island", "not delegated: XNNPACK has no such operator, ExecuTorch's own kernel runs between two delegate calls"
+    if not FLOATS & {*op.reads, op.writes}:
+        return "integer", ""
+    if op.weight is not None and op.weight not in FLOATS:
+        return "float island", "weights stay int8 in the file; XNNPACK multiplies them by float activations"
+    return "float island", "in the delegate, computed in float"
+
+
+def _origins(edge: ExportedProgram) -> tuple[dict[int, str], list[str | None]]:
+    """Debug handle → node of the program, for delegated operators; the same for the kernels outside, in order."""
+    handles: dict[int, str] = {}
+    kernels: list[str | None] = []
+    for node in edge.graph_module.graph.nodes:
+        if node.op == "get_attr":
+            inner = getattr(edge.graph_module, str(node.target))
+            for part in inner.original_module.graph.nodes:
+                if (tag := _tag(part)) is not None and isinstance(part.meta.get("debug_handle"), int):
+                    handles[part.meta["debug_handle"]] = tag
+        elif node.op == "call_function" and "delegate" not in str(node.target) and "getitem" not in str(node.target):
+            kernels.append(_tag(node))
+    return handles, kernels
+
+
+def _tag(node: Any) -> str | None:
+    return (node.meta.get("custom") or {}).get(TAG)
+
+
+def _short(target: str) -> str:
+    """`layer_norm` of `aten.layer_norm.default`."""
+    parts = target.split(".")
+    return parts[1] if len(parts) > 1 else target
+
+
+def _notes(ops: tuple[PteOp, ...], program: ExportedProgram) -> tuple[str, ...]:
+    inserted = [op for op in ops if op.inserted and op.type == "StaticTranspose"]
+    notes = []
+    calls = len({op.instruction for op in ops if op.delegated})
+    if calls > 1:
+        notes.append(f"XNNPACK runs in {calls} pieces, because operators between them are not delegated")
+    if inserted:
+        notes.append(f"{len(inserted)} transposes between NCHW and XNNPACK's NHWC were inserted")
+    from edgeq.graph.integer import DEQUANTIZE_CHANNEL
+
+    weights = [n for n in program.graph.nodes if n.target is DEQUANTIZE_CHANNEL and kind_of(next(iter(n.users))) != "linear"]
+    stored = sum(op.weight is not None and op.weight not in FLOATS and op.type != "FullyConnected" for op in ops)
+    if len(weights) > stored:
+        notes.append(
+            f"{len(weights) - stored} convolutions with int8 weights and float activations are stored in float32: "
+            "XNNPACK has no such kernel"
+        )
+    return tuple(notes)

@@ -1,0 +1,220 @@
+"""Exact rewrites into operators that XNNPACK's delegate takes, so that nothing runs between two delegate calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, IntegerOp, read
+from edgeq.graph.ops import ACTIVATIONS, WEIGHTED, clip_bounds, constant, kind_of, node_arg, set_constant, value
+from edgeq.spec import EdgeqError, QParams
+
+aten = torch.ops.aten
+
+FUSES_ANY = frozenset(WEIGHTED)  # a convolution or linear takes both bounds; add takes relu; nothing else takes any
+SHARED = frozenset({"cat", "max_pool2d", "reshape", "permute", "slice", "pad", "upsample_nearest", *ACTIVATIONS})
+LARGEST = 3.0e38  # stands for no bound where hardtanh wants a number
+
+
+def rewrite(program: ExportedProgram) -> tuple[GraphModule, dict[Node, str]]:
+    """Rewrite a QDQ or float program; the function computed stays the same, bit for bit in its integers.
+
+    Returns the module and, per node, the name of the program's node it computes (a part of).
+
+    Raises:
+        EdgeqError: an operator that only moves integers has different scales before and after.
+    """
+    integer = read(program)
+    editor = _Editor(integer.module)
+    for op in integer.ops.values():
+        _check_shared(op)
+        _split_activation(editor, op)
+    for node in list(integer.module.graph.nodes):
+        if node.op == "call_function":
+            _operator(editor, node)
+    integer.module.graph.eliminate_dead_code()
+    integer.module.graph.lint()
+    integer.module.recompile()
+    return integer.module, editor.origin
+
+
+class _Editor:
+    """Adds nodes in front of another and remembers whose work they do."""
+
+    def __init__(self, module: GraphModule) -> None:
+        self.module = module
+        self.origin = {n: n.name for n in module.graph.nodes if n.op == "call_function"}
+
+    def call(self, before: Node, target: Any, *args: Any) -> Node:
+        """A call in front of `before`, which it does a part of."""
+        with self.module.graph.inserting_before(before):
+            node = self.module.graph.call_function(target, args)
+        self.origin[node] = self.origin[before]
+        return node
+
+    def boundary(self, before: Node, x: Node, numbers: Sequence[Any] | None) -> Node:
+        """`x` as integers and back, where its group is quantized: one integer operator ends, another begins."""
+        if numbers is None:
+            return x
+        return self.call(before, DEQUANTIZE, self.call(before, QUANTIZE, x, *numbers), *numbers)
+
+    def replace(self, old: Node, new: Node) -> None:
+        """Let `new` stand for `old` everywhere."""
+        new.meta.setdefault("val", old.meta["val"])
+        old.replace_all_uses_with(new)
+        self.module.graph.erase_node(old)
+
+
+def _operator(editor: _Editor, node: Node) -> None:
+    kind = kind_of(node)
+    if kind == "clamp":
+        _clamp(editor, node)
+    elif kind == "mean":
+        _mean(editor, node)
+    elif kind == "avg_pool2d" and _numbers(node) is not None:
+        _average_pool(editor, node)
+    elif kind == "upsample_nearest":
+        _upsample(editor, node)
+    elif kind == "reshape" and node.target not in (aten.view.default, aten.reshape.default):
+        editor.replace(node, editor.call(node, aten.reshape.default, node.args[0], list(value(node).shape)))
+    elif kind in WEIGHTED:
+        _weight_only(editor, node, kind or "")
+
+
+def _numbers(node: Node) -> tuple[Any, ...] | None:
+    """Arguments of the quantize node behind an integer operator (its activation aside); None in a float island."""
+    if any(s.target is not DEQUANTIZE for s in node.all_input_nodes if s.op != "get_attr") or len(node.users) != 1:
+        return None
+    (user,) = node.users
+    if kind_of(user) in ACTIVATIONS and len(user.users) == 1:
+        (user,) = user.users
+    return tuple(user.args[1:]) if user.target is QUANTIZE else None
+
+
+def _check_shared(op: IntegerOp) -> None:
+    if op.kind in SHARED and any(_pair(q) != _pair(op.output_qparams) for q in op.input_qparams):
+        raise EdgeqError(
+            f"{op.name}: XNNPACK's int8 {op.kind} wants one scale and zero point for inputs and output; "
+            "quantize for target executorch or portable, which share them"
+        )
+
+
+def _pair(qparams: QParams) -> tuple[float, int]:
+    return qparams.scale[0], qparams.zero_point[0]
+
+
+def _split_activation(editor: _Editor, op: IntegerOp) -> None:
+    """An activation the kernel does not fuse becomes an int8 clamp of its own; clipping twice is clipping once."""
+    if op.kind in FUSES_ANY or op.kind == "requantize":
+        return
+    (activation,) = op.node.users
+    kind = kind_of(activation)
+    if kind not in ACTIVATIONS or (op.kind, kind) == ("add", "relu"):
+        return
+    numbers = _numbers(op.node)
+    between = editor.call(activation, QUANTIZE, op.node, *(numbers or ()))
+    activation.replace_input_with(op.node, editor.call(activation, DEQUANTIZE, between, *(numbers or ())))
+
+
+def _clamp(editor: _Editor, node: Node) -> None:
+    """ExecuTorch fuses relu and hardtanh; behind a quantized convolution a clamp breaks its lowering."""
+    low, high = clip_bounds(node, "clamp")
+    if low == 0 and high is None:
+        editor.replace(node, editor.call(node, aten.relu.default, node.args[0]))
+    elif node.target is not aten.hardtanh.default:
+        limits = (-LARGEST if low is None else low, LARGEST if high is None else high)
+        editor.replace(node, editor.call(node, aten.hardtanh.default, node.args[0], *limits))
+
+
+def _mean(editor: _Editor, node: Node) -> None:
+    """The delegate averages only with keepdim: average, then drop the axes."""
+    before, after = value(node.args[0]).shape, value(node).shape
+    pool = node.target is aten.adaptive_avg_pool2d.default
+    axes = [-2, -1] if pool else node.args[1]
+    if len(before) != 4 or node.kwargs or sorted(int(a) % 4 for a in axes) != [2, 3]:  # type: ignore[union-attr] # ints
+        return
+    if not pool and len(after) == 4:
+        return
+    numbers = _numbers(node)
+    mean = editor.call(node, aten.mean.dim, node.args[0], [2, 3], True)
+    if len(after) != 4:
+        mean = editor.call(node, aten.reshape.default, editor.boundary(node, mean, numbers), list(after))
+    editor.replace(node, mean)
+
+
+def _average_pool(editor: _Editor, node: Node) -> None:
+    """A depthwise convolution of ones, weight scale 1 / window: one exact sum, one rounding."""
+    kernel = [int(k) for k in node.args[1]]  # type: ignore[union-attr] # a list of ints
+    channels, window = value(node.args[0]).shape[1], kernel[0] * kernel[-1]
+    with editor.module.graph.inserting_before(node):
+        ones = torch.ones(channels, 1, kernel[0], kernel[-1], dtype=torch.int8)
+        weight = set_constant(editor.module, f"{node.name}_ones", ones)
+        scales = set_constant(editor.module, f"{node.name}_scale", torch.full((channels,), 1 / window))
+        zeros = set_constant(editor.module, f"{node.name}_zero", torch.zeros(channels, dtype=torch.int64))
+    real = editor.call(node, DEQUANTIZE_CHANNEL, weight, scales, zeros, 0, -127, 127, torch.int8)
+    stride = node_arg(node, 2, None) or kernel
+    geometry = (list(stride), node_arg(node, 3, [0, 0]), [1, 1], channels)
+    editor.replace(node, editor.call(node, aten.conv2d.default, node.args[0], real, None, *geometry))
+
+
+def _upsample(editor: _Editor, node: Node) -> None:
+    """Whole-factor nearest upsampling as concatenations of rows in channels-last order: copies of whole pixels."""
+    before, after = value(node.args[0]).shape, value(node).shape
+    if len(before) != 4 or any(a % b for a, b in zip(after[2:], before[2:], strict=True)):
+        return
+    batch, channels, height, width = before
+    numbers = _numbers(node)
+
+    def step(target: Any, x: Node, *args: Any) -> Node:
+        return editor.boundary(node, editor.call(node, target, x, *args), numbers)
+
+    def repeat(x: Node, shape: list[int], times: int) -> Node:
+        # one view for each copy: the delegate takes no tensor twice in one concatenation
+        copies = [step(aten.reshape.default, x, shape) for _ in range(times)]
+        return step(aten.cat.default, copies, 1) if times > 1 else copies[0]
+
+    source = node.args[0]
+    assert isinstance(source, Node)
+    pixels = step(aten.permute.default, source, [0, 2, 3, 1])
+    wide = repeat(pixels, [batch * height * width, 1, channels], after[3] // width)
+    tall = repeat(wide, [batch * height, 1, after[3] * channels], after[2] // height)
+    image = step(aten.reshape.default, tall, [batch, after[2], after[3], channels])
+    editor.replace(node, editor.call(node, aten.permute.default, image, [0, 3, 1, 2]))
+
+
+def _weight_only(editor: _Editor, node: Node, kind: str) -> None:
+    """int8 weights under float activations: linear keeps them (bias apart); convolutions have no such kernel, so float."""
+    weight_at, bias_at, _ = WEIGHTED[kind]
+    weight, bias = node.args[weight_at], node_arg(node, bias_at, None)
+    if not isinstance(weight, Node) or weight.target is not DEQUANTIZE_CHANNEL or _numbers_weighted(node, weight, bias):
+        return
+    if kind == "linear":
+        if bias is not None:
+            product = editor.call(node, aten.linear.default, node.args[0], weight)
+            editor.replace(node, editor.call(node, aten.add.Tensor, product, bias))
+        return
+    stored, scales, _, axis = weight.args[:4]
+    assert isinstance(stored, Node) and isinstance(scales, Node) and isinstance(axis, int)
+    integers = constant(editor.module, stored)
+    shape = [1] * integers.dim()
+    shape[axis] = -1
+    with editor.module.graph.inserting_before(node):
+        real = set_constant(
+            editor.module, f"{node.name}_float_weight", integers.float() * constant(editor.module, scales).view(shape)
+        )
+    node.replace_input_with(weight, real)
+
+
+def _numbers_weighted(node: Node, weight: Node, bias: Any) -> bool:
+    """Whether a weighted operator stands between a dequantize and a quantize."""
+    source = node.args[0]
+    if not isinstance(source, Node) or source.target is not DEQUANTIZE or len(node.users) != 1:
+        return False
+    (user,) = node.users
+    if kind_of(user) in ACTIVATIONS and len(user.users) == 1:
+        (user,) = user.users
+    return user.target is QUANTIZE
