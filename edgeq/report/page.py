@@ -69,12 +69,14 @@ def contents(model: QuantizedModel) -> dict[str, Any]:
     runtimes = _runtimes(model, parity, latency)
     batch, source = _batch(model)
     stats = tensors(model, batch)
+    layers = _layers(model, stats)
     program = model.integers
     return {
         "name": model.name,
         "plan": model.plan,
         "integer_ops": len(program.ops),
         "float_ops": len(program.floats),
+        "weight_only": sum(row["became"] == "int8 weights" for row in layers),
         "verdicts": _verdicts(model, runtimes, parity, latency),
         "runtimes": runtimes,
         "parity": parity,
@@ -85,7 +87,7 @@ def contents(model: QuantizedModel) -> dict[str, Any]:
         "columns": _columns(stats),
         "worst": sorted((s for s in stats if s.role == "activation"), key=lambda s: s.sqnr_db)[:WORST],
         "axis": AXIS_DB,
-        "layers": _layers(model, stats),
+        "layers": layers,
         "statistics": source,
         "data": _data(stats),
         "inputs": model.inputs,
