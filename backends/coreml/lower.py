@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -38,7 +40,7 @@ def lower(
     folder: Path,
     *,
     name: str = "model",
-    layers: Mapping[str, str] = {},  # noqa: B006  never written to
+    layers: Mapping[str, str] = {},
     compute: Literal["fp32", "fp16"] = "fp16",
 ) -> Artifact:
     """Write `folder/name.mlpackage` for iOS 17, macOS 14 and later.
@@ -53,9 +55,10 @@ def lower(
     """
     ct = coremltools()
     with quiet():
-        decomposed = program.run_decompositions({})
+        decomposed = program.run_decompositions({aten.gelu.default: _gelu, aten.reciprocal.default: _reciprocal})
         _float_bounds(decomposed)
         names = _output_names(program)
+        _check_outputs(decomposed, names)
         pipeline = ct.PassPipeline.DEFAULT
         pipeline.remove_passes({RESCALES} if _moves_keep_scales(decomposed) else {RESCALES, RESHAPES})
         try:
@@ -83,6 +86,18 @@ def lower(
     return Artifact("coreml", path, _coverage(saved, _layers(saved, decomposed, names, layers)), _notes(saved, compute))
 
 
+def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    """gelu's tanh form spelled out: coremltools does not read the keyword and would compute erf."""
+    if approximate == "none":
+        return NotImplemented  # type: ignore[no-any-return] # torch's word for leaving the operator as it is
+    return x * (0.5 * (torch.tanh((x + 0.044715 * x**3) * math.sqrt(2 / math.pi)) + 1))
+
+
+def _reciprocal(x: Tensor) -> Tensor:
+    """1 / x as a power: coremltools makes it `inverse`, whose default epsilon adds 1e-4 to every divisor."""
+    return torch.pow(x, -1.0)
+
+
 def _float_bounds(program: ExportedProgram) -> None:
     """Clip bounds as floats: coremltools takes integer bounds for integer tensors and fails on float ones."""
     for node in program.graph.nodes:
@@ -90,12 +105,24 @@ def _float_bounds(program: ExportedProgram) -> None:
             node.args = (node.args[0], *(None if bound is None else float(bound) for bound in node.args[1:]))
 
 
+def _check_outputs(program: ExportedProgram, names: list[str]) -> None:
+    """Core ML names every output once, and none of them like an input."""
+    seen: dict[Any, str] = {}
+    for name, node in zip(names, _results(program), strict=True):
+        if node.name in program.graph_signature.user_inputs:
+            raise EdgeqError(f"output {name} is the input {node.name} itself, which Core ML names once: leave it out")
+        if node in seen:
+            raise EdgeqError(f"outputs {seen[node]} and {name} are one tensor, which Core ML names once: return one")
+        seen[node] = name
+
+
 def _moves_keep_scales(program: ExportedProgram) -> bool:
     """Whether each reshape between dequantize and quantize has the same scale and zero point on both sides."""
     shapes = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
     for node in program.graph.nodes:
-        if node.target is QUANTIZE and node.args[0].target in shapes and node.args[0].args[0].target is DEQUANTIZE:
-            if tensor_qparams(node) != tensor_qparams(node.args[0].args[0]):
+        if node.target is QUANTIZE and node.args[0].target in shapes:
+            before = node.args[0].args[0]
+            if before.target is DEQUANTIZE and tensor_qparams(before) != tensor_qparams(node):
                 return False
     return True
 
@@ -125,13 +152,16 @@ def _output_type(ct: Any, name: str, node: Any) -> Any:
 
 def _sentence(error: Exception) -> EdgeqError:
     """A failed conversion as one sentence that names the operator."""
-    missing = re.search(r"PyTorch convert function for op '([\w.]+)' not implemented|Unsupported fx node (\S+)", str(error))
+    tools = f"coremltools {coremltools().__version__}"
+    missing = re.search(r"convert function for op '([\w.]+)' not implemented|Unsupported fx node (\S+)", str(error))
     if missing:
         operator = missing[1] or missing[2].rstrip(",")
-        return EdgeqError(f"coremltools {_version()} has no conversion for the operator {operator}: rewrite it in the model")
+        return EdgeqError(f"{tools} has no conversion for the operator {operator}: rewrite it in the model")
     where = _operator_at(error.__traceback__)
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return EdgeqError(f"coremltools {_version()} cannot convert {where or 'this program'}: {reason}")
+    reason = next(iter(str(error).strip().splitlines()), "")
+    if not isinstance(error, (ValueError, NotImplementedError, RuntimeError)) or not reason:
+        reason = f"its converter fails on these arguments ({type(error).__name__}); try other ones in the model"
+    return EdgeqError(f"{tools} cannot convert {where or 'this program'}: {reason}")
 
 
 def _operator_at(trace: TracebackType | None) -> str | None:
@@ -143,10 +173,6 @@ def _operator_at(trace: TracebackType | None) -> str | None:
             found = f"operator {node.kind} ({node.name})" if node is not None else found
         trace = trace.tb_next
     return found
-
-
-def _version() -> str:
-    return str(coremltools().__version__)
 
 
 def _layers(
@@ -209,7 +235,7 @@ def _coverage(program: Program, layers: Mapping[str, str]) -> tuple[OpPlacement,
         if op.outputs[0].dtype in ("int8", "uint8"):
             rows.append(OpPlacement(op.name, op.type, "eligible", "it moves int8 values", placed))
         elif op.outputs[0].dtype not in ("fp16", "fp32"):
-            rows.append(OpPlacement(op.name, op.type, "float island", "integer or logical values, not quantized", placed))
+            rows.append(OpPlacement(op.name, op.type, "float island", "integer or logical values", placed))
         elif not sandwiched(op):
             stored = any(made[n].type == "constexpr_affine_dequantize" for n in _sources(op) if n in made)
             reason = "float activations; its weights are stored as int8" if stored else "float activations"
@@ -221,8 +247,9 @@ def _coverage(program: Program, layers: Mapping[str, str]) -> tuple[OpPlacement,
     return tuple(rows)
 
 
-ELIGIBLE = "the device decides: the Neural Engine computes int8 by int8 from A17 Pro and M4 on, CPU and GPU may dequantise"
-FLOAT32 = "a float32 package runs on CPU and GPU only, which dequantise; lower with compute='fp16' for the Neural Engine"
+# coremltools guide, "Quantization: Performance" and "Typed Execution"
+ELIGIBLE = "the device decides: the Neural Engine computes int8 from A17 Pro and M4 on, CPU and GPU may dequantise"
+FLOAT32 = "a float32 package runs on CPU and GPU only, which dequantise; compute='fp16' opens the Neural Engine"
 
 
 def _sources(op: Operation) -> list[str]:
@@ -238,5 +265,5 @@ def _notes(program: Program, compute: str) -> tuple[str, ...]:
         for op in program.operations
         if op.type in ("quantize", "dequantize", "constexpr_affine_dequantize")
     ]
-    small = sum(int((s < HALF_NORMAL).sum()) for s in scales if isinstance(s, torch.Tensor))
+    small = sum(int((s < HALF_NORMAL).sum()) for s in scales if isinstance(s, Tensor))
     return (f"{small} scales lie below half precision's normal range and lose digits",) if small else ()

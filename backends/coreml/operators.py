@@ -36,6 +36,13 @@ def ints(value: Tensor | None) -> list[int]:
     return [] if value is None else [int(i) for i in value.flatten()]
 
 
+def data(a: Parameters, name: str = "x") -> Tensor:
+    """The tensor parameter that an operator computes on."""
+    value = a[name]
+    assert isinstance(value, Tensor)
+    return value
+
+
 def scalar(a: Parameters, name: str, default: float) -> float:
     """A constant scalar parameter, or its default."""
     return float(a[name]) if name in a else default
@@ -51,7 +58,7 @@ def flag(a: Parameters, name: str) -> bool:
 
 def quantize(a: Parameters) -> Tensor:
     """clip(round(input / scale) + zero_point): ties go to even, as in coremltools' own constant folding."""
-    x, bounds = a["input"], torch.iinfo(DTYPES[a["output_dtype"]])
+    x, bounds = data(a, "input"), torch.iinfo(DTYPES[a["output_dtype"]])
     scale, zero_point = (_along(a, name, x.dim()) for name in ("scale", "zero_point"))
     steps = torch.round(x / scale)
     if zero_point is not None:
@@ -61,10 +68,11 @@ def quantize(a: Parameters) -> Tensor:
 
 def dequantize(a: Parameters) -> Tensor:
     """scale * (input - zero_point)."""
-    q = a["input"] if "input" in a else a["quantized_data"]
+    q = data(a, "input" if "input" in a else "quantized_data")
     scale, zero_point = (_along(a, name, q.dim()) for name in ("scale", "zero_point"))
     shifted = q.float() if zero_point is None else q.float() - zero_point.float()
-    return shifted * scale
+    real: Tensor = shifted * scale
+    return real
 
 
 def _along(a: Parameters, name: str, rank: int) -> Any:
@@ -106,7 +114,7 @@ def torch_pad(pairs: list[int]) -> list[int]:
 
 def conv(a: Parameters) -> Tensor:
     """Convolution over 1 to 3 spatial axes."""
-    x, w = a["x"], a["weight"]
+    x, w = data(a), a["weight"]
     axes = x.dim() - 2
     stride, dilation = ints(a.get("strides")) or [1] * axes, ints(a.get("dilations")) or [1] * axes
     extent = [(k - 1) * d + 1 for k, d in zip(w.shape[2:], dilation, strict=True)]
@@ -121,7 +129,7 @@ def conv(a: Parameters) -> Tensor:
 
 def conv_transpose(a: Parameters) -> Tensor:
     """Transposed convolution: the whole spread, then `pad` cropped off and cut to `output_shape`."""
-    x, w = a["x"], a["weight"]
+    x, w = data(a), a["weight"]
     axes = x.dim() - 2
     stride, dilation = ints(a.get("strides")) or [1] * axes, ints(a.get("dilations")) or [1] * axes
     groups = int(a["groups"]) if "groups" in a else 1
@@ -159,14 +167,15 @@ def avg_pool(a: Parameters) -> Tensor:
     function: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(kernel) - 1]
     exclude = flag(a, "exclude_padding_from_average")
     if pairs[::2] == pairs[1::2] and all(2 * p <= k for p, k in zip(pairs[::2], kernel, strict=True)):
-        return function(x, kernel, stride, pairs[::2], ceil_mode, not exclude)
-    total = function(F.pad(x, torch_pad(pairs)), kernel, stride, 0, ceil_mode)
+        pooled: Tensor = function(x, kernel, stride, pairs[::2], ceil_mode, not exclude)
+        return pooled
+    total: Tensor = function(F.pad(x, torch_pad(pairs)), kernel, stride, 0, ceil_mode)
     inside = function(F.pad(torch.ones_like(x), torch_pad(pairs)), kernel, stride, 0, ceil_mode)
     return total / inside if exclude else total
 
 
 def _pool(a: Parameters) -> tuple[Tensor, list[int], list[int], list[int], bool]:
-    x, kernel = a["x"], ints(a["kernel_sizes"])
+    x, kernel = data(a), ints(a["kernel_sizes"])
     stride = ints(a.get("strides")) or [1] * len(kernel)
     return x, kernel, stride, padding_of(a, list(x.shape[2:]), kernel, stride), flag(a, "ceil_mode")
 
@@ -187,14 +196,14 @@ def instance_norm(a: Parameters) -> Tensor:
 
 def layer_norm(a: Parameters) -> Tensor:
     """Over `axes` together; gamma and beta have the shape of those axes."""
-    x = a["x"]
+    x = data(a)
     axes = sorted(i % x.dim() for i in ints(a.get("axes"))) or list(range(x.dim()))
     return _normalise(a, axes, [n if i in axes else 1 for i, n in enumerate(x.shape)])
 
 
 def _normalise(a: Parameters, axes: list[int], shape: list[int]) -> Tensor:
     """gamma * (x - mean) / sqrt(variance + epsilon) + beta, in double, so that the order of the sums is no matter."""
-    x = a["x"].double()
+    x = data(a).double()
     centred = x - x.mean(axes, keepdim=True)
     y = centred / torch.sqrt(centred.square().mean(axes, keepdim=True) + scalar(a, "epsilon", 1e-5))
     if "gamma" in a:
@@ -206,13 +215,13 @@ def _normalise(a: Parameters, axes: list[int], shape: list[int]) -> Tensor:
 
 def l2_norm(a: Parameters) -> Tensor:
     """x / sqrt(sum of squares over the last three axes + epsilon)."""
-    x = a["x"]
+    x = data(a)
     return x / torch.sqrt(x.square().sum((-3, -2, -1), keepdim=True) + scalar(a, "epsilon", 1e-6))
 
 
 def matmul(a: Parameters) -> Tensor:
     """Batched matrix product, either side transposed first."""
-    x = a["x"].transpose(-1, -2) if flag(a, "transpose_x") else a["x"]
+    x = data(a).transpose(-1, -2) if flag(a, "transpose_x") else a["x"]
     y = a["y"].transpose(-1, -2) if flag(a, "transpose_y") else a["y"]
     return torch.matmul(x, y)
 
@@ -227,7 +236,7 @@ def linear(a: Parameters) -> Tensor:
 
 def expand_dims(a: Parameters) -> Tensor:
     """New axes of size 1 at `axes` of the result."""
-    x, axes = a["x"], ints(a["axes"])
+    x, axes = data(a), ints(a["axes"])
     rank = x.dim() + len(axes)
     for axis in sorted(i % rank for i in axes):
         x = x.unsqueeze(axis)
@@ -236,19 +245,19 @@ def expand_dims(a: Parameters) -> Tensor:
 
 def squeeze(a: Parameters) -> Tensor:
     """Axes of size 1 away, all of them where `axes` is left out."""
-    x = a["x"]
+    x = data(a)
     return x.squeeze(tuple(ints(a["axes"]))) if "axes" in a else x.squeeze()
 
 
 def reshape(a: Parameters) -> Tensor:
     """New shape; 0 keeps the size of that axis, -1 takes what is left."""
-    x, shape = a["x"], ints(a["shape"])
+    x, shape = data(a), ints(a["shape"])
     return x.reshape([x.shape[i] if n == 0 and len(shape) == x.dim() else n for i, n in enumerate(shape)])
 
 
 def slice_by_index(a: Parameters) -> Tensor:
     """x[begin:end:stride] along each axis, negative strides and single indices (squeeze_mask) included."""
-    x = a["x"]
+    x = data(a)
     rank = x.dim()
     begin, end, stride = ints(a["begin"]), ints(a["end"]), ints(a.get("stride")) or [1] * rank
     masks = {name: [bool(b) for b in a[name]] if name in a else [False] * rank for name in _MASKS}
@@ -271,7 +280,7 @@ _MASKS = ("begin_mask", "end_mask", "squeeze_mask")
 
 def slice_by_size(a: Parameters) -> Tensor:
     """`size` elements from `begin` along each axis; -1 takes the rest."""
-    x = a["x"]
+    x = data(a)
     for axis, (start, size) in enumerate(zip(ints(a["begin"]), ints(a["size"]), strict=True)):
         start = start % x.shape[axis] if start < 0 else start
         x = x.narrow(axis, start, x.shape[axis] - start if size == -1 else size)
@@ -280,7 +289,7 @@ def slice_by_size(a: Parameters) -> Tensor:
 
 def split(a: Parameters) -> tuple[Tensor, ...]:
     """Parts of the given sizes, or as many equal parts as asked."""
-    x, axis = a["x"], int(a["axis"])
+    x, axis = data(a), int(a["axis"])
     if "split_sizes" in a:
         return torch.split(x, ints(a["split_sizes"]), axis)
     return torch.split(x, x.shape[axis] // int(a["num_splits"]), axis)
@@ -297,7 +306,7 @@ def concat(a: Parameters) -> Tensor:
 
 def pad(a: Parameters) -> Tensor:
     """The last axes padded: constant, reflect or replicate."""
-    x, pairs, mode = a["x"], ints(a["pad"]), a.get("mode", "constant")
+    x, pairs, mode = data(a), ints(a["pad"]), a.get("mode", "constant")
     if mode == "constant":
         return F.pad(x, torch_pad(pairs), value=scalar(a, "constant_val", 0.0))
     # axis by axis through indices, because torch's own modes are bound to certain ranks
@@ -313,7 +322,7 @@ def pad(a: Parameters) -> Tensor:
 
 def gather(a: Parameters) -> Tensor:
     """Slices of x along `axis` at `indices`, the first batch_dims axes going together."""
-    x, at = a["x"], a["indices"].to(torch.int64)
+    x, at = data(a), a["indices"].to(torch.int64)
     axis = (int(a["axis"]) if "axis" in a else 0) % x.dim()
     batch = int(a["batch_dims"]) if "batch_dims" in a else 0
     _check_indices(at, x.shape[axis])
@@ -347,9 +356,9 @@ def _check_indices(at: Tensor, size: int) -> None:
 
 def topk(a: Parameters) -> tuple[Tensor, ...]:
     """The k largest (or smallest) along `axis`, sorted, equal values in order of place."""
-    x, axis = a["x"], int(a["axis"]) if "axis" in a else -1
+    x, axis = data(a), int(a["axis"]) if "axis" in a else -1
     k = int(a["k"]) if "k" in a else 1
-    values, at = torch.sort(x, axis, descending=not flag(a, "ascending"), stable=True)
+    values, at = torch.sort(x, dim=axis, descending=not flag(a, "ascending"), stable=True)
     k = x.shape[axis] if k == -1 else k
     values, at = values.narrow(axis, 0, k), at.narrow(axis, 0, k).to(torch.int32)
     return (values,) if "return_indices" in a and not a["return_indices"] else (values, at)
@@ -357,7 +366,7 @@ def topk(a: Parameters) -> tuple[Tensor, ...]:
 
 def cumsum(a: Parameters) -> Tensor:
     """Running sum along `axis`; exclusive starts at 0, reverse runs from the end."""
-    x, axis = a["x"], int(a["axis"]) if "axis" in a else 0
+    x, axis = data(a), int(a["axis"]) if "axis" in a else 0
     x = x.flip(axis) if flag(a, "reverse") else x
     total = x.cumsum(axis, dtype=x.dtype)
     total = total - x if flag(a, "exclusive") else total
@@ -366,7 +375,7 @@ def cumsum(a: Parameters) -> Tensor:
 
 def band_part(a: Parameters) -> Tensor:
     """Zeros outside `lower` diagonals below and `upper` above the main one; negative keeps them all."""
-    x, lower, upper = a["x"], int(a.get("lower", -1)), int(a.get("upper", -1))
+    x, lower, upper = data(a), int(a.get("lower", -1)), int(a.get("upper", -1))
     row = torch.arange(x.shape[-2])[:, None] - torch.arange(x.shape[-1])
     keep = ((row <= lower) if lower >= 0 else True) & ((-row <= upper) if upper >= 0 else torch.ones_like(row).bool())
     return torch.where(keep, x, torch.zeros_like(x))
@@ -386,7 +395,7 @@ def one_hot(a: Parameters) -> Tensor:
 
 def upsample_nearest(a: Parameters) -> Tensor:
     """Each pixel repeated: the source index is floor(target index / factor)."""
-    x = a["x"]
+    x = data(a)
     for axis, name in ((-2, "scale_factor_height"), (-1, "scale_factor_width")):
         factor = scalar(a, name, 1.0)
         size = math.floor(x.shape[axis] * factor)
@@ -396,7 +405,7 @@ def upsample_nearest(a: Parameters) -> Tensor:
 
 def resize_nearest(a: Parameters) -> Tensor:
     """To a size: the source index is floor(target index · in / out)."""
-    x = a["x"]
+    x = data(a)
     for axis, name in ((-2, "target_size_height"), (-1, "target_size_width")):
         size = int(a[name])
         x = x.index_select(axis, torch.arange(size) * x.shape[axis] // size)
@@ -433,7 +442,7 @@ def bilinear(x: Tensor, places: tuple[Tensor, Tensor]) -> Tensor:
 
 def upsample_bilinear(a: Parameters) -> Tensor:
     """By factors; the grid is recomputed from the output size."""
-    x = a["x"]
+    x = data(a)
     mode = "STRICT_ALIGN_CORNERS" if "align_corners" not in a or a["align_corners"] else "UNALIGN_CORNERS"
     names = ("scale_factor_height", "scale_factor_width")
     sizes = [math.floor(n * scalar(a, name, 1.0)) for n, name in zip(x.shape[-2:], names, strict=True)]
@@ -442,9 +451,18 @@ def upsample_bilinear(a: Parameters) -> Tensor:
 
 def resize_bilinear(a: Parameters) -> Tensor:
     """To a size, by the given sampling mode."""
-    x, mode = a["x"], a.get("sampling_mode", "DEFAULT")
+    x, mode = data(a), a.get("sampling_mode", "DEFAULT")
     sizes = [int(a["target_size_height"]), int(a["target_size_width"])]
     return bilinear(x, (grid(mode, x.shape[-2], sizes[0]), grid(mode, x.shape[-1], sizes[1])))
+
+
+def resample(a: Parameters) -> Tensor:
+    """The image at given coordinates; those that torch's grid_sample has the same meaning for."""
+    padding = {"constant": "zeros", "border": "border", "reflection": "reflection"}.get(a["padding_mode"])
+    normalised = a["coordinates_mode"] == "normalized_minus_one_to_one"
+    if padding is None or not normalised or scalar(a, "padding_value", 0.0) != 0:
+        raise EdgeqError("resample is interpreted for coordinates from -1 to 1 and padding by zeros or border")
+    return F.grid_sample(a["x"], a["coordinates"], a["sampling_mode"], padding, flag(a, "align_corners"))
 
 
 # ---------------------------------------------------------------- elementwise
@@ -452,7 +470,7 @@ def resize_bilinear(a: Parameters) -> Tensor:
 
 def gelu(a: Parameters) -> Tensor:
     """EXACT with erf, or one of the two approximations."""
-    x, mode = a["x"], a.get("mode", "EXACT")
+    x, mode = data(a), a.get("mode", "EXACT")
     if mode == "SIGMOID_APPROXIMATION":
         return x * torch.sigmoid(1.702 * x)
     return F.gelu(x, approximate="tanh" if mode == "TANH_APPROXIMATION" else "none")
@@ -460,15 +478,16 @@ def gelu(a: Parameters) -> Tensor:
 
 def cast(a: Parameters) -> Tensor:
     """To another type; floats lose their fraction on the way to integers."""
-    x, target = a["x"], DTYPES[a["dtype"]]
+    x, target = data(a), DTYPES[a["dtype"]]
     return x.trunc().to(target) if x.is_floating_point() and not target.is_floating_point else x.to(target)
 
 
 def real_div(a: Parameters) -> Tensor:
     """x / y of floats."""
-    if not (a["x"].is_floating_point() and a["y"].is_floating_point()):
+    x, y = data(a), data(a, "y")
+    if not (x.is_floating_point() and y.is_floating_point()):
         raise EdgeqError("real_div of integers is not interpreted: divide floats, or use floor_div")
-    return a["x"] / a["y"]
+    return x / y
 
 
 def prelu(a: Parameters) -> Tensor:
@@ -535,7 +554,7 @@ OPERATORS: dict[str, Operator] = {
     "gather_nd": gather_nd,
     "topk": topk,
     "argsort": lambda a: torch.sort(
-        a["x"], int(a.get("axis", -1)), descending=not flag(a, "ascending"), stable=True
+        a["x"], dim=int(a.get("axis", -1)), descending=not flag(a, "ascending"), stable=True
     ).indices.to(torch.int32),
     "cumsum": cumsum,
     "band_part": band_part,
@@ -550,6 +569,7 @@ OPERATORS: dict[str, Operator] = {
     "resize_nearest_neighbor": resize_nearest,
     "upsample_bilinear": upsample_bilinear,
     "resize_bilinear": resize_bilinear,
+    "resample": resample,
     # activations
     "relu": unary(F.relu),
     "relu6": unary(F.relu6),

@@ -31,6 +31,7 @@ _TYPES: dict[int, tuple[str, Any, str | None]] = {
     23: ("int32", np.int32, "read_int32_data"),
     31: ("uint8", np.uint8, "read_uint8_data"),
     32: ("uint16", np.uint16, "read_uint16_data"),
+    33: ("uint32", np.uint32, "read_uint32_data"),
 }
 
 Value = Tensor | str
@@ -94,8 +95,8 @@ def read(path: Path) -> Program:
         EdgeqError: the folder is no ML program package, or a file of it is cut short.
     """
     spec = _specification(path)
-    if spec.WhichOneof("Type") != "mlProgram":
-        raise EdgeqError(f"{path} holds no ML program: export it again with edgeq (iOS 17 or later)")
+    if spec.WhichOneof("Type") != "mlProgram" or "main" not in spec.mlProgram.functions:
+        raise EdgeqError(f"{path} holds no whole ML program: export it again with edgeq (iOS 17 or later)")
     main = spec.mlProgram.functions["main"]
     block = main.block_specializations[main.opset]
     constants: dict[str, Value] = {}
@@ -105,7 +106,7 @@ def read(path: Path) -> Program:
         if op.type == "const":
             constants[outputs[0].name] = _value(op.attributes["val"], path)
             continue
-        inputs = {}
+        inputs: dict[str, tuple[str, ...]] = {}
         for parameter, value in op.attributes.items():  # the constexpr operators keep their operands here
             if parameter != "name":
                 inputs[parameter] = (f"{outputs[0].name}.{parameter}",)
@@ -165,9 +166,8 @@ def replace(fresh: Path, path: Path) -> None:
 
 def _specification(path: Path) -> Any:
     """The package's Model message."""
-    from google.protobuf.message import DecodeError
-
     model = coremltools().proto.Model_pb2.Model()
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # ships no types
     try:
         model.ParseFromString((path / SPEC).read_bytes())
     except (OSError, DecodeError) as error:
@@ -203,8 +203,8 @@ def _value(value: Any, path: Path) -> Value:
         flat = np.frombuffer(raw, stored) if field == "bytes" else np.array(raw, stored)
     if flat.size != int(np.prod(shape)):
         raise EdgeqError(f"{path}: a constant of shape {shape} holds {flat.size} values; the file is damaged")
-    if name == "uint16":
-        flat = flat.astype(np.int32)  # torch computes little in uint16; its values fit int32
+    if name in ("uint16", "uint32"):
+        flat = flat.astype(np.int32)  # torch computes little in them; shapes and indices fit int32
     return torch.from_numpy(flat.reshape(shape).copy())
 
 
@@ -212,6 +212,6 @@ def _blob(path: Path, reader: str | None, offset: int, stored: Any) -> np.ndarra
     storage = coremltools().libmilstoragepython
     try:
         raw = np.asarray(getattr(storage._BlobStorageReader(str(path / WEIGHTS)), str(reader))(offset))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         raise EdgeqError(f"{path / WEIGHTS} is damaged ({error}): export it again") from error
     return raw.view(stored) if raw.dtype.itemsize == np.dtype(stored).itemsize else raw.astype(stored)

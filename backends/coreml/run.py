@@ -79,7 +79,7 @@ def accept(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     taken = []
     for variable, tensor in zip(program.inputs, inputs, strict=True):
         if tuple(tensor.shape) != variable.shape:
-            raise EdgeqError(f"input {variable.name} has shape {tuple(tensor.shape)}; the package takes {variable.shape}")
+            raise EdgeqError(f"input {variable.name} has shape {tuple(tensor.shape)}, not {variable.shape}")
         taken.append(tensor.detach().to(DTYPES[variable.dtype]))
     return taken
 

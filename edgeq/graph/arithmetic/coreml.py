@@ -1,4 +1,4 @@
-"""Core ML's rule: dequantise, operate in float, quantise with ties to even; nothing in a MIL program requantises in integers.
+"""Core ML's rule: dequantise, operate in float, quantise with ties to even; MIL requantises nothing in integers.
 
 `quantize` in MIL is clip(round(x / scale) + zero_point) (coremltools, ops/defs/iOS17/quantization_ops.py), with NumPy's
 rounding where coremltools folds constants. What a device does inside its kernels Apple does not document.
