@@ -289,7 +289,7 @@ def _layers(model: QuantizedModel, stats: Sequence[TensorStats]) -> list[dict[st
         elif precision == "fp16":
             became, why = "float16", ""
         else:
-            became, why = "fused", "clip bounds of the operator before it"
+            became, why = "fused clip", ""
         rows.append({
             "key": key, "precision": precision, "became": became, "why": why,
             "activation": activations.get(key), "weight": weights.get(key),
