@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from edgeq.spec import EdgeqError
 
-ALIGNMENT = 16  # bytes, `force_align` of Buffer.data in tensorflow/lite/schema/schema.fbs; kernels load weights with vectors
+ALIGNMENT = (
+    16  # bytes, `force_align` of Buffer.data in tensorflow/lite/schema/schema.fbs; kernels load weights with vectors
+)
 
 # Lowest operator version that has int8 kernels (tflite/tools/versioning/op_version.cc); 1 elsewhere.
 VERSIONS = {
@@ -180,12 +182,12 @@ class ModelWriter:
 
 
 class _AlignedBuffer:
-    """A buffer whose bytes start at a multiple of ALIGNMENT, which the generated Python packer does not see to."""
+    """A BufferT whose bytes start at a multiple of ALIGNMENT, which the generated `Pack` does not see to."""
 
     def __init__(self, data: NDArray[np.uint8] | None, schema: Any) -> None:
         self.data, self.schema = data, schema
 
-    def Pack(self, builder: Any) -> Any:  # noqa: N802  the name ModelT.Pack calls
+    def Pack(self, builder: Any) -> Any:
         vector = None
         if self.data is not None and len(self.data):
             builder.StartVector(1, len(self.data), ALIGNMENT)

@@ -95,7 +95,10 @@ def merge(writer: ModelWriter, model: Any, inputs: Sequence[int]) -> list[int]:
     main = model.subgraphs[0]
     signature = model.signatureDefs[0]
     position = {int(m.tensorIndex): int(m.name.decode().rsplit("_", 1)[1]) for m in signature.inputs}
-    codes = [writer.code(c.builtinCode or c.deprecatedBuiltinCode, c.customCode or b"", c.version) for c in model.operatorCodes]
+    codes = [
+        writer.code(c.builtinCode or c.deprecatedBuiltinCode, c.customCode or b"", c.version)
+        for c in model.operatorCodes
+    ]
     buffers = [0 if b.data is None or len(b.data) == 0 else writer.buffer(np.asarray(b.data)) for b in model.buffers]
     mapped: dict[int, int] = {-1: -1}
     for index, tensor in enumerate(main.tensors):
@@ -159,7 +162,9 @@ def fold_weights(writer: ModelWriter, weights: Sequence[tuple[Node, Tensor, Tens
     for node, stored, scales, axis in weights:
         made = _fold(writer, node.name, stored, scales, axis)
         if made is None:
-            raise EdgeqError(f"{node.name}: litert-torch changed its weights, so they cannot stay int8; set its layer to fp32")
+            raise EdgeqError(
+                f"{node.name}: litert-torch changed its weights, so they cannot stay int8; set its layer to fp32"
+            )
         folded[node.name] = made
     return folded
 
@@ -234,5 +239,9 @@ def _unfold(module: GraphModule, node: Node) -> Tensor:
 
 def _condense(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "not implemented" in line.lower() or "unsupported" in line.lower() or "Lowering not found" in line]
+    telling = [
+        line
+        for line in lines
+        if "not implemented" in line.lower() or "unsupported" in line.lower() or "Lowering not found" in line
+    ]
     return (telling or lines or [type(error).__name__])[0][:300]

@@ -32,7 +32,7 @@ def lower(
     folder: Path,
     *,
     name: str = "model",
-    layers: Mapping[str, str] = {},  # noqa: B006  read only
+    layers: Mapping[str, str] = {},
     io: Literal["int8", "float"] = "int8",
 ) -> Artifact:
     """Write `folder/name.tflite` and return it with its coverage, read off the file.
@@ -48,7 +48,9 @@ def lower(
     data = walk.write()
     problems = check(data, integers)
     if problems:
-        raise EdgeqError(f"{name}.tflite does not hold the program's numbers: {problems[0]}; please report this as a bug")
+        raise EdgeqError(
+            f"{name}.tflite does not hold the program's numbers: {problems[0]}; please report this as a bug"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.tflite"
     beside = path.with_suffix(f".tmp{os.getpid()}")
@@ -102,9 +104,7 @@ class _Walk:
     def _convert_islands(self, results: list[Node]) -> None:
         """Convert everything the integer operators and the outputs want from float computation."""
         asked = [n.args[0] for n in self.graph.nodes if n.target is QUANTIZE and n.name not in self.program.ops]
-        wanted = [
-            n for n in dict.fromkeys([*asked, *results]) if isinstance(n, Node) and not islands._is_input(n)
-        ]
+        wanted = [n for n in dict.fromkeys([*asked, *results]) if isinstance(n, Node) and not islands._is_input(n)]
         self.islands = wanted
         if not wanted:
             return
@@ -172,7 +172,11 @@ class _Walk:
                 copy = len(self.writer.tensors) - 1
                 shape = np.asarray(tensor.shape, np.int32)
                 self.writer.operator(
-                    "RESHAPE", [index, self.writer.constant("ints", shape)], [copy], table="ReshapeOptions", newShape=shape
+                    "RESHAPE",
+                    [index, self.writer.constant("ints", shape)],
+                    [copy],
+                    table="ReshapeOptions",
+                    newShape=shape,
                 )
                 index = copy
             taken.add(index)
@@ -199,7 +203,9 @@ def check(data: bytes, program: IntegerProgram) -> list[str]:
         stored = np.frombuffer(bytes(model.buffers[weight.buffer].data), np.int8).reshape(weight.shape)
         if not _same_weights(stored, op):
             problems.append(f"weights of {op.name} differ")
-        if not np.array_equal(weight.quantization.scale, op.weight_scale.numpy()) or np.any(weight.quantization.zeroPoint):
+        if not np.array_equal(weight.quantization.scale, op.weight_scale.numpy()) or np.any(
+            weight.quantization.zeroPoint
+        ):
             problems.append(f"weight scales of {op.name} differ")
         integers = np.frombuffer(bytes(model.buffers[bias.buffer].data), np.int32)
         wanted = np.zeros_like(integers) if op.bias is None else op.bias.numpy()
@@ -217,14 +223,17 @@ def _same_weights(stored: Any, op: IntegerOp) -> bool:
         return np.array_equal(stored, ours)
     if op.kind == "conv_transpose2d":
         return np.array_equal(stored, ours.transpose(1, 2, 3, 0))
-    depthwise = op.attrs.groups != 1 and ours.shape[1] == 1 or stored.shape[0] != ours.shape[0]
+    depthwise = (op.attrs.groups != 1 and ours.shape[1] == 1) or stored.shape[0] != ours.shape[0]
     return np.array_equal(stored, ours.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1)))
 
 
 def _differs(tensor: Any, name: str, qparams: QParams) -> list[str]:
     if tensor is None:  # a permute writes no tensor
         return []
-    same = np.float32(qparams.scale[0]) == tensor.quantization.scale[0] and qparams.zero_point[0] == tensor.quantization.zeroPoint[0]
+    same = (
+        np.float32(qparams.scale[0]) == tensor.quantization.scale[0]
+        and qparams.zero_point[0] == tensor.quantization.zeroPoint[0]
+    )
     return [] if same else [f"scale or zero point of {name} differs"]
 
 
@@ -252,7 +261,9 @@ def coverage(data: bytes, layers: Mapping[str, str], island_layers: tuple[str, .
             reason = "puts axes into LiteRT's order" if kind == LAYOUT and not keys else ""
             rows.append(OpPlacement(name, kind, "integer", reason, keys))
         elif kind in BOUNDARY:
-            rows.append(OpPlacement(name, kind, "float island", "converts between integers and float at an island's edge", keys))
+            rows.append(
+                OpPlacement(name, kind, "float island", "converts between integers and float at an island's edge", keys)
+            )
         else:
             reason = "its layer is not quantized, so it computes in float32"
             rows.append(OpPlacement(name, kind, "float island", reason, keys or only))

@@ -247,7 +247,10 @@ class Emitter:
             counted = bool(node_arg(node, 5, True)) or pads == (0, 0)
             if node_arg(node, 6, None) is not None:
                 raise _unsupported(op, "average pooling with divisor_override has no LiteRT kernel")
-            if any((o - 1) * s + k > i + 2 * p for o, s, k, i, p in zip(shape[2:], strides, kernel, x.shape[2:], pads, strict=True)):
+            if any(
+                (o - 1) * s + k > i + 2 * p
+                for o, s, k, i, p in zip(shape[2:], strides, kernel, x.shape[2:], pads, strict=True)
+            ):
                 raise _unsupported(op, "average pooling with ceil_mode has no LiteRT kernel")
             if counted:
                 x, padding = self._padded(op, x, kernel, strides, pads, (1, 1), shape[2:], same=pads == (0, 0))
@@ -279,7 +282,7 @@ class Emitter:
 
     def _activation(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
         x = inputs[0]
-        fused, rest = self._fused(op)
+        fused, _ = self._fused(op)
         names = {
             self.writer.schema.ActivationFunctionType.RELU: "RELU",
             self.writer.schema.ActivationFunctionType.RELU6: "RELU6",
@@ -289,7 +292,11 @@ class Emitter:
             self._operator(names[fused], [x.index], out)
             return out
         if x.qparams != op.output_qparams:
-            self._clipped(out, self._bounds(op), lambda target: self._operator("QUANTIZE", [x.index], target, table="QuantizeOptions"))
+            self._clipped(
+                out,
+                self._bounds(op),
+                lambda target: self._operator("QUANTIZE", [x.index], target, table="QuantizeOptions"),
+            )
         else:
             self._clip(x.index, out, op.low, op.high)
         return out
@@ -300,13 +307,17 @@ class Emitter:
         if x.perm[-1] != axis:
             x = self.arranged(x, (*(a for a in range(len(x.shape)) if a != axis), axis))
         out = self._value(op.name, x.shape, x.perm, _fixed(op))
-        self._rescaled(op, out, lambda target: self._operator("SOFTMAX", [x.index], target, table="SoftmaxOptions", beta=1.0))
+        self._rescaled(
+            op, out, lambda target: self._operator("SOFTMAX", [x.index], target, table="SoftmaxOptions", beta=1.0)
+        )
         return Value(out.index, x.shape, out.perm, op.output_qparams)
 
     def _table(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
         x = inputs[0]
         out = self._value(op.name, x.shape, x.perm, _fixed(op))
-        self._rescaled(op, out, lambda target: self._operator({"sigmoid": "LOGISTIC", "tanh": "TANH"}[op.kind], [x.index], target))
+        self._rescaled(
+            op, out, lambda target: self._operator({"sigmoid": "LOGISTIC", "tanh": "TANH"}[op.kind], [x.index], target)
+        )
         return Value(out.index, x.shape, out.perm, op.output_qparams)
 
     def _requantize(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
@@ -320,7 +331,10 @@ class Emitter:
     def _cat(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
         shape = tuple(value(op.node).shape)
         perm = max(inputs, key=lambda v: prod(v.shape)).perm
-        parts = [self.requantized(self.arranged(v, perm), op.output_qparams, f"{op.name}_part{i}") for i, v in enumerate(inputs)]
+        parts = [
+            self.requantized(self.arranged(v, perm), op.output_qparams, f"{op.name}_part{i}")
+            for i, v in enumerate(inputs)
+        ]
         axis = int(node_arg(op.node, 1, 0)) % len(shape)
         out = self._value(op.name, shape, perm, op.output_qparams)
         indices = [p.index for p in parts]
@@ -345,14 +359,18 @@ class Emitter:
         else:
             order = [int(d) % rank for d in op.node.args[1]]  # type: ignore[union-attr,arg-type] # a list of ints
         x = self.requantized(x, op.output_qparams, op.name)
-        return Value(x.index, tuple(x.shape[a] for a in order), tuple(order.index(a) for a in x.perm), op.output_qparams)
+        return Value(
+            x.index, tuple(x.shape[a] for a in order), tuple(order.index(a) for a in x.perm), op.output_qparams
+        )
 
     def _slice(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
         x, node = inputs[0], op.node
         if len(x.shape) > STRIDED_SLICE_LIMIT:
             raise _unsupported(op, f"LiteRT slices at most {STRIDED_SLICE_LIMIT} axes")
         axis = int(node_arg(node, 1, 0)) % len(x.shape)
-        start, end, step = slice(node_arg(node, 2, None), node_arg(node, 3, None), node_arg(node, 4, 1)).indices(x.shape[axis])
+        start, end, step = slice(node_arg(node, 2, None), node_arg(node, 3, None), node_arg(node, 4, 1)).indices(
+            x.shape[axis]
+        )
         begin, stop, steps = [0] * len(x.shape), list(x.shape), [1] * len(x.shape)
         begin[axis], stop[axis], steps[axis] = start, end, step
         out = self._value(op.name, tuple(value(node).shape), x.perm, x.qparams)
@@ -378,7 +396,9 @@ class Emitter:
         out = self._value(op.name, shape, x.perm, x.qparams)
         size = self._ints(shape[2:])
         table = "ResizeNearestNeighborOptions"
-        self._rescaled(op, out, lambda target: self._operator("RESIZE_NEAREST_NEIGHBOR", [x.index, size], target, table=table))
+        self._rescaled(
+            op, out, lambda target: self._operator("RESIZE_NEAREST_NEIGHBOR", [x.index, size], target, table=table)
+        )
         return Value(out.index, shape, out.perm, op.output_qparams)
 
     def requantized(self, x: Value, wanted: QParams, name: str) -> Value:
@@ -441,7 +461,9 @@ class Emitter:
     def _weight(self, op: IntegerOp, stored: torch.Tensor, axis: int) -> int:
         assert op.weight_scale is not None
         data = np.ascontiguousarray(stored.numpy())
-        return self.writer.tensor(f"{op.name}_weight", data.shape, "int8", op.weight_scale.numpy(), axis=axis, data=data)
+        return self.writer.tensor(
+            f"{op.name}_weight", data.shape, "int8", op.weight_scale.numpy(), axis=axis, data=data
+        )
 
     def _bias(self, op: IntegerOp) -> int:
         assert op.weight_scale is not None
@@ -493,7 +515,7 @@ class Emitter:
             source = target.index
 
     def _rescaled(self, op: IntegerOp, out: Value, write: Callable[[Value], None]) -> None:
-        """Write an operator that keeps (or fixes) its numbers, then clip and requantise to the program's where they differ."""
+        """Write an operator that keeps (or fixes) its numbers, then clip, and requantise where the program's differ."""
         bounds = self._bounds(op)
         tensor = self.writer.tensors[out.index]
         if _numbers(out.qparams) == _numbers(op.output_qparams):
@@ -529,7 +551,7 @@ def bias_scale(op: IntegerOp) -> NDArray[np.float32]:
 
 
 def fused_bounds(qparams: QParams, low: float, high: float | None) -> tuple[int, int]:
-    """Clip bounds as CalculateActivationRangeQuantized has them (kernels/kernel_util.cc): float32 division, half away from zero."""
+    """Clip bounds by float32 division, half away from zero (CalculateActivationRangeQuantized, kernel_util.cc)."""
     scale, zero_point = _numbers(qparams)
 
     def quantized(bound: float) -> int:
@@ -549,7 +571,12 @@ def _fixed(op: IntegerOp) -> QParams:
 
 
 def _same(
-    size: Sequence[int], out: Sequence[int], kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int]
+    size: Sequence[int],
+    out: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
 ) -> bool:
     """Whether padding SAME means torch's windows: as many outputs, and as much in front (kernels/padding.h)."""
     return all(

@@ -10,12 +10,10 @@ AVERAGE = "no ceil_mode, and padding counts into the average"
 TARGET = Target(
     name="litert",
     runtimes=("litert",),
-    arithmetic="litert_reference",
+    arithmetic="litert_xnnpack",
     ops=(
         *(OpSupport(kind, fused=CLIPS) for kind in ("conv1d", "conv2d", "depthwise_conv2d")),
-        OpSupport(
-            "conv_transpose2d", fused=CLIPS, constraint="one group, no dilation", limits=("litert_transposed",)
-        ),
+        OpSupport("conv_transpose2d", fused=CLIPS, constraint="one group, no dilation", limits=("litert_transposed",)),
         *(OpSupport(kind, fused=CLIPS) for kind in ("linear", "add", "sub", "mul", "matmul", "mean")),
         OpSupport("avg_pool2d", shared_scale=True, constraint=AVERAGE, limits=("xnnpack_average",)),
         OpSupport("max_pool2d", shared_scale=True, constraint="4-D, no dilation", limits=("litert_max_pool",)),
@@ -28,5 +26,6 @@ TARGET = Target(
         OpSupport("sigmoid", fixed_output=(1 / 256, -128)),
         OpSupport("tanh", fixed_output=(1 / 128, 0)),
     ),
+    kernels=(("reference", "litert_reference"), ("builtin", "litert_builtin"), ("xnnpack", "litert_xnnpack")),
     weight_only=("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"),
 )

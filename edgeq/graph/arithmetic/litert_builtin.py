@@ -1,8 +1,9 @@
 """LiteRT's optimised kernels without a delegate: the reference kernels' arithmetic, where vectors round ties upwards.
 
 Their NEON form (on x86 through NEON_2_SSE) shifts with vrshl, which rounds ties towards plus infinity, where the
-reference's second rounding goes away from zero. Sources: tflite/kernels/internal/optimized/neon_check.h,
-optimized/integer_ops/*.h, kernels/cpu_backend_gemm_*.h.
+reference's second rounding goes away from zero. The last elements of a QUANTIZE (fewer than 16) round as the reference
+does; that is left out here, so a tie among them is 1 off.
+Sources: tflite/kernels/internal/optimized/{neon_check,optimized_ops}.h, optimized/integer_ops/*.h.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import MOVES, ConvAttrs
 from edgeq.spec import EdgeqError
 
+LANES = 8  # channels that the vector code of depthwise and transposed convolution takes at a time
 quantize = reference.quantize
 
 
@@ -43,13 +45,23 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def weighted(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
-    """CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV; a CONV_2D with groups runs the reference kernel."""
+    """CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV.
+
+    A CONV_2D with groups runs the reference kernel. The depthwise and transposed kernels take eight channels at a time
+    in vectors and the rest one by one, as the reference does (Quantize in optimized_ops.h, depthwise_conv.h).
+    """
     attrs = op.attrs
     assert isinstance(attrs, ConvAttrs) and op.weight is not None
     depthwise = op.weight.shape[1] == 1 and attrs.groups == inputs[0].shape[1]
-    if op.kind != "conv_transpose2d" and attrs.groups != 1 and not depthwise:
+    transposed = op.kind == "conv_transpose2d"
+    if not transposed and attrs.groups != 1 and not depthwise:
         return reference.weighted(op, inputs)
-    return reference.finish(op, reference.scaled_channels(op, accumulate(op, inputs[0]), multiply_upwards))
+    sums = accumulate(op, inputs[0])
+    upwards = reference.scaled_channels(op, sums, multiply_upwards)
+    if depthwise or transposed:
+        whole = sums.shape[1] // LANES * LANES
+        upwards[:, whole:] = reference.scaled_channels(op, sums)[:, whole:]
+    return reference.finish(op, upwards)
 
 
 def linear(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,11 @@ from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import MOVES, clip_bounds, data_inputs, node_arg
 from edgeq.spec import EdgeqError, QParams
 
-FIXED_OUTPUT = {"softmax": QParams((1 / 256,), (-128,)), "sigmoid": QParams((1 / 256,), (-128,)), "tanh": QParams((1 / 128,), (0,))}
+FIXED_OUTPUT = {
+    "softmax": QParams((1 / 256,), (-128,)),
+    "sigmoid": QParams((1 / 256,), (-128,)),
+    "tanh": QParams((1 / 128,), (0,)),
+}
 ADD_SHIFT = 20  # bits that add.cc and sub.cc gain before they rescale
 
 
@@ -39,7 +43,7 @@ def quantize_multiplier(real: float) -> tuple[int, int]:
 
 
 def doubling_high_mul(a: Tensor, b: Tensor) -> Tensor:
-    """round(a·b / 2^31), ties upwards, saturated (gemmlowp's SaturatingRoundingDoublingHighMul); int64 tensors."""
+    """round(a·b / 2^31), ties upwards, saturated (gemmlowp's SaturatingRoundingDoublingHighMul)."""
     product = a * b
     nudged = product + torch.where(product >= 0, 1 << 30, 1 - (1 << 30))
     return torch.clamp(torch.div(nudged, 1 << 31, rounding_mode="trunc"), max=(1 << 31) - 1)
@@ -53,7 +57,7 @@ def rounding_shift(x: Tensor, exponent: Tensor) -> Tensor:
 
 
 def multiply(x: Tensor, mantissa: Tensor, shift: Tensor) -> Tensor:
-    """MultiplyByQuantizedMultiplier without TFLITE_SINGLE_ROUNDING: two roundings, ties upwards and then away from zero."""
+    """MultiplyByQuantizedMultiplier in this build: two roundings, ties upwards, then away from zero."""
     return rounding_shift(doubling_high_mul(x << shift.clamp(min=0), mantissa), (-shift).clamp(min=0))
 
 
@@ -63,9 +67,7 @@ def scaled(x: Tensor, real: float, rule: Rule = multiply) -> Tensor:
     return rule(x, torch.tensor(mantissa), torch.tensor(shift))
 
 
-def scaled_channels(
-    op: IntegerOp, sums: Tensor, rule: Rule = multiply
-) -> Tensor:
+def scaled_channels(op: IntegerOp, sums: Tensor, rule: Rule = multiply) -> Tensor:
     """Sums of a weighted operator in units of the output scale, one multiplier a channel."""
     pairs = [quantize_multiplier(m) for m in multipliers(op)]
     mantissa, shift = (torch.tensor([p[i] for p in pairs]) for i in (0, 1))
@@ -128,7 +130,7 @@ def weighted(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def linear(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
-    """FULLY_CONNECTED multiplies in double, half away from zero (FullyConnectedPerChannel in integer_ops/fully_connected.h)."""
+    """FULLY_CONNECTED multiplies in double, half away from zero (integer_ops/fully_connected.h)."""
     sums = accumulate(op, inputs[0])
     real = sums.double() * channels(op, torch.tensor(multipliers(op), dtype=torch.float64), sums.dim())
     return finish(op, (torch.sign(real) * torch.floor(real.abs() + 0.5)).long())
@@ -161,7 +163,7 @@ def matmul(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def mean(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
-    """MEAN: 1/count goes into the multiplier's mantissa by integer division (QuantizedMeanOrSum in reference/reduce.h)."""
+    """MEAN: 1/count goes into the mantissa by integer division (QuantizedMeanOrSum in reference/reduce.h)."""
     x = inputs[0]
     total, count = summed(op, x.long() - op.input_qparams[0].zero_point[0])
     mantissa, shift = quantize_multiplier(float(_f32(op.input_qparams[0])) / float(_f32(op.output_qparams)))
@@ -202,7 +204,7 @@ def max_pool(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> 
 
 
 def activation(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
-    """RELU and RELU6 rescale (QuantizedReluX in kernels/activations.cc, float32 ratio); other bounds are QUANTIZE and a clip."""
+    """RELU and RELU6 rescale by a float32 ratio (kernels/activations.cc); other bounds are QUANTIZE and a clip."""
     source, target = op.input_qparams[0], op.output_qparams
     x = inputs[0]
     if op.kind == "clamp" and clip_bounds(op.node, op.kind) not in ((0.0, None), (0.0, 6.0)):
@@ -232,10 +234,7 @@ def table(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Ten
     """LOGISTIC and TANH: a table of 256 float32 results (LUTPopulate in internal/common.h)."""
     source, fixed = op.input_qparams[0], FIXED_OUTPUT[op.kind]
     real = _f32(source) * (np.arange(-128, 128, dtype=np.int64) - source.zero_point[0]).astype(np.float32)
-    if op.kind == "sigmoid":
-        curve = np.float32(1) / (np.float32(1) + np.exp(-real))
-    else:
-        curve = np.tanh(real)
+    curve = np.float32(1) / (np.float32(1) + np.exp(-real)) if op.kind == "sigmoid" else np.tanh(real)
     scaled_up = curve.astype(np.float32) * (np.float32(1) / _f32(fixed))
     rounded = np.copysign(np.floor(np.abs(scaled_up.astype(np.float64)) + 0.5), scaled_up).astype(np.int64)
     entries = torch.from_numpy(np.clip(rounded + fixed.zero_point[0], -128, 127).astype(np.int8))
@@ -243,7 +242,7 @@ def table(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Ten
 
 
 def softmax(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
-    """SOFTMAX: float32 table of exp, summed in order, scaled by 1 / (sum · 1/256) (Softmax in optimized_ops.h, both kernel sets)."""
+    """SOFTMAX of both kernel sets: float32 table of exp, summed in order, times 1 / (sum · 1/256) (optimized_ops.h)."""
     fixed = FIXED_OUTPUT["softmax"]
     axis = int(op.node.args[1])  # type: ignore[arg-type] # an int
     x = inputs[0].movedim(axis, -1).numpy().astype(np.int64)
@@ -260,13 +259,18 @@ def _pool_geometry(op: IntegerOp) -> tuple[tuple[int, int], tuple[int, int], tup
     """kernel, stride, padding, ceil_mode, count_include_pad of an average pool."""
     kernel = _pair(op.node.args[1])
     stride = _pair(node_arg(op.node, 2, None) or kernel)
-    return kernel, stride, _pair(node_arg(op.node, 3, 0)), bool(node_arg(op.node, 4, False)), bool(node_arg(op.node, 5, True))
+    return (
+        kernel,
+        stride,
+        _pair(node_arg(op.node, 3, 0)),
+        bool(node_arg(op.node, 4, False)),
+        bool(node_arg(op.node, 5, True)),
+    )
 
 
 def _pair(raw: Any) -> tuple[int, int]:
     items = [int(i) for i in raw] if isinstance(raw, (list, tuple)) else [int(raw)]
     return (items[0], items[-1])
-
 
 
 def _f32(qparams: QParams) -> np.float32:
