@@ -102,8 +102,8 @@ def contents(model: QuantizedModel) -> dict[str, Any]:
 class Runtime:
     """One backend as the page shows it. Parity and latency are the backend's rows of verify.json and profile.json.
 
-    counts: status → operators. bars: (label, milliseconds, status, share of the longest bar) of each operator of a
-    measured run, slowest first. other: the same share for the time that belongs to no operator.
+    counts: status → operators. bars: (label, all layers, milliseconds, status, share of the longest bar) of each
+    operator of a measured run, slowest first. other: the same share for the time that belongs to no operator.
     """
 
     name: str
@@ -117,7 +117,7 @@ class Runtime:
     floating: Found | None
     speedup: float | None
     timed: bool
-    bars: list[tuple[str, float, str, float]]
+    bars: list[tuple[str, str, float, str, float]]
     other: float
 
     @property
@@ -162,13 +162,14 @@ def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None
     return found
 
 
-def _bars(artifact: Artifact, rows: Sequence[Found], longest: float) -> list[tuple[str, float, str, float]]:
+def _bars(artifact: Artifact, rows: Sequence[Found], longest: float) -> list[tuple[str, str, float, str, float]]:
     by_name: dict[str, str] = {r.name: r.status for r in artifact.coverage}
     by_layers: dict[tuple[str, ...], str] = {r.layers: r.status for r in artifact.coverage if r.layers}
-    bars: list[tuple[str, float, str, float]] = []
+    bars: list[tuple[str, str, float, str, float]] = []
     for row in sorted(rows, key=lambda row: -row["ms"]):
         status = by_name.get(row["name"]) or by_layers.get(tuple(row["layers"])) or "unknown"
-        bars.append((", ".join(row["layers"]) or row["name"], row["ms"], status, row["ms"] / longest))
+        full = ", ".join(row["layers"]) or row["name"]
+        bars.append((words.label(row), full, row["ms"], status, row["ms"] / longest))
     return bars
 
 
@@ -220,12 +221,14 @@ def _accuracy_verdict(parity: Found) -> str:
     for metric in parity["float_metric"]:
         reached = [r["metric"].get(metric) for r in parity["backends"].values() if r["metric"]]
         known = [value for value in reached if _finite(value)]
+        floating, qdq = parity["float_metric"][metric], (parity["qdq_metric"] or {}).get(metric)
         stages = [
-            (words.plain(parity["float_metric"][metric]), "in float", _finite(parity["float_metric"][metric])),
-            (words.plain((parity["qdq_metric"] or {}).get(metric)), "quantized", parity["qdq_metric"] is not None),
+            (words.plain(floating), "in float", _finite(floating)),
+            (words.plain(qdq), "quantized", _finite(qdq)),
             (_span(known), "in the artefacts", bool(known)),
         ]
-        said.append(f"{metric} " + ", ".join(f"{value} {where}" for value, where, there in stages if there))
+        if any(there for _, _, there in stages):
+            said.append(f"{metric} " + ", ".join(f"{value} {where}" for value, where, there in stages if there))
     return "; ".join(said) + "."
 
 

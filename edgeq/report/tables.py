@@ -16,6 +16,7 @@ from edgeq.report.words import (
     decibel,
     grouped,
     join,
+    label,
     number,
     plain,
     share,
@@ -120,7 +121,8 @@ def parity_table(found: Found) -> list[RenderableType]:
                 )
                 first = False
         partings.extend(_parting(name, row))
-    inputs = {"golden": "the synthetic golden input", "calibration": f"{found['batches']} calibration batches"}
+    batches = f"{found['batches']} calibration batch{'es' if found['batches'] != 1 else ''}"
+    inputs = {"golden": "the synthetic golden input", "calibration": batches}
     parts: list[RenderableType] = [_head(found["model"], f"on {inputs.get(found['inputs'], found['inputs'])}"), table]
     if any(o["equivalent"] for r in found["backends"].values() for k in r["kernels"].values() for o in k["outputs"]):
         parts.append(Text("* the output is computed in float: LSB is 1/255 of its range", style="dim"))
@@ -195,11 +197,11 @@ def _operators(name: str, report: Found) -> list[RenderableType]:
     table = _table("ms", "share", "operator", left=(2,))
     total = report["median_ms"]
     for row in rows[:SHOWN]:
-        table.add_row(number(row["ms"]), f"{row['ms'] / total:.0%}", escape(", ".join(row["layers"]) or row["name"]))
+        table.add_row(number(row["ms"]), f"{row['ms'] / total:.0%}", escape(label(row)))
     if len(rows) > SHOWN:
         rest = sum(row["ms"] for row in rows[SHOWN:])
         table.add_row(number(rest), f"{rest / total:.0%}", Text(f"{len(rows) - SHOWN} others", style="dim"))
-    if report["unattributed_ms"] is not None:
+    if report["unattributed_ms"]:
         ms = report["unattributed_ms"]
         table.add_row(number(ms), f"{ms / total:.0%}", Text("not attributed to an operator", style="dim"))
     return [_head(title(name), f"slowest operators, by {report['method']}"), table]

@@ -117,6 +117,12 @@ def grouped(rows: Iterable[Mapping[str, Any]], latency: Iterable[Mapping[str, An
     return sorted(groups.values(), key=lambda g: (ORDER[g.status], -(g.ms or 0), -g.count))
 
 
+def label(row: Mapping[str, Any]) -> str:
+    """A latency row's first layer and how many more it computes, or its name in the artefact."""
+    layers = row["layers"]
+    return f"{layers[0]} +{len(layers) - 1}" if len(layers) > 1 else layers[0] if layers else str(row["name"])
+
+
 def join(words: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

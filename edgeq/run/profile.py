@@ -55,15 +55,22 @@ def profile(
 ) -> Pair:
     """Time an artefact and its float twin on this host."""
     engine = backends.backend(int8.backend)
-    reports = []
+    reports: list[LatencyReport | None] = []
     for done, artifact in enumerate((int8, float_twin), start=1):
         progress(f"profile {int8.backend}", done, 2)
-        reports.append(
-            None
-            if artifact is None
-            else engine.profile(artifact.path, inputs, threads=threads, warmup=warmup, runs=runs)
-        )
+        if artifact is None:
+            reports.append(None)
+            continue
+        report = engine.profile(artifact.path, inputs, threads=threads, warmup=warmup, runs=runs)
+        reports.append(_layered(report, artifact) if report else None)
     return Pair(int8.backend, reports[0], reports[1])
+
+
+def _layered(report: LatencyReport, artifact: Artifact) -> LatencyReport:
+    """Rows that know only the artefact's operator get its layers from the coverage row of the same name."""
+    layers = {row.name: row.layers for row in artifact.coverage}
+    rows = tuple(dataclasses.replace(r, layers=r.layers or layers.get(r.name, ())) for r in report.rows)
+    return dataclasses.replace(report, rows=rows)
 
 
 def pair_json(pair: Pair) -> dict[str, Any]:
