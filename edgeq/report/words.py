@@ -50,7 +50,7 @@ def share(value: float | None) -> str:
 
 def percent(value: float) -> str:
     """A part of a measured whole, in percent to two digits."""
-    return f"{value * 100:.0f} %" if value >= 0.0995 else f"{value * 100:.1f} %"
+    return f"{value * 100:.0f} %" if value >= 0.0995 or value == 0 else f"{value * 100:.1f} %"
 
 
 def decibel(value: float | None) -> str:
