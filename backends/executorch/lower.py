@@ -12,12 +12,14 @@ from torch.export import ExportedProgram
 from edgeq.backends.executorch.partition import partitioner
 from edgeq.backends.executorch.pte import PteOp, executorch_package, read_pte
 from edgeq.backends.executorch.rewrites import rewrite
+from edgeq.graph.integer import DEQUANTIZE_CHANNEL
 from edgeq.graph.ops import kind_of
 from edgeq.graph.quiet import quiet
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, Status
 
 TAG = "edgeq_origin"  # key in node.meta["custom"], which ExecuTorch carries through its passes
 FLOATS = {"fp32", "fp16", "pfp32"}
+HELPERS = {"StaticReshape", "StaticTranspose"}
 
 
 def lower(
@@ -46,7 +48,9 @@ def lower(
     return Artifact("executorch", path, coverage, _notes(ops, program))
 
 
-def _export(module: torch.fx.GraphModule, origin: Mapping[torch.fx.Node, str], program: ExportedProgram) -> ExportedProgram:
+def _export(
+    module: torch.fx.GraphModule, origin: Mapping[torch.fx.Node, str], program: ExportedProgram
+) -> ExportedProgram:
     """Export the rewritten module, each node tagged with the node of `program` whose work it does."""
     assert program.example_inputs is not None, "the program was saved without example inputs"
     args, kwargs = program.example_inputs
@@ -80,23 +84,32 @@ def _coverage(
     ops: tuple[PteOp, ...], edge: ExportedProgram, kinds: Mapping[str, str], layers: Mapping[str, str]
 ) -> tuple[OpPlacement, ...]:
     by_handle, kernels = _origins(edge)
-    loose = [op for op in ops if not op.delegated]
-    names = dict(zip((op.name for op in loose), kernels, strict=True)) if len(loose) == len(kernels) else {}
     rows = []
     for op in ops:
         if op.inserted:
             continue
-        node = names.get(op.name) if not op.delegated else by_handle.get(op.handle or -1)
+        node = by_handle.get(op.handle or -1) if op.delegated else _next_of(kernels, op.type)
+        kind = kinds.get(node or "", op.type.removeprefix("aten::"))
+        if op.type in HELPERS and kind not in ("reshape", "permute"):
+            continue  # a change of shape inside a rewritten operator, whose own row follows
         status, reason = _judge(op)
         layer = layers.get(node or "")
-        kind = kinds.get(node or "", op.type)
         rows.append(OpPlacement(op.name, kind, status, reason, (layer,) if layer else ()))
     return tuple(rows)
 
 
+def _next_of(kernels: list[tuple[str, str | None]], kernel: str) -> str | None:
+    """Take the first of `kernels` called `kernel` out, those before it too (they need no instruction); its node."""
+    for position, (name, tag) in enumerate(kernels):
+        if name == kernel:
+            del kernels[: position + 1]
+            return tag
+    return None
+
+
 def _judge(op: PteOp) -> tuple[Status, str]:
     if not op.delegated:
-        return "float island", "not delegated: XNNPACK has no such operator, ExecuTorch's own kernel runs between two delegate calls"
+        return "float island", "not delegated: ExecuTorch's own kernel runs it between two calls of XNNPACK"
     if not FLOATS & {*op.reads, op.writes}:
         return "integer", ""
     if op.weight is not None and op.weight not in FLOATS:
@@ -104,10 +117,10 @@ def _judge(op: PteOp) -> tuple[Status, str]:
     return "float island", "in the delegate, computed in float"
 
 
-def _origins(edge: ExportedProgram) -> tuple[dict[int, str], list[str | None]]:
-    """Debug handle → node of the program, for delegated operators; the same for the kernels outside, in order."""
+def _origins(edge: ExportedProgram) -> tuple[dict[int, str], list[tuple[str, str | None]]]:
+    """Debug handle → node of the program, for delegated operators; (kernel, node) of the others, in order."""
     handles: dict[int, str] = {}
-    kernels: list[str | None] = []
+    kernels: list[tuple[str, str | None]] = []
     for node in edge.graph_module.graph.nodes:
         if node.op == "get_attr":
             inner = getattr(edge.graph_module, str(node.target))
@@ -115,7 +128,8 @@ def _origins(edge: ExportedProgram) -> tuple[dict[int, str], list[str | None]]:
                 if (tag := _tag(part)) is not None and isinstance(part.meta.get("debug_handle"), int):
                     handles[part.meta["debug_handle"]] = tag
         elif node.op == "call_function" and "delegate" not in str(node.target) and "getitem" not in str(node.target):
-            kernels.append(_tag(node))
+            parts = str(node.target).split(".")  # `aten.mean.dim`: the kernel is aten::mean
+            kernels.append(("::".join(parts[:2]), _tag(node)))
     return handles, kernels
 
 
@@ -137,13 +151,11 @@ def _notes(ops: tuple[PteOp, ...], program: ExportedProgram) -> tuple[str, ...]:
         notes.append(f"XNNPACK runs in {calls} pieces, because operators between them are not delegated")
     if inserted:
         notes.append(f"{len(inserted)} transposes between NCHW and XNNPACK's NHWC were inserted")
-    from edgeq.graph.integer import DEQUANTIZE_CHANNEL
-
-    weights = [n for n in program.graph.nodes if n.target is DEQUANTIZE_CHANNEL and kind_of(next(iter(n.users))) != "linear"]
-    stored = sum(op.weight is not None and op.weight not in FLOATS and op.type != "FullyConnected" for op in ops)
-    if len(weights) > stored:
+    wanted = sum(n.target is DEQUANTIZE_CHANNEL for n in program.graph.nodes)
+    stored = sum(op.weight is not None and op.weight not in FLOATS for op in ops)
+    if wanted > stored:
         notes.append(
-            f"{len(weights) - stored} convolutions with int8 weights and float activations are stored in float32: "
+            f"{wanted - stored} operators with int8 weights and float activations are stored in float32: "
             "XNNPACK has no such kernel"
         )
     return tuple(notes)

@@ -39,8 +39,8 @@ def profile(
     """Time `runs` calls after `warmup`, then as many with tracing on for the rows.
 
     Rows are named as the rows of the artefact's coverage table; layout and type changes in between have rows of their
-    own. XNNPACK counts whole microseconds, so a row is the mean over the runs. What the rows leave of the total (the
-    delegate's and the method's overhead) is `unattributed_ms`.
+    own. XNNPACK counts whole microseconds, so a row is the mean of the middle half of the runs. What the rows leave of
+    the total (the delegate's and the method's overhead) is `unattributed_ms`.
 
     Raises:
         EdgeqError: see edgeq.backends.executorch.run.load.
@@ -89,7 +89,7 @@ def _rows(path: Path, inputs: Sequence[Tensor], threads: int, runs: int) -> tupl
         if event.is_delegated_op:
             measured[event._instruction_id].append(event)
         elif event.name == "OPERATOR_CALL":
-            kernels[event._instruction_id] = statistics.fmean(event.perf_data.raw)
+            kernels[event._instruction_id] = _typical(event.perf_data.raw)
     rows = []
     for instruction in dict.fromkeys(op.instruction for op in ops):
         here = [op for op in ops if op.instruction == instruction]
@@ -100,12 +100,18 @@ def _rows(path: Path, inputs: Sequence[Tensor], threads: int, runs: int) -> tupl
     return tuple(rows)
 
 
+def _typical(times: Sequence[float]) -> float:
+    """Mean of the middle half: as steady as a median, finer than the clock's microsecond."""
+    quarter = len(times) // 4
+    return statistics.fmean(sorted(times)[quarter : len(times) - quarter])
+
+
 def _match(ops: Sequence[PteOp], events: Sequence[Any]) -> list[OpLatency]:
     """XNNPACK runs a delegate's operators in their order in the file; what it added keeps its own name."""
     rows = []
     waiting = list(ops)
     for event in events:
-        ms = statistics.fmean(event.perf_data.raw)
+        ms = _typical(event.perf_data.raw)
         position = 0 if len(events) == len(ops) else _find(waiting, event.name)
         if position is None:
             rows.append(OpLatency(f"{ops[0].instruction} {event.name}", ms))

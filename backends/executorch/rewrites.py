@@ -81,6 +81,8 @@ def _operator(editor: _Editor, node: Node) -> None:
         _upsample(editor, node)
     elif kind == "reshape" and node.target not in (aten.view.default, aten.reshape.default):
         editor.replace(node, editor.call(node, aten.reshape.default, node.args[0], list(value(node).shape)))
+    elif kind == "matmul" and node.target is aten.matmul.default:
+        _matmul(editor, node)
     elif kind in WEIGHTED:
         _weight_only(editor, node, kind or "")
 
@@ -186,8 +188,19 @@ def _upsample(editor: _Editor, node: Node) -> None:
     editor.replace(node, editor.call(node, aten.permute.default, image, [0, 3, 1, 2]))
 
 
+def _matmul(editor: _Editor, node: Node) -> None:
+    """A batched product as bmm: its own decomposition expands both operands in kernels outside the delegate."""
+    left, right = node.args[:2]
+    a, b, out = value(left).shape, value(right).shape, value(node).shape
+    if len(a) < 4 or a[:-2] != b[:-2]:
+        return
+    flat = [editor.call(node, aten.reshape.default, x, [-1, *s[-2:]]) for x, s in ((left, a), (right, b))]
+    product = editor.call(node, aten.bmm.default, *flat)
+    editor.replace(node, editor.call(node, aten.reshape.default, product, list(out)))
+
+
 def _weight_only(editor: _Editor, node: Node, kind: str) -> None:
-    """int8 weights under float activations: linear keeps them (bias apart); convolutions have no such kernel, so float."""
+    """int8 weights under float activations: linear keeps them, its bias apart; convolutions have no such kernel."""
     weight_at, bias_at, _ = WEIGHTED[kind]
     weight, bias = node.args[weight_at], node_arg(node, bias_at, None)
     if not isinstance(weight, Node) or weight.target is not DEQUANTIZE_CHANNEL or _numbers_weighted(node, weight, bias):

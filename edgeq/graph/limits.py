@@ -45,7 +45,7 @@ def xnnpack_slice(node: Node) -> str | None:
 def xnnpack_transposed(node: Node) -> str | None:
     """A transposed convolution with per-channel weights has one group in XNNPACK."""
     groups = conv_attrs(node, "conv_transpose2d").groups
-    return None if groups == 1 else f"XNNPACK takes no per-channel weights in a transposed convolution of {groups} groups"
+    return None if groups == 1 else f"XNNPACK transposes no convolution of {groups} groups with per-channel weights"
 
 
 def xnnpack_upsample(node: Node) -> str | None:

@@ -57,10 +57,10 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def bounds(op: IntegerOp) -> tuple[int, int]:
-    """Clip bounds on the output's integers: round half even of bound / scale + zero point in float32 (xnn_qs8_quantize).
+    """Clip bounds on the output's integers: bound / scale + zero point in float32, half to even (xnn_qs8_quantize).
 
-    The zero point is added before rounding, so a tie falls otherwise than in TFLite: 6.0 at scale 4 and zero point 47 is
-    49 there and 48 here.
+    The zero point is added before rounding, so a tie falls otherwise than in TFLite: 6.0 at scale 4 and zero point 47
+    is 49 there and 48 here.
     """
     out = op.output_qparams
     node = op.node if op.kind in ACTIVATIONS else next(iter(op.node.users))
