@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from edgeq.backends.litert.flatbuffer import ModelWriter
-from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, IntegerProgram, constant
-from edgeq.graph.ops import WEIGHTED, kind_of, value
+from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, IntegerProgram
+from edgeq.graph.ops import WEIGHTED, constant, kind_of, value
 from edgeq.graph.quiet import quiet
 from edgeq.spec import EdgeqError
 
@@ -196,11 +196,12 @@ def _fold(writer: ModelWriter, name: str, stored: Tensor, scales: Tensor, axis: 
 
 def _orders(rank: int) -> list[tuple[int, ...]]:
     """The axis orders converters store weights in."""
-    return {
+    orders: dict[int, list[tuple[int, ...]]] = {
         2: [(0, 1), (1, 0)],
         3: [(0, 1, 2), (0, 2, 1), (1, 2, 0)],
         4: [(0, 1, 2, 3), (0, 2, 3, 1), (1, 2, 3, 0), (2, 3, 0, 1), (2, 3, 1, 0)],
-    }[rank]
+    }
+    return orders[rank]
 
 
 def _axis_of(shape: Sequence[int], axis: int, before: Sequence[int]) -> int | None:

@@ -227,7 +227,7 @@ class Emitter:
             axes, keep = {rank - 2, rank - 1}, True
         else:
             raw = node_arg(op.node, 1, None)
-            axes = {int(d) % rank for d in raw} if raw else set(range(rank))  # type: ignore[union-attr] # a list of ints
+            axes = {int(d) % rank for d in raw} if raw else set(range(rank))
             keep = bool(node_arg(op.node, 2, False))
         left = sorted(a for a in range(rank) if a not in axes)
         perm = x.perm if keep else tuple(left.index(a) for a in x.perm if a in left)
