@@ -22,7 +22,7 @@ from edgeq.devices import host
 from edgeq.graph.annotate import Annotation, annotate, default_plan
 from edgeq.graph.capture import Captured, capture, flatten
 from edgeq.graph.convert import Resolved, convert, float_program
-from edgeq.graph.package import QuantizedModel, load, load_plan, versions, write_json
+from edgeq.graph.package import QuantizedModel, load, load_plan, read_json, versions, write_json
 from edgeq.run.files import artifact_json, exported, find
 from edgeq.run.profile import pair_json
 from edgeq.run.profile import profile as profile_artifact
@@ -180,8 +180,7 @@ def verify(
             kernels = "" if worst.kernels == "default" else worst.kernels
             parting = first_parting(model, name, inputs[0], kernels=kernels, progress=progress)
             found["backends"][name]["first_parting"] = dataclasses.asdict(parting) if parting else None
-    write_json(_home(model) / "verify.json", found)
-    return found
+    return _merge(_home(model) / "verify.json", found)
 
 
 def profile(
@@ -217,11 +216,9 @@ def profile(
         "model": model.name,
         "device": "host",
         "versions": versions(),
-        "verdicts": [pair.verdict for pair in pairs],
         "backends": {pair.backend: pair_json(pair) for pair in pairs},
     }
-    write_json(_home(model) / "profile.json", found)
-    return found
+    return _merge(_home(model) / "profile.json", found)
 
 
 def report(model: QuantizedModel | str | Path, *, output: str | Path | None = None) -> Path:
@@ -383,6 +380,13 @@ def refuse_beyond(model: QuantizedModel, to: str) -> None:
 def _calibration(task: Task) -> Iterable[Any]:
     assert task.calibration is not None
     return task.calibration()
+
+
+def _merge(path: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Write `found` with the backends measured earlier kept beside the new ones; returns the new ones alone."""
+    earlier = read_json(path, "")["backends"] if path.is_file() else {}
+    write_json(path, {**found, "backends": {**earlier, **found["backends"]}})
+    return found
 
 
 def _saved(model: QuantizedModel | str | Path) -> QuantizedModel:

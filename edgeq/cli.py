@@ -221,7 +221,9 @@ class _progress:
 
 def _print(found: dict[str, Any], as_json: bool, render: Any) -> None:
     if as_json:
-        sys.stdout.write(json.dumps(found, indent=1, default=str) + "\n")
+        from edgeq.graph.package import plain
+
+        sys.stdout.write(json.dumps(plain(found), indent=1, allow_nan=False) + "\n")
         return
     from rich.console import Console
 

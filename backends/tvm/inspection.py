@@ -20,7 +20,8 @@ def placement(function: Any, name: str, kind: str, layers: tuple[str, ...]) -> O
     if not kind and all(str(p.dtype) == "int8" for p in function.params):
         return OpPlacement(name, "reshape", "integer", "the same bytes under another shape", layers)
     if not kind:
-        return OpPlacement(name, name.removeprefix("fused_"), "float island", "computed in float32 by TVM's own operators", layers)
+        reason = "computed in float32 by TVM's own operators"
+        return OpPlacement(name, name.removeprefix("fused_"), "float island", reason, layers)
     floats, products = accumulations(function)
     if floats:
         return OpPlacement(name, kind, "float island", f"sums in float: {floats[0]}", layers)

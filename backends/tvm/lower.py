@@ -16,7 +16,15 @@ from edgeq.backends.tvm import moves, sums
 from edgeq.backends.tvm.floats import schedule_floats
 from edgeq.backends.tvm.inspection import placement
 from edgeq.backends.tvm.schedule import Machine, host_target, machine
-from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, IntegerOp, IntegerProgram, read, tensor_qparams
+from edgeq.graph.integer import (
+    DEQUANTIZE,
+    DEQUANTIZE_CHANNEL,
+    QUANTIZE,
+    IntegerOp,
+    IntegerProgram,
+    read,
+    tensor_qparams,
+)
 from edgeq.graph.ops import WEIGHTED, constant, value
 from edgeq.graph.quiet import quiet
 from edgeq.spec import Artifact, EdgeqError, OpPlacement
@@ -53,7 +61,8 @@ def lower(
         try:
             compiled.export_library(str(partial), options=["-Wl,--build-id=none"])
         except RuntimeError as error:
-            raise EdgeqError(f"TVM could not link {path}: {_first_line(error)}; install a C++ compiler (g++)") from error
+            reason = _last_line(error)
+            raise EdgeqError(f"TVM could not link {path}: {reason}; install a C++ compiler (g++)") from error
         partial.replace(path)
     return Artifact("tvm", path, coverage, (f"compiled for {described.attrs.get('mcpu', described.kind.name)}",))
 
@@ -73,7 +82,7 @@ def tvm_package() -> Any:
     return tvm
 
 
-def _first_line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
 
@@ -121,7 +130,7 @@ class _Emitter:
         self.layers: dict[str, tuple[str, ...]] = {}  # kernel → layer keys
 
     def module(self) -> Any:
-        """The IRModule with `main`, legalised and fused, and `layers`, which returns the kernels' layer keys as JSON bytes."""
+        """The IRModule with `main`, legalised and fused, and `layers`: each kernel's layer keys as JSON bytes."""
         from tvm import transform
         from tvm.relax import transform as relax_transform
 
@@ -129,6 +138,7 @@ class _Emitter:
         inputs = [n for n in nodes if n.op == "placeholder"]
         params = [self.relax.Var(n.name, self._type(tuple(value(n).shape), _dtype(value(n).dtype))) for n in inputs]
         self.floats.update(zip(inputs, params, strict=True))
+        on_demand = {n.name for n in nodes if n.target in (DEQUANTIZE, DEQUANTIZE_CHANNEL)}
         absorbed = {name for op in self.program.ops.values() for name in op.absorbed}
         with self.builder.function("main", params):
             with self.builder.dataflow():
@@ -138,9 +148,8 @@ class _Emitter:
                     if node.target is QUANTIZE:
                         op = self.program.ops.get(node.name)
                         self.integers[node.name] = self._integer(op) if op else self._quantize(node)
-                    elif node.op == "call_function" and node.name not in absorbed:
-                        if node.target not in (DEQUANTIZE, DEQUANTIZE_CHANNEL):
-                            self.floats[node] = self._float(node)
+                    elif node.op == "call_function" and node.name not in absorbed | on_demand:
+                        self.floats[node] = self._float(node)
                 leaves = torch.utils._pytree.tree_leaves(self.graph.output_node().args)
                 outputs = [self.builder.emit_output(self._output(n)) for n in leaves]
             self.builder.emit_func_output(outputs[0] if len(outputs) == 1 else self.relax.Tuple(outputs))
@@ -219,7 +228,8 @@ class _Emitter:
             (source,) = node.all_input_nodes
             shape = tuple(value(source).shape)
             function = moves.dequantize(shape, tensor_qparams(node))
-            self.floats[node] = self._call(function, "dequantize", node.name, [self._stored(source.name)], shape, "float32")
+            stored = self._stored(source.name)
+            self.floats[node] = self._call(function, "dequantize", node.name, [stored], shape, "float32")
         return self.floats[node]
 
     def _float(self, node: Node) -> Any:
@@ -233,7 +243,7 @@ class _Emitter:
                 return self._decomposed(node)
             except Exception:
                 name = getattr(node.target, "__name__", str(node.target))
-                reason = f"it has no {name}" if isinstance(first, KeyError) else _first_line(first)
+                reason = f"it has no {name}" if isinstance(first, KeyError) else _last_line(first)
                 raise EdgeqError(f"TVM's importer cannot take {name} (node {node.name}): {reason}") from first
 
     def _imported(self, node: Node) -> Any:
@@ -241,7 +251,8 @@ class _Emitter:
         from torch.fx.passes.shape_prop import _extract_tensor_metadata
 
         convert = self.importer.convert_map[node.target.__name__]  # type: ignore[union-attr] # operators have names
-        for member in (node, *node.all_input_nodes):  # the importer reads shapes off tensor_meta, which a loaded program lacks
+        # the importer reads shapes off tensor_meta, which a loaded program lacks
+        for member in (node, *node.all_input_nodes):
             if isinstance(member.meta.get("val"), FakeTensor):
                 member.meta.setdefault("tensor_meta", _extract_tensor_metadata(member.meta["val"]))
         return convert(node)
@@ -259,7 +270,7 @@ class _Emitter:
             return node.target(*args, **kwargs)  # type: ignore[operator] # an aten operator
 
         examples = [torch.zeros(s.meta["val"].shape, dtype=s.meta["val"].dtype) for s in sources]
-        inner = make_fx(alone, core_aten_decompositions(), tracing_mode="fake")(*examples)
+        inner = make_fx(alone, dict(core_aten_decompositions()), tracing_mode="fake")(*examples)
         feed = iter(sources)
         for step in inner.graph.nodes:
             if step.op == "placeholder":

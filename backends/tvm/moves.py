@@ -82,8 +82,9 @@ def _at(T: Any, buffer: Any, start: Any, lanes: int) -> Any:
 
 def _shifted(T: Any, stored: Any, qparams: QParams, lanes: int) -> Any:
     """int32 value − zero point."""
-    zero = T.int32(qparams.zero_point[0])
-    return T.cast(stored, f"int32x{lanes}" if lanes > 1 else "int32") - (T.broadcast(zero, lanes) if lanes > 1 else zero)
+    if lanes == 1:
+        return T.cast(stored, "int32") - T.int32(qparams.zero_point[0])
+    return T.cast(stored, f"int32x{lanes}") - T.broadcast(T.int32(qparams.zero_point[0]), lanes)
 
 
 def _scaled(T: Any, op: IntegerOp, stored: Any, lanes: int, index: int = 0) -> Any:
@@ -91,7 +92,8 @@ def _scaled(T: Any, op: IntegerOp, stored: Any, lanes: int, index: int = 0) -> A
     if _same(op, index):
         return stored
     m = T.float32(float(ratio(op, index)))
-    return requantize(T, _shifted(T, stored, op.input_qparams[index], lanes), T.broadcast(m, lanes) if lanes > 1 else m, op, lanes)
+    total = _shifted(T, stored, op.input_qparams[index], lanes)
+    return requantize(T, total, T.broadcast(m, lanes) if lanes > 1 else m, op, lanes)
 
 
 def _same(op: IntegerOp, index: int = 0) -> bool:
@@ -163,7 +165,8 @@ def _add(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, table
 
         total = _shifted(T, a, op.input_qparams[0], lanes) * spread(first)
         total = total + _shifted(T, b, op.input_qparams[1], lanes) * spread(second)
-        scaled = T.shift_right(total + spread(1 << (shift - 1)), spread(shift)) + spread(op.output_qparams.zero_point[0])
+        scaled = T.shift_right(total + spread(1 << (shift - 1)), spread(shift))
+        scaled = scaled + spread(op.output_qparams.zero_point[0])
         clipped = T.min(T.max(scaled, spread(op.low)), spread(op.high))
         return T.cast(clipped, f"int8x{lanes}" if lanes > 1 else "int8")
 
@@ -187,11 +190,11 @@ def _pairwise(T: Any, xs: Sequence[Shape], out: Shape, ins: Any, to: Any, body: 
         return
 
     def element(index: list[Any]) -> None:
-        picked = []
-        for buffer, shape in zip(ins, xs, strict=True):
+        def picked(buffer: Any, shape: Shape) -> Any:
             tail = index[len(index) - len(shape) :]
-            picked.append(buffer[_offset([i if n > 1 else 0 for i, n in zip(tail, shape, strict=True)], shape)])
-        T.buffer_store(to, body(*picked, 1), [_offset(index, out)])
+            return buffer[_offset([i if n > 1 else 0 for i, n in zip(tail, shape, strict=True)], shape)]
+
+        T.buffer_store(to, body(picked(ins[0], xs[0]), picked(ins[1], xs[1]), 1), [_offset(index, out)])
 
     _each(T, out, element)
 
@@ -205,9 +208,9 @@ def _cat(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, table
     start = 0
     for k, (buffer, shape) in enumerate(zip(ins, xs, strict=True)):
 
-        def element(index: list[Any], k: int = k, buffer: Any = buffer, shape: Shape = shape, start: int = start) -> None:
+        def element(index: list[Any], k: int = k, source: Any = buffer, x: Shape = shape, start: int = start) -> None:
             place = [i + start if a == axis else i for a, i in enumerate(index)]
-            T.buffer_store(to, _scaled(T, op, buffer[_offset(index, shape)], 1, k), [_offset(place, out)])
+            T.buffer_store(to, _scaled(T, op, source[_offset(index, x)], 1, k), [_offset(place, out)])
 
         _each(T, shape, element)
         start += shape[axis]
@@ -252,7 +255,8 @@ def _permute(T: Any, op: IntegerOp, x: Shape, out: Shape, index: list[Any], tabl
 
 def _slice(T: Any, op: IntegerOp, x: Shape, out: Shape, index: list[Any], tables: Any) -> tuple[list[Any], Any]:
     axis = int(node_arg(op.node, 1, 0)) % len(x)
-    start, stop, step = slice(node_arg(op.node, 2, None), node_arg(op.node, 3, None), node_arg(op.node, 4, 1)).indices(x[axis])
+    window = slice(node_arg(op.node, 2, None), node_arg(op.node, 3, None), node_arg(op.node, 4, 1))
+    start, _, step = window.indices(x[axis])
     return [start + i * step if a == axis else i for a, i in enumerate(index)], None
 
 

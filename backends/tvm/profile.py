@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from edgeq.backends.tvm.lower import tvm_package
 from edgeq.backends.tvm.run import call, open_library
@@ -55,7 +55,7 @@ def profile(
 
 def _kernels(machine: Any, inputs: Sequence[Tensor], runs: int) -> tuple[OpLatency, ...]:
     """Median time of every kernel, in the order of their calls; the machine's own bookkeeping left out."""
-    layers: dict[str, list[str]] = json.loads(bytes(torch.from_dlpack(machine["layers"]()).tolist()))
+    layers: dict[str, list[str]] = json.loads(bytes(from_dlpack(machine["layers"]()).tolist()))
     spent: dict[str, list[float]] = defaultdict(list)
     started = 0
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from edgeq.backends.tvm.lower import tvm_package
 from edgeq.spec import EdgeqError
@@ -31,9 +31,20 @@ def load(path: Path, *, threads: int = 1) -> Callable[[Sequence[Tensor]], tuple[
 
 
 def call(machine: Any, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Run `main` of a virtual machine."""
-    results = machine["main"](*to_tvm(inputs))
-    return tuple(torch.from_dlpack(r) for r in (results if hasattr(results, "__len__") else [results]))
+    """Run `main` of a virtual machine.
+
+    Raises:
+        EdgeqError: the inputs' number, shapes or dtypes are not the program's.
+    """
+    try:
+        results = machine["main"](*to_tvm(inputs))
+    except (TypeError, ValueError) as error:
+        raise EdgeqError(f"the compiled program takes other inputs (shape or dtype): {_last_line(error)}") from error
+    return tuple(from_dlpack(r) for r in (results if hasattr(results, "__len__") else [results]))
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 def to_tvm(inputs: Sequence[Tensor]) -> list[Any]:

@@ -1,8 +1,7 @@
-"""How a device multiplies: vector width, dot-product instruction and register budget. What is computed stands in sums.py."""
+"""How a device multiplies: vector width, dot-product instruction, registers. What is computed stands in sums.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +67,9 @@ def machine(target: Any) -> Machine:
     """The best instruction that `target` (a tvm.target.Target) has."""
     from tvm.target import codegen
 
-    has: Callable[[list[str]], bool] = lambda features: bool(codegen.target_has_features(features, target))
+    def has(features: list[str]) -> bool:
+        return bool(codegen.target_has_features(features, target))
+
     try:
         if has(["avx512vnni", "avx512bw"]):
             return VNNI

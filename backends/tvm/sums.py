@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 class Geometry:
     """Every kind of sum in one form.
 
-    Output pixel (i·phases + r) reads staged rows i·stride + (r + shift) // phases + k·dilation for k < kernel, where the
+    Output row i·phases + r reads staged rows i·stride + (r + shift) // phases + k·dilation for k < kernel, where the
     staged input has `pad` rows of zero points in front; likewise columns. Convolutions have one phase; a transposed
     convolution of stride s has s, each a small convolution of its own.
     last: whether channels are the fastest axis of input and output; else ([N, C, L]) they are the slowest but one.
@@ -48,17 +48,17 @@ class Geometry:
     @property
     def per_phase(self) -> tuple[int, int]:
         """Output rows and columns of the longest phase."""
-        return tuple(-(-o // p) for o, p in zip(self.out, self.phases, strict=True))  # type: ignore[return-value] # two of them
+        return -(-self.out[0] // self.phases[0]), -(-self.out[1] // self.phases[1])
 
     @property
     def staged(self) -> tuple[int, int]:
         """Rows and columns of the staged input: what some output reads."""
-        return tuple(
-            (n - 1) * s + (p - 1 + f) // p + (k - 1) * d + 1
-            for n, s, p, f, k, d in zip(
-                self.per_phase, self.stride, self.phases, self.shift, self.kernel, self.dilation, strict=True
-            )
-        )  # type: ignore[return-value] # two of them
+        return self._staged(0), self._staged(1)
+
+    def _staged(self, axis: int) -> int:
+        last_phase = (self.phases[axis] - 1 + self.shift[axis]) // self.phases[axis]
+        reach = (self.kernel[axis] - 1) * self.dilation[axis]
+        return (self.per_phase[axis] - 1) * self.stride[axis] + last_phase + reach + 1
 
 
 def geometry(op: IntegerOp, x: tuple[int, ...], out: tuple[int, ...]) -> tuple[Geometry, Array]:
@@ -95,7 +95,7 @@ def _pair(values: tuple[int, ...]) -> tuple[int, int]:
 def _transposed(
     a: ConvAttrs, w: Array, batch: int, size: tuple[int, int], out: tuple[int, int]
 ) -> tuple[Geometry, Array]:
-    """A transposed convolution as stride² plain ones: output o = s·i + r takes the taps k with k ≡ r + padding (mod s)."""
+    """A transposed convolution as stride² plain ones: output s·i + r takes the taps k ≡ r + padding (mod s)."""
     cin, per_group = w.shape[:2]
     (sh, sw), (dh, dw), shift = _pair(a.stride), _pair(a.dilation), _pair(a.padding)
     spread = np.zeros((cin, per_group, (w.shape[2] - 1) * dh + 1, (w.shape[3] - 1) * dw + 1), np.int8)
@@ -134,8 +134,8 @@ def multiplier(op: IntegerOp) -> Array:
 
 
 def is_depthwise(g: Geometry) -> bool:
-    """One input and one output channel per group, channels lying together: computed across channels."""
-    return g.last and g.groups == g.channels == g.out_channels and g.phases == (1, 1)
+    """Several groups of one input and one output channel, channels lying together: computed across channels."""
+    return g.last and g.groups == g.channels == g.out_channels > 1 and g.phases == (1, 1)
 
 
 def pack(op: IntegerOp, g: Geometry, w: Array, machine: Machine) -> Packed:
@@ -212,7 +212,9 @@ def _stage(T: Any, g: Geometry, x: Any, dtype: str, channels: int, fill: int, re
     return staged
 
 
-def _dense(T: Any, op: IntegerOp, g: Geometry, m: Machine, x: Any, weight: Any, bias: Any, ratio: Any, out: Any) -> None:
+def _dense(
+    T: Any, op: IntegerOp, g: Geometry, m: Machine, x: Any, weight: Any, bias: Any, ratio: Any, out: Any
+) -> None:
     zero_point = op.input_qparams[0].zero_point[0]
     each, outs = g.channels // g.groups, g.out_channels // g.groups
     quads, vectors = -(-each // m.group), -(-outs // m.lanes)
@@ -241,9 +243,7 @@ def _dense(T: Any, op: IntegerOp, g: Geometry, m: Machine, x: Any, weight: Any, 
         top = i * g.stride[0] + (r + g.shift[0]) // ph
         left = first * g.stride[1] + (q + g.shift[1]) // pw
         origin = T.Bind(((n * rows + top) * columns + left) * pixel + group * (quads * m.group))
-        packed = T.Bind(
-            (((r * pw + q) * g.groups + group) * vectors + block * wide) * (kh * kw * quads * step)
-        )
+        packed = T.Bind((((r * pw + q) * g.groups + group) * vectors + block * wide) * (kh * kw * quads * step))
         total = T.alloc_buffer((pixels * wide * m.lanes,), "int32", scope="global")
         places = [[T.ramp((p * wide + v) * m.lanes, 1, m.lanes) for v in range(wide)] for p in range(pixels)]
         for v in range(wide):
@@ -274,17 +274,17 @@ def _dense(T: Any, op: IntegerOp, g: Geometry, m: Machine, x: Any, weight: Any, 
         chunks = -(-tiles // chunk)
         with T.parallel(0, g.batch * ph * out_rows * chunks) as task:
             line = T.Bind(task // chunks)
-            with T.serial(0, pw) as q, T.serial(0, g.groups) as group, T.serial(0, blocks) as block:
-                with T.serial(0, chunk) as t:
-                    number = T.min((task % chunks) * chunk + t, tiles - 1)
-                    n, i, r = line // (ph * out_rows), line // ph % out_rows, line % ph
-                    _guard(T, i * ph + r < g.out[0], ph > 1, lambda: tile(n, i, r, q, group, block, number))
-    else:
-        with T.parallel(0, g.groups * blocks) as task, T.serial(0, g.batch * ph * out_rows) as line:
-            with T.serial(0, pw) as q, T.serial(0, tiles) as number:
-                n, i, r = line // (ph * out_rows), line // ph % out_rows, line % ph
-                group, block = task // blocks, task % blocks
+            n, i, r = line // (ph * out_rows), line // ph % out_rows, line % ph
+            loops = T.serial(0, pw), T.serial(0, g.groups), T.serial(0, blocks), T.serial(0, chunk)
+            with loops[0] as q, loops[1] as group, loops[2] as block, loops[3] as t:
+                number = T.min((task % chunks) * chunk + t, tiles - 1)
                 _guard(T, i * ph + r < g.out[0], ph > 1, lambda: tile(n, i, r, q, group, block, number))
+    else:
+        lines = T.parallel(0, g.groups * blocks), T.serial(0, g.batch * ph * out_rows)
+        with lines[0] as task, lines[1] as line, T.serial(0, pw) as q, T.serial(0, tiles) as number:
+            n, i, r = line // (ph * out_rows), line // ph % out_rows, line % ph
+            group, block = task // blocks, task % blocks
+            _guard(T, i * ph + r < g.out[0], ph > 1, lambda: tile(n, i, r, q, group, block, number))
 
 
 def _guard(T: Any, condition: Any, needed: bool, body: Any) -> None:
@@ -297,7 +297,17 @@ def _guard(T: Any, condition: Any, needed: bool, body: Any) -> None:
 
 
 def _store(
-    T: Any, g: Geometry, out: Any, value: Any, n: Any, spot: Any, column: Any, channel: Any, inner: Any, outs: int, lanes: int
+    T: Any,
+    g: Geometry,
+    out: Any,
+    value: Any,
+    n: Any,
+    spot: Any,
+    column: Any,
+    channel: Any,
+    inner: Any,
+    outs: int,
+    lanes: int,
 ) -> None:
     """Write one vector of output channels at a pixel, leaving out channels and columns that do not exist."""
     whole = g.last and outs % lanes == 0
@@ -334,31 +344,28 @@ def _depthwise(
     vectors = -(-channels // lanes)
     pixels = min(6, out_columns)
     tiles = -(-out_columns // pixels)
-    with T.parallel(0, g.batch * out_rows) as line:
-        with T.serial(0, tiles) as number, T.serial(0, vectors) as block:
-            n, i = line // out_rows, line % out_rows
-            first = T.Bind(T.min(number * pixels, out_columns - pixels))
-            channel = T.Bind(T.min(block * lanes, channels - lanes))
-            origin = T.Bind(
-                ((n * rows + i * g.stride[0]) * columns + first * g.stride[1]) * channels + channel
-            )
-            total = T.alloc_buffer((pixels * lanes,), "int32", scope="global")
-            places = [T.ramp(p * lanes, 1, lanes) for p in range(pixels)]
-            start = T.Bind(bias[T.ramp(channel, 1, lanes)])
-            for p in range(pixels):
-                T.buffer_store(total, start, [places[p]])
-            with T.serial(0, g.kernel[0]) as y:
-                for z in range(g.kernel[1]):
-                    taps = T.Bind(
-                        T.cast(weight[T.ramp((y * g.kernel[1] + z) * channels + channel, 1, lanes)], f"int32x{lanes}")
-                    )
-                    data = T.Bind(origin + (y * (g.dilation[0] * columns) + z * g.dilation[1]) * channels)
-                    for p in range(pixels):
-                        value = staged[T.ramp(data + p * g.stride[1] * channels, 1, lanes)]
-                        product = T.cast(value, f"int32x{lanes}") * taps
-                        T.buffer_store(total, total[places[p]] + product, [places[p]])
-            scale = T.Bind(ratio[T.ramp(channel, 1, lanes)])
-            for p in range(pixels):
-                value = requantize(T, total[places[p]], scale, op, lanes)
-                spot = line * out_columns + first + p
-                T.buffer_store(out, value, [T.ramp(spot * channels + channel, 1, lanes)])
+    with T.parallel(0, g.batch * out_rows) as line, T.serial(0, tiles) as number, T.serial(0, vectors) as block:
+        n, i = line // out_rows, line % out_rows
+        first = T.Bind(T.min(number * pixels, out_columns - pixels))
+        channel = T.Bind(T.min(block * lanes, channels - lanes))
+        origin = T.Bind(((n * rows + i * g.stride[0]) * columns + first * g.stride[1]) * channels + channel)
+        total = T.alloc_buffer((pixels * lanes,), "int32", scope="global")
+        places = [T.ramp(p * lanes, 1, lanes) for p in range(pixels)]
+        start = T.Bind(bias[T.ramp(channel, 1, lanes)])
+        for p in range(pixels):
+            T.buffer_store(total, start, [places[p]])
+        with T.serial(0, g.kernel[0]) as y:
+            for z in range(g.kernel[1]):
+                taps = T.Bind(
+                    T.cast(weight[T.ramp((y * g.kernel[1] + z) * channels + channel, 1, lanes)], f"int32x{lanes}")
+                )
+                data = T.Bind(origin + (y * (g.dilation[0] * columns) + z * g.dilation[1]) * channels)
+                for p in range(pixels):
+                    value = staged[T.ramp(data + p * g.stride[1] * channels, 1, lanes)]
+                    product = T.cast(value, f"int32x{lanes}") * taps
+                    T.buffer_store(total, total[places[p]] + product, [places[p]])
+        scale = T.Bind(ratio[T.ramp(channel, 1, lanes)])
+        for p in range(pixels):
+            value = requantize(T, total[places[p]], scale, op, lanes)
+            spot = line * out_columns + first + p
+            T.buffer_store(out, value, [T.ramp(spot * channels + channel, 1, lanes)])

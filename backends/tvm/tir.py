@@ -21,12 +21,11 @@ def prim_func(
     from tvm.script.ir_builder import IRBuilder
     from tvm.script.ir_builder import tirx as T
 
-    with IRBuilder() as builder:
-        with T.prim_func(is_private=True):
-            T.func_name(kind)
-            T.func_attr({"tirx.noalias": True, "op_pattern": 8})  # 8: opaque, not to be fused with anything
-            buffers = [T.arg(name, T.buffer(shape, dtype)) for name, shape, dtype in params]
-            body(T, buffers)
+    with IRBuilder() as builder, T.prim_func(is_private=True):
+        T.func_name(kind)
+        T.func_attr({"tirx.noalias": True, "op_pattern": 8})  # 8: opaque, not to be fused with anything
+        buffers = [T.arg(name, T.buffer(shape, dtype)) for name, shape, dtype in params]
+        body(T, buffers)
     function = builder.get()
     root = tirx.SBlock([], [], [], "root", function.body)  # Relax's passes look for a block at the root
     return function.with_body(tirx.SBlockRealize([], tirx.const(True), root))

@@ -66,12 +66,30 @@ def export(
     module: GraphModule, example: tuple[Tensor, ...], labels: dict[Node, str]
 ) -> tuple[ExportedProgram, dict[str, str]]:
     """torch.export `module` and carry `labels` (node → layer key) over to the program's nodes, which keep their order."""
+    _drop_unused(module)
     with quiet():
         program = torch.export.export(module, example, strict=False)
-    before = [n for n in module.graph.nodes if n.op == "call_function"]
-    after = [n for n in program.graph.nodes if n.op == "call_function"]
-    assert [n.target for n in before] == [n.target for n in after], "torch.export changed the operators of a QDQ graph"
-    return program, {new.name: labels[old] for old, new in zip(before, after, strict=True) if old in labels}
+    return program, {new.name: labels[old] for old, new in _pairs(module, program) if old in labels}
+
+
+def _drop_unused(module: GraphModule) -> None:
+    """Remove parameters and buffers that no node reads, the float originals of quantized weights above all."""
+    read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    for name in [n for n, _ in (*module.named_parameters(), *module.named_buffers()) if n not in read]:
+        owner, _, leaf = name.rpartition(".")
+        delattr(module.get_submodule(owner), leaf)
+
+
+def _pairs(module: GraphModule, program: ExportedProgram) -> list[tuple[Node, Node]]:
+    """Nodes before and after export: the n-th call of an operator stays the n-th (only getitem calls move about)."""
+    before: dict[object, list[Node]] = {}
+    after: dict[object, list[Node]] = {}
+    for graph, calls in ((module.graph, before), (program.graph, after)):
+        for node in graph.nodes:
+            if node.op == "call_function":
+                calls.setdefault(node.target, []).append(node)
+    assert {t: len(n) for t, n in before.items()} == {t: len(n) for t, n in after.items()}, "export changed operators"
+    return [pair for target, nodes in before.items() for pair in zip(nodes, after[target], strict=True)]
 
 
 def float_program(captured: Captured) -> tuple[ExportedProgram, dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -227,8 +228,19 @@ def replacing(folder: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON beside `path` and rename, so that a reader never sees half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
     part.rename(path)
+
+
+def plain(content: Any) -> Any:
+    """`content` with infinite and undefined numbers as None, which strict JSON parsers ask for."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [plain(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
 
 
 def versions() -> dict[str, str]:

@@ -33,9 +33,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     Raises:
         EdgeqError: there is no integer kernel for the operator's kind.
     """
-    shifted = [
-        x.to(torch.int64) - q.zero_point[0] for x, q in zip(inputs, op.input_qparams, strict=True)
-    ]
+    shifted = [x.to(torch.int64) - q.zero_point[0] for x, q in zip(inputs, op.input_qparams, strict=True)]
     zero_point = op.output_qparams.zero_point[0]
     if op.kind in ("add", "sub"):
         first, second, shift = fixed_point(op)
@@ -44,7 +42,8 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
         return torch.clamp(scaled + zero_point, op.low, op.high).to(torch.int8)
     if op.kind == "cat":
         parts = [x.to(torch.float32) * ratio(op, i) for i, x in enumerate(shifted)]
-        return _finish(op, op.node.target([torch.round(p) for p in parts], *op.node.args[1:]))  # type: ignore[operator] # an aten operator
+        joined = op.node.target([torch.round(p) for p in parts], *op.node.args[1:])  # type: ignore[operator] # aten
+        return _finish(op, joined)
     if op.kind in WEIGHTED:
         total = accumulate(op, inputs[0])
         return _finish(op, total.to(torch.float32) * channels(op, ratio(op), total.dim()))
@@ -74,7 +73,7 @@ def ratio(op: IntegerOp, index: int = 0) -> Tensor:
     """m, float32: one number, [C_out] for kinds with weights, [H, W] of the output for avg_pool2d.
 
     Weighted: float32(s_in)·float32(s_w[c]) / float32(s_out), rounded after each step. mul: the same with the second
-    input's scale. mean, avg_pool2d: s_in / (s_out·count) in double, then rounded once. Else float32(s_in)/float32(s_out).
+    input's scale. mean, avg_pool2d: s_in / (s_out·count) in double, rounded once. Else float32(s_in) / float32(s_out).
     index: which input, for cat.
     """
     scale_in = torch.tensor(op.input_qparams[index].scale[0], dtype=torch.float32)
@@ -103,7 +102,7 @@ def fixed_point(op: IntegerOp) -> tuple[int, int, int]:
     first, second = (q.scale[0] / op.output_qparams.scale[0] for q in op.input_qparams)
     shift = min(30, FRACTION - math.floor(math.log2(max(first, second))))
     if shift < 1:
-        raise EdgeqError(f"{op.name}: the output's scale is over {1 << FRACTION} times finer than an input's; recalibrate")
+        raise EdgeqError(f"{op.name}: the output's scale is 2^{FRACTION} times finer than an input's: recalibrate")
     sign = -1 if op.kind == "sub" else 1
     return round(first * 2**shift), sign * round(second * 2**shift), shift
 
