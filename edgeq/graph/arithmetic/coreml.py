@@ -25,9 +25,9 @@ from edgeq.spec import EdgeqError, QParams
 def compute(op: IntegerOp, inputs: Sequence[Tensor], *, half: bool = False) -> Tensor:
     """One operator, int8 in and int8 out, layouts as in torch.
 
-    Weighted kinds are computed in float32 as the MIL program says, not by exact integer sums: the two round apart where a
-    sum lies within about 1e-4 of a step beside a tie (18 of 8 million elements of an EfficientNet-Lite0), and behind one
-    such element a deep network's outputs part by several steps.
+    Weighted kinds are computed in float32 as the MIL program says, not by exact integer sums: the two round apart
+    where a sum lies within about 1e-4 of a step beside a tie (18 of some 6 million elements of an EfficientNet-Lite0),
+    and behind one such element a deep network's outputs part by several steps.
 
     Raises:
         EdgeqError: the operator reads something that is neither quantized nor constant.
@@ -51,9 +51,8 @@ def weighted(op: IntegerOp, x: Tensor, *, half: bool = False) -> Tensor:
     a = op.attrs
     assert isinstance(a, ConvAttrs)
     if op.kind == "conv_transpose2d":
-        return F.conv_transpose2d(
-            real, weight, bias, a.stride, a.padding, a.output_padding, a.groups, a.dilation  # type: ignore[arg-type] # torch wants lists
-        )
+        assert a.output_padding is not None
+        return F.conv_transpose2d(real, weight, bias, a.stride, a.padding, a.output_padding, a.groups, a.dilation)
     convolve = F.conv1d if op.kind == "conv1d" else F.conv2d
     return convolve(real, weight, bias, a.stride, a.padding, a.dilation, a.groups)
 
