@@ -137,7 +137,7 @@ def _mean(editor: _Editor, node: Node) -> None:
     before, after = value(node.args[0]).shape, value(node).shape
     pool = node.target is aten.adaptive_avg_pool2d.default
     axes = [-2, -1] if pool else node.args[1]
-    if len(before) != 4 or node.kwargs or sorted(int(a) % 4 for a in axes) != [2, 3]:  # type: ignore[union-attr] # ints
+    if len(before) != 4 or node.kwargs or sorted(int(a) % 4 for a in axes) != [2, 3]:  # type: ignore[union-attr, arg-type] # ints
         return
     if not pool and len(after) == 4:
         return
@@ -150,7 +150,7 @@ def _mean(editor: _Editor, node: Node) -> None:
 
 def _average_pool(editor: _Editor, node: Node) -> None:
     """A depthwise convolution of ones, weight scale 1 / window: one exact sum, one rounding."""
-    kernel = [int(k) for k in node.args[1]]  # type: ignore[union-attr] # a list of ints
+    kernel = [int(k) for k in node.args[1]]  # type: ignore[union-attr, arg-type] # a list of ints
     channels, window = value(node.args[0]).shape[1], kernel[0] * kernel[-1]
     with editor.module.graph.inserting_before(node):
         ones = torch.ones(channels, 1, kernel[0], kernel[-1], dtype=torch.int8)
@@ -171,7 +171,7 @@ def _upsample(editor: _Editor, node: Node) -> None:
     batch, channels, height, width = before
     numbers = _numbers(node)
 
-    def step(target: Any, x: Node, *args: Any) -> Node:
+    def step(target: Any, x: Node | list[Node], *args: Any) -> Node:
         return editor.boundary(node, editor.call(node, target, x, *args), numbers)
 
     def repeat(x: Node, shape: list[int], times: int) -> Node:

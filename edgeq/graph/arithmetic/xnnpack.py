@@ -124,7 +124,7 @@ def _average_pool(op: IntegerOp, x: Tensor) -> Tensor:
     """As ExecuTorch's lowering here states it: a depthwise convolution of ones with weight scale 1 / window."""
     kernel = op.node.args[1]
     assert isinstance(kernel, (list, tuple))
-    window = int(kernel[0]) * int(kernel[-1])
+    window = int(kernel[0]) * int(kernel[-1])  # type: ignore[arg-type] # ints
     total = torch.round(apply(op, [_centred(x, op.input_qparams[0]).double()]) * window).to(torch.int64)
     scale = _f32(op.input_qparams[0].scale[0]) * (1 / _f32(window)) / _f32(op.output_qparams.scale[0])
     return _requantize(op, total, scale)
