@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,7 +121,7 @@ def observe(
         observers[root] = Observer(captured.keys.get(root.name, f"input {root.name}"), histogram=histogram)
         watching.update(dict.fromkeys(members, observers[root]))
     runner = _Watcher(captured, watching)
-    total = len(data) if hasattr(data, "__len__") else None
+    total = len(data) if isinstance(data, Sized) else None
     done = 0
     for done, batch in enumerate(batches(captured, data), start=1):
         runner.batch = done - 1

@@ -6,19 +6,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeq.api import export, load, profile, quantize, report, verify
-    from edgeq.graph.package import QuantizedModel
+    from edgeq.api import export, profile, quantize, report, verify
+    from edgeq.graph.package import QuantizedModel, load
     from edgeq.spec import Artifact, EdgeqError
     from edgeq.task import Task
 
 __all__ = [
-    "Artifact", "EdgeqError", "QuantizedModel", "Task", "export", "load", "profile", "quantize", "report", "verify",
+    "Artifact",
+    "EdgeqError",
+    "QuantizedModel",
+    "Task",
+    "export",
+    "load",
+    "profile",
+    "quantize",
+    "report",
+    "verify",
 ]
 
 _HOMES = {
     "Artifact": "edgeq.spec",
     "EdgeqError": "edgeq.spec",
     "QuantizedModel": "edgeq.graph.package",
+    "load": "edgeq.graph.package",
     "Task": "edgeq.task",
 }
 

@@ -19,10 +19,11 @@ from edgeq.calib.calibrate import Progress, calibrate
 from edgeq.calib.recipes import RECIPES
 from edgeq.calib.recipes import recipe as find_recipe
 from edgeq.devices import host
+from edgeq.graph import package
 from edgeq.graph.annotate import Annotation, annotate, default_plan
 from edgeq.graph.capture import Captured, capture, flatten
 from edgeq.graph.convert import Resolved, convert, float_program
-from edgeq.graph.package import QuantizedModel, load, load_plan, read_json, versions, write_json
+from edgeq.graph.package import QuantizedModel, load_plan, read_json, versions, write_json
 from edgeq.run.files import artifact_json, exported, find
 from edgeq.run.profile import pair_json
 from edgeq.run.profile import profile as profile_artifact
@@ -292,11 +293,11 @@ def coverage(artifact: Artifact) -> dict[str, Any]:
 def doctor() -> dict[str, Any]:
     """Backends, devices, targets and recipes, and how to get what is missing; imports no converter."""
     engines = {}
-    for name, (_, package) in backends.RUNTIMES.items():
+    for name, (_, needs) in backends.RUNTIMES.items():
         there = backends.installed(name)
         engines[name] = {
             "installed": there,
-            "version": versions().get(package),
+            "version": versions().get(needs),
             "install": f"pip install 'edgeq[{name}]'",
             "runs_here": backends.runs_here(name) if there else "not installed",
         }
@@ -390,7 +391,7 @@ def _merge(path: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _saved(model: QuantizedModel | str | Path) -> QuantizedModel:
-    return model if isinstance(model, QuantizedModel) else load(model)
+    return model if isinstance(model, QuantizedModel) else package.load(model)
 
 
 def _inputs(model: QuantizedModel, task: Task | None, batches: int) -> tuple[list[tuple[Tensor, ...]], str]:

@@ -50,8 +50,12 @@ def demo(
 @app.command()
 def quantize(
     task: Annotated[Path, typer.Argument(help="Task file: model(), example_inputs(), calibration(); see examples/.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write; default: the task's name.")] = None,
-    recipe: Annotated[str, typer.Option(help="How the numbers are chosen; `edgeq doctor` lists the recipes.")] = "default",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write; default: the task's name.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="How the numbers are chosen; `edgeq doctor` lists the recipes.")
+    ] = "default",
     target: Annotated[
         str, typer.Option(help="portable: one program for all runtimes; or litert, executorch, coreml, tvm, simulated.")
     ] = "portable",
@@ -79,13 +83,14 @@ def quantize(
 def export(folder: Folder, to: To = None, as_json: AsJson = False) -> None:
     """Lower the program to one runtime or several, and say which operators run as integers."""
     from edgeq import api
+    from edgeq.graph.package import load
     from edgeq.report.tables import coverage_tables
 
     if not to:
         raise typer.BadParameter("name at least one backend: --to litert, --to executorch, --to coreml, --to tvm")
     found: dict[str, Any] = {"model": str(folder), "backends": {}}
     with _progress() as progress:
-        model = api.load(folder)
+        model = load(folder)
         for name in to:
             progress(f"export {name}", 0, None)
             found["backends"][name] = api.coverage(api.export(model, name))
@@ -100,11 +105,15 @@ def verify(
     batches: Annotated[int, typer.Option(min=1, help="Calibration batches to compare on.")] = 8,
     layers: Annotated[
         bool,
-        typer.Option("--layers", help="Find the first layer where artefact and simulation part (exports prefixes; "
-                     "a runtime may fuse a prefix differently)."),
+        typer.Option(
+            "--layers",
+            help="Find the first layer where artefact and simulation part (exports prefixes; "
+            "a runtime may fuse a prefix differently).",
+        ),
     ] = False,
     fail_if: Annotated[
-        str | None, typer.Option(help='Exit with 1 when this holds for any backend, as "max_lsb>1" or "exact_share<0.99".')
+        str | None,
+        typer.Option(help='Exit with 1 when this holds for any backend, as "max_lsb>1" or "exact_share<0.99".'),
     ] = None,
     threads: Threads = 1,
     as_json: AsJson = False,
@@ -148,7 +157,9 @@ def profile(
 @app.command()
 def report(
     folder: Folder,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Page to write; default: FOLDER/report.html.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Page to write; default: FOLDER/report.html.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page: accuracy, parity, coverage, latency, per-layer error."""
@@ -210,7 +221,13 @@ class _progress:
 
         # a stderr of its own, so that silencing the converters does not silence the bar
         stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self.progress = Progress(*columns, console=Console(file=stream, stderr=True))
         self.progress.start()
         return _Bar(self.progress)

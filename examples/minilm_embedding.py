@@ -16,14 +16,22 @@ LENGTH, WIDTH, HEADS, LAYERS = 64, 384, 12, 6
 PREPROCESSING = {"tokenizer": "tokenizer.json of all-MiniLM-L6-v2", "length": LENGTH, "padding": 0}
 
 SENTENCES = (
-    "The train leaves at nine and arrives before noon.", "A cat sleeps on the warm windowsill.",
-    "Interest rates rose again this quarter.", "How do I reset the password of my router?",
-    "The detector found two pedestrians and a cyclist.", "Boil the pasta for eight minutes, then drain it.",
-    "Her paper on protein folding was cited widely.", "Rain is expected over the northern coast tomorrow.",
-    "Stocks fell sharply after the announcement.", "The museum opens its new wing in spring.",
-    "Press and hold the power button for ten seconds.", "He scored twice in the second half.",
-    "The court ruled in favour of the tenants.", "Photosynthesis turns light into chemical energy.",
-    "Turn left at the lights and keep straight on.", "The battery lasts about twelve hours.",
+    "The train leaves at nine and arrives before noon.",
+    "A cat sleeps on the warm windowsill.",
+    "Interest rates rose again this quarter.",
+    "How do I reset the password of my router?",
+    "The detector found two pedestrians and a cyclist.",
+    "Boil the pasta for eight minutes, then drain it.",
+    "Her paper on protein folding was cited widely.",
+    "Rain is expected over the northern coast tomorrow.",
+    "Stocks fell sharply after the announcement.",
+    "The museum opens its new wing in spring.",
+    "Press and hold the power button for ten seconds.",
+    "He scored twice in the second half.",
+    "The court ruled in favour of the tenants.",
+    "Photosynthesis turns light into chemical energy.",
+    "Turn left at the lights and keep straight on.",
+    "The battery lasts about twelve hours.",
 )
 PAIRS = (
     ("The train departs at nine in the morning.", "A railway leaves the station at 9 a.m."),
@@ -45,10 +53,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """x [1, L, 384]; mask [1, 1, 1, L] is 0 where there is a token and -10,000 elsewhere."""
-        q, k, v = (f(x).view(1, LENGTH, HEADS, WIDTH // HEADS).transpose(1, 2) for f in (self.query, self.key, self.value))
+        q, k, v = (
+            f(x).view(1, LENGTH, HEADS, WIDTH // HEADS).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )
         scores = torch.matmul(q, k.transpose(2, 3)) * (WIDTH // HEADS) ** -0.5 + mask
         mixed = torch.matmul(torch.softmax(scores, -1), v).transpose(1, 2).reshape(1, LENGTH, WIDTH)
-        return self.norm(self.dense(mixed) + x)
+        result: Tensor = self.norm(self.dense(mixed) + x)
+        return result
 
 
 class Layer(nn.Module):
@@ -63,7 +74,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """[1, L, 384] → [1, L, 384]."""
         x = self.attention(x, mask)
-        return self.norm(self.down(F.gelu(self.up(x))) + x)
+        result: Tensor = self.norm(self.down(F.gelu(self.up(x))) + x)
+        return result
 
 
 class MiniLM(nn.Module):
@@ -82,7 +94,7 @@ class MiniLM(nn.Module):
         for layer in self.layers:
             x = layer(x, far)
         weight = mask.unsqueeze(-1)
-        mean = (x * weight).sum(1) / weight.sum(1)
+        mean: Tensor = (x * weight).sum(1) / weight.sum(1)
         return mean / mean.square().sum(1, keepdim=True).sqrt()
 
 
@@ -107,10 +119,16 @@ def model() -> nn.Module:
 
 
 RENAMES = (
-    ("embeddings.word_embeddings", "words"), ("embeddings.position_embeddings", "positions"),
-    ("embeddings.token_type_embeddings", "types"), ("embeddings.LayerNorm", "norm"), ("encoder.layer", "layers"),
-    ("attention.self.", "attention."), ("attention.output.dense", "attention.dense"),
-    ("attention.output.LayerNorm", "attention.norm"), ("intermediate.dense", "up"), ("output.dense", "down"),
+    ("embeddings.word_embeddings", "words"),
+    ("embeddings.position_embeddings", "positions"),
+    ("embeddings.token_type_embeddings", "types"),
+    ("embeddings.LayerNorm", "norm"),
+    ("encoder.layer", "layers"),
+    ("attention.self.", "attention."),
+    ("attention.output.dense", "attention.dense"),
+    ("attention.output.LayerNorm", "attention.norm"),
+    ("intermediate.dense", "up"),
+    ("output.dense", "down"),
     ("output.LayerNorm", "norm"),
 )
 

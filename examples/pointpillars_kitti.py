@@ -105,10 +105,10 @@ def bev(path: Path) -> Tensor:
 
 def pillars(points: np.ndarray) -> tuple[Tensor, Tensor]:
     """Points [n, 4] → pillar features [p, 32, 10] (normalised, zero where padded) and cell index [p] = y·432 + x."""
-    low, high = np.float32(META["range"][:3]), np.float32(META["range"][3:])
+    low, high = (np.array(bounds, np.float32) for bounds in (META["range"][:3], META["range"][3:]))
     points = points[np.all((points[:, :3] >= low) & (points[:, :3] < high), axis=1)]
     width, height = META["grid_xy"]
-    size = np.float32(META["voxel"][:2])
+    size = np.array(META["voxel"][:2], np.float32)
     column, row = ((points[:, i] - low[i]) / size[i] for i in (0, 1))
     column, row = np.minimum(column.astype(int), width - 1), np.minimum(row.astype(int), height - 1)
     cells = row * width + column
@@ -120,10 +120,21 @@ def pillars(points: np.ndarray) -> tuple[Tensor, Tensor]:
     points, index, rank = points[kept], index[kept], rank[kept]
     unique = unique[: META["max_pillars"]]
     count = np.bincount(index, minlength=len(unique)).astype(np.float32)
-    mean = np.stack([np.bincount(index, points[:, i], len(unique)) for i in range(3)], 1).astype(np.float32) / count[:, None]
-    centre = np.stack([(unique % width + 0.5) * size[0] + low[0], (unique // width + 0.5) * size[1] + low[1],
-                       np.full(len(unique), (low[2] + high[2]) / 2)], 1).astype(np.float32)
+    mean = (
+        np.stack([np.bincount(index, points[:, i], len(unique)) for i in range(3)], 1).astype(np.float32)
+        / count[:, None]
+    )
+    centre = np.stack(
+        [
+            (unique % width + 0.5) * size[0] + low[0],
+            (unique // width + 0.5) * size[1] + low[1],
+            np.full(len(unique), (low[2] + high[2]) / 2),
+        ],
+        1,
+    ).astype(np.float32)
     raw = np.concatenate([points, points[:, :3] - mean[index], points[:, :3] - centre[index]], 1)
     features = np.zeros((len(unique), META["max_points"], 10), np.float32)
-    features[index, rank] = raw * np.float32(META["feature_weight"]) + np.float32(META["feature_bias"])
+    features[index, rank] = raw * np.array(META["feature_weight"], np.float32) + np.array(
+        META["feature_bias"], np.float32
+    )
     return torch.from_numpy(features), torch.from_numpy(unique)

@@ -48,14 +48,16 @@ class ResNet20(nn.Module):
         widths = [(16, 16, 1), (16, 32, 2), (32, 64, 2)]
         for index, (inputs, outputs, stride) in enumerate(widths, start=1):
             blocks = [BasicBlock(inputs, outputs, stride), *(BasicBlock(outputs, outputs, 1) for _ in range(2))]
-            setattr(self, f"layer{index}", nn.Sequential(*blocks))
+            self.add_module(f"layer{index}", nn.Sequential(*blocks))
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, 3, 32, 32] → logits [N, 10]."""
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(F.avg_pool2d(x, x.shape[3]).flatten(1))
+        for stage in ("layer1", "layer2", "layer3"):
+            x = self.get_submodule(stage)(x)
+        logits: Tensor = self.linear(F.avg_pool2d(x, x.shape[3]).flatten(1))
+        return logits
 
 
 def model() -> nn.Module:
@@ -97,5 +99,6 @@ def test_images() -> tuple[Tensor, np.ndarray]:
 
 def prepare(pixels: np.ndarray) -> Tensor:
     """uint8 [N, 32, 32, 3] → float32 [N, 3, 32, 32], normalised."""
-    scaled = (pixels.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
+    scaled = (pixels.astype(np.float32) / 255 - mean) / std
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))

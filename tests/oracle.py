@@ -9,8 +9,14 @@ Ints = NDArray[np.int64]
 
 
 def conv2d(
-    x: Ints, w: Ints, bias: Ints, zero_point: int, stride: tuple[int, int], pad: tuple[int, int],
-    dilation: tuple[int, int], groups: int,
+    x: Ints,
+    w: Ints,
+    bias: Ints,
+    zero_point: int,
+    stride: tuple[int, int],
+    pad: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
 ) -> Ints:
     """Σ (x − zero_point)·w + bias; x [N, C, H, W], w [O, C/groups, kh, kw]."""
     n, _, height, width = x.shape
@@ -31,7 +37,12 @@ def conv2d(
 
 
 def conv_transpose2d(
-    x: Ints, w: Ints, bias: Ints, zero_point: int, stride: tuple[int, int], pad: tuple[int, int],
+    x: Ints,
+    w: Ints,
+    bias: Ints,
+    zero_point: int,
+    stride: tuple[int, int],
+    pad: tuple[int, int],
     output_padding: tuple[int, int],
 ) -> Ints:
     """Scatter form; x [N, C, H, W], w [C, O, kh, kw]."""

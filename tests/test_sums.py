@@ -34,13 +34,26 @@ def ints(random: np.random.Generator, shape: tuple[int, ...], extreme: bool) -> 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    seed=st.integers(0, 2**16), groups=st.sampled_from([1, 2, 4]), per_group=st.integers(1, 300), stride=st.integers(1, 3),
-    pad=st.integers(0, 2), dilation=st.integers(1, 2), kernel=st.sampled_from([(1, 1), (3, 3), (2, 3)]),
-    zero_point=st.integers(-128, 127), extreme=st.booleans(),
+    seed=st.integers(0, 2**16),
+    groups=st.sampled_from([1, 2, 4]),
+    per_group=st.integers(1, 300),
+    stride=st.integers(1, 3),
+    pad=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    kernel=st.sampled_from([(1, 1), (3, 3), (2, 3)]),
+    zero_point=st.integers(-128, 127),
+    extreme=st.booleans(),
 )
 def test_convolution_sums_are_exact(
-    seed: int, groups: int, per_group: int, stride: int, pad: int, dilation: int, kernel: tuple[int, int],
-    zero_point: int, extreme: bool,
+    seed: int,
+    groups: int,
+    per_group: int,
+    stride: int,
+    pad: int,
+    dilation: int,
+    kernel: tuple[int, int],
+    zero_point: int,
+    extreme: bool,
 ) -> None:
     random = np.random.default_rng(seed)
     x = ints(random, (1, groups * per_group, 7, 6), extreme).astype(np.int8)
@@ -55,8 +68,12 @@ def test_convolution_sums_are_exact(
 
 @settings(max_examples=25, deadline=None)
 @given(
-    seed=st.integers(0, 2**16), stride=st.integers(1, 3), pad=st.integers(0, 1), kernel=st.sampled_from([(2, 2), (4, 4), (3, 2)]),
-    extra=st.integers(0, 1), zero_point=st.integers(-128, 127),
+    seed=st.integers(0, 2**16),
+    stride=st.integers(1, 3),
+    pad=st.integers(0, 1),
+    kernel=st.sampled_from([(2, 2), (4, 4), (3, 2)]),
+    extra=st.integers(0, 1),
+    zero_point=st.integers(-128, 127),
 )
 def test_transposed_convolution_sums_are_exact(
     seed: int, stride: int, pad: int, kernel: tuple[int, int], extra: int, zero_point: int

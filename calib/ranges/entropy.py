@@ -39,7 +39,7 @@ def _magnitudes(stats: Observer) -> NDArray[np.float64]:
         return np.zeros(1)
     width = stats.width if max(-stats.low, stats.high) / stats.width <= BINS / 2 else 2 * stats.width
     bins = np.floor(np.abs(centres) / width).astype(np.int64)
-    return np.bincount(bins, weights=counts)
+    return np.bincount(bins, weights=counts).astype(np.float64)
 
 
 def _divergence(counts: NDArray[np.float64], end: int, levels: int) -> float:

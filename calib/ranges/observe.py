@@ -104,7 +104,9 @@ class Observer:
         """Centres and counts of the histogram's filled bins, float64 [N], zeros left out; one bin's span is `width`."""
         assert self.counts is not None
         filled = np.flatnonzero(self.counts)
-        return (filled + self.start + 0.5) * self.width, self.counts[filled].astype(np.float64)
+        return np.float64(self.width) * (filled.astype(np.float64) + self.start + 0.5), self.counts[filled].astype(
+            np.float64
+        )
 
 
 def _sample(x: Tensor) -> Tensor:

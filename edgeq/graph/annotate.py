@@ -141,7 +141,8 @@ def annotate(captured: Captured, target: Target, plan: QuantPlan) -> Annotation:
             continue
         if kind is None or support is None:
             raise EdgeqError(
-                f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} has no integer kernel for it; set it to fp32"
+                f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} has no integer kernel for it; "
+                "set it to fp32"
             )
         if not target.any_precision and wanted.name not in support.precisions:
             raise EdgeqError(
@@ -210,8 +211,11 @@ def _prune(groups: list[Group], islands: dict[str, str]) -> list[Group]:
         reading = {i for g in kept for i in g.inputs}
         outputs = {g.output for g in kept}
         idle = [
-            g for g in kept
-            if g.kind not in ALWAYS and g.output not in reading and not any(i in outputs for i in g.inputs)
+            g
+            for g in kept
+            if g.kind not in ALWAYS
+            and g.output not in reading
+            and not any(i in outputs for i in g.inputs)
             and g.kind in MOVES
         ]
         changed = bool(idle)
@@ -264,7 +268,9 @@ def _check_half(key: str, target: Target) -> None:
 
 def _check_weight_only(key: str, kind: str | None, wanted: Precision, target: Target) -> None:
     if kind not in WEIGHTED:
-        raise EdgeqError(f"plan: layer {key!r} asks for {wanted.name} (weights only), but it has no weights; set it to fp32")
+        raise EdgeqError(
+            f"plan: layer {key!r} asks for {wanted.name} (weights only), but it has no weights; set it to fp32"
+        )
     if not target.any_precision and (kind not in target.weight_only or wanted.name != "w8"):
         raise EdgeqError(
             f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} stores weight-only int8 for "

@@ -48,7 +48,9 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
     for group in annotation.groups:
         if group.kind in WEIGHTED:
             in_qparams = resolved.activations[annotation.tensors.find(group.inputs[0])]
-            _quantize_weight(module, mapped[group.node], group.key, group.kind, resolved, group.precision.weight, in_qparams)
+            _quantize_weight(
+                module, mapped[group.node], group.key, group.kind, resolved, group.precision.weight, in_qparams
+            )
     for key, (node, wanted) in annotation.weight_only.items():
         _quantize_weight(module, mapped[node], key, kind_of(node) or "", resolved, wanted.weight, None)
     for node in annotation.halves:

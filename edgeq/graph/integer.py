@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the quantized_decomposed operators
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the quantized_decomposed operators
 
 from edgeq.graph.ops import ACTIVATIONS, WEIGHTED, clip_bounds, constant, conv_attrs, data_inputs, kind_of, node_arg
 from edgeq.spec import QParams
@@ -78,9 +78,7 @@ def read(program: ExportedProgram) -> IntegerProgram:
             absorbed.update(op.absorbed)
     plumbing = {QUANTIZE, DEQUANTIZE, DEQUANTIZE_CHANNEL}
     floats = tuple(
-        n
-        for n in module.graph.nodes
-        if n.op == "call_function" and n.target not in plumbing and n.name not in absorbed
+        n for n in module.graph.nodes if n.op == "call_function" and n.target not in plumbing and n.name not in absorbed
     )
     return IntegerProgram(module, ops, floats)
 
@@ -109,14 +107,22 @@ def _group(module: GraphModule, quantize: Node) -> IntegerOp | None:
     if node.target is DEQUANTIZE:  # int8 → int8 with other numbers
         (source,) = node.all_input_nodes
         return IntegerOp(
-            quantize.name, "requantize", node, (source.name,), (tensor_qparams(node),), out, low, high, absorbed=(node.name,)
+            quantize.name,
+            "requantize",
+            node,
+            (source.name,),
+            (tensor_qparams(node),),
+            out,
+            low,
+            high,
+            absorbed=(node.name,),
         )
-    if kind in ACTIVATIONS and (inner := node.args[0]) is not None and isinstance(inner, Node):
-        if inner.target is not DEQUANTIZE and kind_of(inner) is not None and len(inner.users) == 1:
-            lower, upper = clip_bounds(node, kind)
-            low = low if lower is None else max(low, quantize_bound(lower, out))
-            high = high if upper is None else min(high, quantize_bound(upper, out))
-            node, kind = inner, kind_of(inner)
+    inner = node.args[0]
+    if kind in ACTIVATIONS and isinstance(inner, Node) and inner.target is not DEQUANTIZE and len(inner.users) == 1:
+        inner_kind = kind_of(inner)
+        if inner_kind is not None:
+            low, high = _narrow(node, kind, out, low, high)
+            node, kind = inner, inner_kind
             absorbed.append(node.name)
     if kind is None or len(node.users) != 1:
         return None
@@ -140,10 +146,16 @@ def _group(module: GraphModule, quantize: Node) -> IntegerOp | None:
         if "conv" in kind:
             attrs = conv_attrs(node, kind)
     if kind in ACTIVATIONS:
-        lower, upper = clip_bounds(node, kind)
-        low = low if lower is None else max(low, quantize_bound(lower, out))
-        high = high if upper is None else min(high, quantize_bound(upper, out))
-    names = tuple(s.args[0].name for s in sources)  # type: ignore[union-attr] # dequantize reads a node
+        low, high = _narrow(node, kind, out, low, high)
+    names = tuple(s.all_input_nodes[0].name for s in sources)
     return IntegerOp(
         quantize.name, kind, node, names, in_qparams, out, low, high, weight, scale, bias, attrs, tuple(absorbed)
     )
+
+
+def _narrow(node: Node, kind: str, out: QParams, low: int, high: int) -> tuple[int, int]:
+    """Clip bounds after an activation node."""
+    lower, upper = clip_bounds(node, kind)
+    low = low if lower is None else max(low, quantize_bound(lower, out))
+    high = high if upper is None else min(high, quantize_bound(upper, out))
+    return low, high

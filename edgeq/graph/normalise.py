@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgeq.graph.ops import conv_attrs, constant, kind_of, node_arg, set_constant, value
+from edgeq.graph.ops import constant, conv_attrs, kind_of, node_arg, set_constant, value
 
 aten = torch.ops.aten
 
@@ -80,7 +80,10 @@ def _fold_batch_norm(module: GraphModule, node: Node) -> None:
     grouped_transposed = kind == "conv_transpose2d" and conv_attrs(source, "conv_transpose2d").groups != 1
     with module.graph.inserting_before(node):
         if foldable and len(source.users) == 1 and not grouped_transposed and isinstance(source.args[1], Node):
-            weight, bias = constant(module, source.args[1]).double(), _optional(module, node_arg(source, 2, None), 0 * mu)
+            weight, bias = (
+                constant(module, source.args[1]).double(),
+                _optional(module, node_arg(source, 2, None), 0 * mu),
+            )
             shape = [1] * weight.dim()
             shape[1 if kind == "conv_transpose2d" else 0] = -1
             with module.graph.inserting_before(source):
@@ -116,8 +119,10 @@ def _pad_into_convolution(module: GraphModule, pad: Node) -> None:
     sides = [tuple(amounts[i : i + 2]) for i in range(0, len(amounts), 2)][::-1]
     users = list(pad.users)
     kinds = [kind_of(u) for u in users]
-    spatial = len(sides) + 2 == value(pad).dim() and all(a == b and a >= 0 for a, b in sides)
-    if not spatial or not users or any(k not in ("conv1d", "conv2d", "depthwise_conv2d") or u.args[0] is not pad for k, u in zip(kinds, users, strict=True)):
+    if len(sides) + 2 != value(pad).dim() or any(a != b or a < 0 for a, b in sides):
+        return
+    convolutions = ("conv1d", "conv2d", "depthwise_conv2d")
+    if not users or any(k not in convolutions or u.args[0] is not pad for k, u in zip(kinds, users, strict=True)):
         return
     for user, kind in zip(users, kinds, strict=True):
         attrs = conv_attrs(user, kind or "")

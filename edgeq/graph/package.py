@@ -130,9 +130,13 @@ def load(folder: str | Path) -> QuantizedModel:
         EdgeqError: it is no such folder, or one of its files is missing, truncated or does not belong to the others.
     """
     root = Path(folder)
-    manifest = read_json(root / MANIFEST, f"{root}: not a quantized model (no {MANIFEST}); make one with edgeq quantize")
+    manifest = read_json(
+        root / MANIFEST, f"{root}: not a quantized model (no {MANIFEST}); make one with edgeq quantize"
+    )
     if manifest.get("format") != FORMAT:
-        raise EdgeqError(f"{root}: written by another version of edgeq (format {manifest.get('format')}); quantize again")
+        raise EdgeqError(
+            f"{root}: written by another version of edgeq (format {manifest.get('format')}); quantize again"
+        )
     plan = load_plan(root / "plan.json")
     numbers = read_json(root / "qparams.json", f"{root / 'qparams.json'}: missing; quantize again")
     if hashlib.sha256(dump_plan(plan).encode()).hexdigest() != numbers["plan_sha256"]:
@@ -194,7 +198,9 @@ def load_plan(path: Path) -> QuantPlan:
         layers = {str(k): str(v) for k, v in raw["layers"].items()}
         return QuantPlan(str(raw["target"]), str(raw["recipe"]), layers)
     except (KeyError, AttributeError, TypeError) as error:
-        raise EdgeqError(f"{path}: a plan has target, recipe and layers (layer → precision); {error} is missing") from error
+        raise EdgeqError(
+            f"{path}: a plan has target, recipe and layers (layer → precision); {error} is missing"
+        ) from error
 
 
 @contextmanager

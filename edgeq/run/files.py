@@ -32,7 +32,9 @@ def find(model: QuantizedModel, backend: str, name: str = "model") -> Artifact:
         EdgeqError: the model was not exported to `backend`.
     """
     folder = (model.folder or Path()) / backend
-    described = read_json(folder / f"{name}.json", f"{folder}: no {backend} artefact; run edgeq export {model.folder} --to {backend}")
+    described = read_json(
+        folder / f"{name}.json", f"{folder}: no {backend} artefact; run edgeq export {model.folder} --to {backend}"
+    )
     path = folder / described["artifact"]
     if not path.exists():
         raise EdgeqError(f"{path}: missing; run edgeq export {model.folder} --to {backend}")

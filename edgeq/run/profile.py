@@ -19,28 +19,14 @@ class Pair:
 
     backend: str
     int8: LatencyReport | None
-    float: LatencyReport | None
+    twin: LatencyReport | None
 
     @property
     def speedup(self) -> float | None:
         """Float median over int8 median."""
-        if self.int8 is None or self.float is None:
+        if self.int8 is None or self.twin is None:
             return None
-        return self.float.median_ms / self.int8.median_ms
-
-    @property
-    def verdict(self) -> str:
-        """One sentence for the first lines of a report."""
-        if self.int8 is None:
-            return f"{self.backend}: cannot be timed on this host"
-        if self.speedup is None:
-            return f"{self.backend}: int8 {self.int8.median_ms:.2f} ms, no float twin to compare with"
-        if self.speedup < 1:
-            return (
-                f"{self.backend}: int8 is SLOWER than float here ({self.int8.median_ms:.2f} ms against "
-                f"{self.float.median_ms:.2f} ms)"  # type: ignore[union-attr] # speedup is None without float
-            )
-        return f"{self.backend}: int8 is {self.speedup:.2f}× as fast as float ({self.int8.median_ms:.2f} ms)"
+        return self.twin.median_ms / self.int8.median_ms
 
 
 def profile(
@@ -78,7 +64,6 @@ def pair_json(pair: Pair) -> dict[str, Any]:
     return {
         "backend": pair.backend,
         "int8": dataclasses.asdict(pair.int8) if pair.int8 else None,
-        "float": dataclasses.asdict(pair.float) if pair.float else None,
+        "float": dataclasses.asdict(pair.twin) if pair.twin else None,
         "speedup": pair.speedup,
-        "verdict": pair.verdict,
     }

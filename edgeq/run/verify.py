@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeq import backends
+from edgeq.graph.capture import unlift
 from edgeq.graph.convert import export as export_module
 from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, tensor_qparams
 from edgeq.graph.package import QuantizedModel
-from edgeq.graph.capture import unlift
 from edgeq.spec import Artifact, EdgeqError, TensorInfo
 from edgeq.task import Task
 
@@ -149,7 +149,9 @@ def _compare(
 ) -> OutputParity:
     a, b, c, f = (torch.stack([t.double() for t in runs]) for runs in (got, wanted, qdq, floats))
     if a.shape != b.shape:
-        raise EdgeqError(f"output {info.name!r}: the artefact gives shape {tuple(got[0].shape)}, the program {info.shape}")
+        raise EdgeqError(
+            f"output {info.name!r}: the artefact gives shape {tuple(got[0].shape)}, the program {info.shape}"
+        )
     grid = info.qparams is not None
     step = info.qparams.scale[0] if info.qparams is not None else max((b.max() - b.min()).item() / 255, 1e-30)
     difference = (a - b).abs() / step

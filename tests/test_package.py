@@ -1,0 +1,104 @@
+"""A model folder is whole or absent, and says what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from networks import InvertedResidual, inputs, seeded
+from safetensors.torch import load_file
+
+import edgeq
+from edgeq.graph import package
+from edgeq.spec import EdgeqError
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    task = edgeq.Task(
+        "mobile",
+        lambda: seeded(InvertedResidual),
+        lambda: inputs(InvertedResidual),
+        lambda: [inputs(InvertedResidual, 1)],
+        preprocessing={"mean": 127},
+    )
+    folder = tmp_path_factory.mktemp("package") / "mobile"
+    edgeq.quantize(task, output=folder)
+    return folder
+
+
+def copy(folder: Path, to: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(folder, to / "copy"))
+
+
+def test_a_saved_model_computes_the_same_after_loading(saved: Path) -> None:
+    model = edgeq.load(saved)
+    golden = load_file(saved / "golden.safetensors")
+    got = model.qdq(model.golden)
+    assert torch.equal(got[0], golden["output_0"])
+    assert model.preprocessing == {"mean": 127}
+    assert {op.kind for op in model.integers.ops.values()} >= {"conv2d", "depthwise_conv2d", "add", "linear"}
+    assert set(model.labels) <= {n.name for n in model.program.graph.nodes}
+
+
+def test_same_task_same_bytes(saved: Path, tmp_path: Path) -> None:
+    again = edgeq.quantize(
+        edgeq.Task(
+            "mobile",
+            lambda: seeded(InvertedResidual),
+            lambda: inputs(InvertedResidual),
+            lambda: [inputs(InvertedResidual, 1)],
+        ),
+        output=tmp_path / "again",
+    )
+    assert again.folder is not None
+    for name in ("plan.json", "qparams.json", "weights.safetensors"):
+        assert (saved / name).read_bytes() == (again.folder / name).read_bytes()
+
+
+def test_truncated_program(saved: Path, tmp_path: Path) -> None:
+    folder = copy(saved, tmp_path)
+    whole = (folder / "program.pt2").read_bytes()
+    (folder / "program.pt2").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EdgeqError, match=r"program\.pt2: truncated"):
+        edgeq.load(folder)
+
+
+def test_edited_plan_is_not_mixed_with_old_scales(saved: Path, tmp_path: Path) -> None:
+    folder = copy(saved, tmp_path)
+    plan = json.loads((folder / "plan.json").read_text())
+    plan["layers"]["head/linear"] = "fp32"
+    (folder / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(EdgeqError, match="edited since it was calibrated"):
+        edgeq.load(folder)
+
+
+def test_foreign_weights(saved: Path, tmp_path: Path) -> None:
+    folder = copy(saved, tmp_path)
+    with (folder / "weights.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(EdgeqError, match="not the weights"):
+        edgeq.load(folder)
+
+
+def test_a_folder_of_something_else_is_neither_read_nor_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(EdgeqError, match="not a quantized model"):
+        edgeq.load(tmp_path)
+    with pytest.raises(EdgeqError, match="holds other files"), package.replacing(tmp_path):
+        pass
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_interrupted_write_leaves_the_old_folder_whole(saved: Path, tmp_path: Path) -> None:
+    folder = copy(saved, tmp_path)
+    before = sorted(p.name for p in folder.iterdir())
+    with pytest.raises(KeyboardInterrupt), package.replacing(folder) as part:
+        (part / "half").write_text("written")
+        raise KeyboardInterrupt
+    assert sorted(p.name for p in folder.iterdir()) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"]
