@@ -1,4 +1,4 @@
-"""A plain CPU schedule for float islands: TVM's default leaves their loops serial and scalar."""
+"""A plain CPU schedule for float convolutions and matrix products: TVM's default leaves their loops serial and scalar."""
 
 from __future__ import annotations
 
@@ -6,5 +6,35 @@ from typing import Any
 
 
 def schedule_floats(module: Any) -> Any:
-    """Every kernel without one of our own gets its outer loops in parallel and its inner loop vectorised."""
+    """`module` with its float sums running along the innermost output axis, and their outer axes in parallel.
+
+    Kernels of our own are left alone, and so is any kernel whose loops do not allow it.
+    """
+    from tvm import s_tir, tirx
+
+    for variable, function in list(module.functions.items()):
+        if not isinstance(function, tirx.PrimFunc) or "edgeq.kind" in function.attrs:
+            continue
+        schedule = s_tir.Schedule(function)
+        try:
+            for block in schedule.get_child_blocks(schedule.get_sblock("root")):
+                _sum(schedule, block)
+        except s_tir.ScheduleError:
+            continue
+        module.update_func(variable, schedule.mod["main"])
     return module
+
+
+def _sum(schedule: Any, block: Any) -> None:
+    """Reorder one reduction block: outer outputs in parallel, then the sum, then a vector of outputs."""
+    from tvm import tirx
+
+    axes, loops = schedule.get(block).iter_vars, schedule.get_loops(block)
+    spatial = [loop for axis, loop in zip(axes, loops, strict=True) if axis.iter_type == tirx.IterVar.DataPar]
+    summed = [loop for axis, loop in zip(axes, loops, strict=True) if axis.iter_type == tirx.IterVar.CommReduce]
+    if not summed or len(spatial) < 2:
+        return
+    schedule.reorder(*spatial[:-1], *summed, spatial[-1])
+    schedule.parallel(schedule.fuse(*spatial[:-1]))
+    schedule.vectorize(spatial[-1])
+    schedule.decompose_reduction(block, summed[0])
