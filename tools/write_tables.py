@@ -1,0 +1,140 @@
+"""Write docs/targets.md from the code: which runtime computes what as integers, and which recipes there are.
+
+python tools/write_tables.py            writes the page
+python tools/write_tables.py --check    exits with 1 where the page is stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from edgeq import backends
+from edgeq.calib.recipes import RECIPES
+from edgeq.spec import OpSupport, Target
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "targets.md"
+ARITHMETIC = ROOT / "edgeq" / "graph" / "arithmetic"
+
+HEAD = """\
+# Targets and recipes
+
+Written by `tools/write_tables.py` from the code (`backends/*/target.py`, `calib/recipes.py`); do not edit it by hand.
+
+A *target* says what a runtime's kernels compute from integers to integers. `portable`, the default, is what all four
+have in common, under all their constraints at once: one program of it runs on every runtime, and each runtime then
+does with it what its own column says. A runtime's own target may quantize more; its program is then no longer shared.
+The target `simulated` takes every kind below and every bit width from 2 to 8, and has no artefact.
+
+- **integer**: the kernel sums in integers on every device.
+- **eligible**: the device decides. Core ML's Neural Engine may compute int8; its CPU and GPU may dequantise.
+- **–**: the operator stays in float there. Every export lists such operators with the reason.
+
+Operators in no row (layer norm, GELU, embedding, …) are float everywhere. All rows take `w8a8` (int8 weights per
+channel, int8 activations per tensor). The names are edgeq's own: `clamp` is hardtanh and clip too, `mean` is also
+global average pooling, `reshape` is also view, flatten, squeeze and unsqueeze, and `requantize` moves integers to
+another scale. An activation that a row fuses is computed by the clip bounds of that operator's kernel, for free.
+"""
+
+
+def page() -> str:
+    """The whole of docs/targets.md."""
+    runtimes = {name: backends.target(name) for name in backends.RUNTIMES}
+    targets = {"portable": backends.target("portable"), **runtimes}
+    parts = [HEAD, "## Which target computes what\n", support(targets)]
+    for name, target in targets.items():
+        parts += [f"## `{name}`\n", about(target), details(target.ops)]
+    parts += ["## Kernel sets\n", KERNELS, kernel_sets(runtimes), "## Recipes\n", RECIPES_HEAD, recipes()]
+    return "\n".join(parts)
+
+
+KERNELS = """\
+Each kernel set requantises by its own rule. `edgeq verify` runs an artefact with each set its runtime has, and compares
+it with the simulation that follows the same rule (`edgeq/graph/arithmetic/`). The last set of a runtime is what an app
+gets by default.
+"""
+
+RECIPES_HEAD = """\
+A recipe says how the numbers are chosen: a range method for activations, one for weights, and how weights are rounded.
+"""
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def support(targets: dict[str, Target]) -> str:
+    """Operator kinds × targets, in the order in which the targets name them, the shared ones first."""
+    kinds = dict.fromkeys(row.kind for target in targets.values() for row in target.ops)
+    rows = []
+    for kind in kinds:
+        found = [target.support(kind) for target in targets.values()]
+        rows.append([f"`{kind}`", *(row.status if row else "–" for row in found)])
+    return table(["operator", *targets], rows)
+
+
+def details(ops: Iterable[OpSupport]) -> str:
+    """What the operators of one target fuse and insist on, alike ones in one row."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for row in ops:
+        fixed = ""
+        if row.fixed_output is not None:
+            scale, zero_point = row.fixed_output
+            fixed = f"scale 1/{round(1 / scale)}, zero point {zero_point}"
+        shared = "yes" if row.shared_scale else ""
+        alike.setdefault((", ".join(row.fused), shared, fixed, row.constraint), []).append(f"`{row.kind}`")
+    columns = ["operators", "fuse", "one scale for inputs and output", "fixed output", "constraint"]
+    return table(columns, ([", ".join(kinds), *what] for what, kinds in alike.items()))
+
+
+def about(target: Target) -> str:
+    """The sentences above a target's table."""
+    weight_only = ", ".join(f"`{kind}`" for kind in target.weight_only)
+    return f"Weight-only int8 (`w8`): {weight_only or 'none'}. Float precisions: {', '.join(target.floats)}.\n"
+
+
+def kernel_sets(runtimes: dict[str, Target]) -> str:
+    """Runtime, kernel set, module of its arithmetic, and that module's first sentence."""
+    rows = []
+    for name, target in runtimes.items():
+        for kernels, arithmetic in target.kernels or (("default", target.arithmetic),):
+            rows.append([name, kernels, f"`{arithmetic}`", summary(ARITHMETIC / f"{arithmetic}.py")])
+    return table(["runtime", "kernel set", "arithmetic", "rule"], rows)
+
+
+def summary(module: Path) -> str:
+    """The first line of a module's docstring, read without importing it."""
+    text = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    return text.splitlines()[0]
+
+
+def recipes() -> str:
+    """Every recipe by its parts."""
+    rows = [[f"`{r.name}`", r.activations, r.weights, r.rounding, r.summary, r.source] for r in RECIPES.values()]
+    return table(["recipe", "activations", "weights", "rounding", "what it does", "source"], rows)
+
+
+def main() -> int:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the page is stale")
+    wanted = page()
+    if parser.parse_args().check:
+        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != wanted:
+            print(f"{PAGE.relative_to(ROOT)} is stale: run python tools/write_tables.py", file=sys.stderr)
+            return 1
+        return 0
+    part = PAGE.with_suffix(".part")
+    part.write_text(wanted, encoding="utf-8")
+    part.replace(PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
