@@ -233,8 +233,8 @@ def report(model: QuantizedModel | str | Path, *, output: str | Path | None = No
 def demo(output: str | Path = "demo-out", *, progress: Progress = silent) -> dict[str, Any]:
     """The main job on assets from packages: quantize, export to every runtime, verify, profile, report.
 
-    Returns one plain object: network, float_metric, qdq_metric and, per backend, artefact, parity, accuracy, latency
-    and operator counts.
+    Returns one plain object: network, device, versions, float_metric, qdq_metric and, per backend, artefact, parity,
+    accuracy, latency and operator counts.
     """
     task = Path(__file__).parent / "examples" / "efficientnet_lite0.py"
     if not task.is_file():  # an editable install maps the folder instead of copying it
@@ -256,6 +256,8 @@ def demo(output: str | Path = "demo-out", *, progress: Progress = silent) -> dic
         }
     return {
         "network": "EfficientNet-Lite0 (ImageNet)",
+        "device": host.describe(),
+        "versions": versions(),
         "report": str(page),
         "float_metric": parity["float_metric"],
         "qdq_metric": parity["qdq_metric"],
