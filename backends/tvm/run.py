@@ -13,6 +13,8 @@ from torch.utils.dlpack import from_dlpack
 from edgeq.backends.tvm.lower import tvm_package
 from edgeq.spec import EdgeqError
 
+ALIGNMENT = 64  # bytes; torch's own allocations have it, NumPy's and slices need not
+
 
 def load(path: Path, *, threads: int = 1) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
     """A function from flat inputs to flat outputs, torch tensors both ways.
@@ -48,10 +50,11 @@ def _last_line(error: Exception) -> str:
 
 
 def to_tvm(inputs: Sequence[Tensor]) -> list[Any]:
-    """The same memory as TVM tensors."""
+    """The same memory as TVM tensors; copied where it does not begin at a multiple of 64 bytes, which TVM refuses."""
     import tvm
 
-    return [tvm.runtime.from_dlpack(x.detach().contiguous()) for x in inputs]
+    dense = [x.detach().contiguous() for x in inputs]
+    return [tvm.runtime.from_dlpack(x if x.data_ptr() % ALIGNMENT == 0 else x.clone()) for x in dense]
 
 
 def open_library(path: Path, *, threads: int) -> Any:
