@@ -117,8 +117,8 @@ def _group(module: GraphModule, quantize: Node) -> IntegerOp | None:
             high,
             absorbed=(node.name,),
         )
-    inner = node.args[0]
-    if kind in ACTIVATIONS and isinstance(inner, Node) and inner.target is not DEQUANTIZE and len(inner.users) == 1:
+    inner = node.args[0] if kind in ACTIVATIONS else None
+    if kind is not None and isinstance(inner, Node) and inner.target is not DEQUANTIZE and len(inner.users) == 1:
         inner_kind = kind_of(inner)
         if inner_kind is not None:
             low, high = _narrow(node, kind, out, low, high)
