@@ -1,4 +1,4 @@
-"""Write docs/targets.md from the code: which runtime computes what as integers, and which recipes there are.
+"""Write docs/targets.md and the README's excerpt from the code: what runtimes compute as integers, which recipes there are.
 
 python tools/write_tables.py            writes the page
 python tools/write_tables.py --check    exits with 1 where the page is stale
@@ -11,6 +11,8 @@ import ast
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from markers import README, insert, write
 
 from edgeq import backends
 from edgeq.calib.recipes import RECIPES
@@ -41,10 +43,16 @@ another scale. An activation that a row fuses is computed by the clip bounds of 
 """
 
 
-def page() -> str:
-    """The whole of docs/targets.md."""
+def pages() -> dict[Path, str]:
+    """Each written file → its whole text."""
     runtimes = {name: backends.target(name) for name in backends.RUNTIMES}
     targets = {"portable": backends.target("portable"), **runtimes}
+    readme = insert(README.read_text(encoding="utf-8"), "write_tables.py", excerpt(targets))
+    return {PAGE: page(runtimes, targets), README: readme}
+
+
+def page(runtimes: dict[str, Target], targets: dict[str, Target]) -> str:
+    """The whole of docs/targets.md."""
     parts = [HEAD, "## Which target computes what\n", support(targets)]
     for name, target in targets.items():
         parts += [f"## `{name}`\n", about(target), details(target.ops)]
@@ -77,6 +85,15 @@ def support(targets: dict[str, Target]) -> str:
         found = [target.support(kind) for target in targets.values()]
         rows.append([f"`{kind}`", *(row.status if row else "–" for row in found)])
     return table(["operator", *targets], rows)
+
+
+def excerpt(targets: dict[str, Target]) -> str:
+    """`support` with the operators that every target treats alike in one row."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for kind in dict.fromkeys(row.kind for target in targets.values() for row in target.ops):
+        found = [target.support(kind) for target in targets.values()]
+        alike.setdefault(tuple(row.status if row else "–" for row in found), []).append(f"`{kind}`")
+    return table(["operators", *targets], ([", ".join(kinds), *status] for status, kinds in alike.items())).rstrip()
 
 
 def details(ops: Iterable[OpSupport]) -> str:
@@ -121,18 +138,17 @@ def recipes() -> str:
 
 
 def main() -> int:
-    """Write or check the page."""
+    """Write or check."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the page is stale")
-    wanted = page()
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where something is stale")
+    wanted = pages()
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if parser.parse_args().check:
-        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != wanted:
-            print(f"{PAGE.relative_to(ROOT)} is stale: run python tools/write_tables.py", file=sys.stderr)
-            return 1
-        return 0
-    part = PAGE.with_suffix(".part")
-    part.write_text(wanted, encoding="utf-8")
-    part.replace(PAGE)
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is stale: run python tools/write_tables.py", file=sys.stderr)
+        return 1 if stale else 0
+    for path in stale:
+        write(path, wanted[path])
     return 0
 
 
