@@ -16,6 +16,9 @@ from edgeq.backends.coreml.package import Operation, Program, Variable, coremlto
 from edgeq.spec import EdgeqError
 
 Compute = Literal["fp32", "fp16"]
+# summed in double and rounded once, so that the order of a sum, which threads change, cannot show; grouped
+# convolutions sum few taps in one fixed order, and torch has no fast double kernel for them
+SUMS = frozenset({"conv", "conv_transpose", "linear", "matmul", "reduce_mean", "avg_pool"})
 Runner = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 
 
@@ -24,7 +27,7 @@ def load(path: Path, *, compute: Compute = "fp32", threads: int = 1) -> Runner:
 
     compute: `fp32` keeps every float in single precision, whatever the package declares (Core ML may always compute
         wider than declared); `fp16` rounds every float to half after each operator, as the Neural Engine stores it.
-        Sums inside one operator stay single. On macOS the real runtime runs, and `fp16` lets it choose the unit
+        Sums inside one operator are never rounded to half. On macOS the real runtime runs, and `fp16` lets it choose the unit
         while `fp32` keeps it on the CPU.
     threads: for the interpreter; set by the caller of torch, because torch has one number for the process.
 
@@ -58,7 +61,10 @@ def interpret(program: Program, inputs: Sequence[Tensor], compute: Compute) -> t
     last = {name: at for at, op in enumerate(program.operations) for names in op.inputs.values() for name in names}
     keep = set(program.outputs)
     for at, op in enumerate(program.operations):
-        results = OPERATORS[op.type](_parameters(op, values))
+        parameters = _parameters(op, values)
+        if op.type in SUMS and int(parameters.get("groups", 1)) == 1:
+            parameters = {name: _double(value) for name, value in parameters.items()}
+        results = OPERATORS[op.type](parameters)
         for variable, result in zip(op.outputs, results if isinstance(results, tuple) else (results,), strict=False):
             values[variable.name] = _checked(op, variable, _settle(result, compute))
         for names in op.inputs.values():  # let go of what nobody reads any more
@@ -96,6 +102,10 @@ def _settle(value: Any, compute: Compute) -> Any:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     return value.to(torch.float16).to(torch.float32) if compute == "fp16" else value.to(torch.float32)
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _checked(op: Operation, variable: Variable, value: Tensor) -> Tensor:

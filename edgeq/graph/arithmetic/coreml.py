@@ -25,9 +25,10 @@ from edgeq.spec import EdgeqError, QParams
 def compute(op: IntegerOp, inputs: Sequence[Tensor], *, half: bool = False) -> Tensor:
     """One operator, int8 in and int8 out, layouts as in torch.
 
-    Weighted kinds are computed in float32 as the MIL program says, not by exact integer sums: the two round apart
-    where a sum lies within about 1e-4 of a step beside a tie (18 of some 6 million elements of an EfficientNet-Lite0),
-    and behind one such element a deep network's outputs part by several steps.
+    Weighted kinds multiply dequantised float32 values as the MIL program says, summed in double and rounded once, not
+    exact integer sums: the two round apart where a sum lies within about 1e-4 of a step beside a tie (18 of some 6
+    million elements of an EfficientNet-Lite0), and behind one such element a deep network's outputs part by several
+    steps. What order a device sums in Apple does not say.
 
     Raises:
         EdgeqError: the operator reads something that is neither quantized nor constant.
@@ -39,22 +40,24 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor], *, half: bool = False) -> T
 def weighted(op: IntegerOp, x: Tensor, *, half: bool = False) -> Tensor:
     """Convolution or matrix product of the dequantised input and weights, float32, before its activation."""
     assert op.weight is not None and op.weight_scale is not None
-    real = dequantize(x, op.input_qparams[0], half=half)
+    wide = torch.float64 if op.attrs is None or op.attrs.groups == 1 else torch.float32  # as the interpreter sums
+    real = dequantize(x, op.input_qparams[0], half=half).to(wide)
     along = [1] * op.weight.dim()
     along[WEIGHTED[op.kind][2]] = -1
-    weight = op.weight.float() * stored(op.weight_scale, half).view(along)
+    weight = (op.weight.float() * stored(op.weight_scale, half).view(along)).to(wide)
     bias = None
     if op.bias is not None:
-        bias = stored((op.bias.double() * op.weight_scale.double() * op.input_qparams[0].scale[0]).float(), half)
+        bias = stored((op.bias.double() * op.weight_scale.double() * op.input_qparams[0].scale[0]).float(), half).to(wide)
     if op.kind == "linear":
-        return F.linear(real, weight, bias)
+        return F.linear(real, weight, bias).float()
     a = op.attrs
     assert isinstance(a, ConvAttrs)
     if op.kind == "conv_transpose2d":
         assert a.output_padding is not None
-        return F.conv_transpose2d(real, weight, bias, a.stride, a.padding, a.output_padding, a.groups, a.dilation)
+        spread = F.conv_transpose2d(real, weight, bias, a.stride, a.padding, a.output_padding, a.groups, a.dilation)
+        return spread.float()
     convolve = F.conv1d if op.kind == "conv1d" else F.conv2d
-    return convolve(real, weight, bias, a.stride, a.padding, a.dilation, a.groups)
+    return convolve(real, weight, bias, a.stride, a.padding, a.dilation, a.groups).float()
 
 
 def float_reference(op: IntegerOp, inputs: Sequence[Tensor], *, half: bool = False) -> Tensor:
@@ -62,7 +65,8 @@ def float_reference(op: IntegerOp, inputs: Sequence[Tensor], *, half: bool = Fal
 
     Data movement comes through exact: a dequantised integer always quantises back to itself.
     """
-    reals = [dequantize(x, q, half=half) for x, q in zip(inputs, op.input_qparams, strict=True)]
+    wide = torch.float64 if op.kind in ("mean", "avg_pool2d", "matmul") else torch.float32  # sums: rounded once
+    reals = [dequantize(x, q, half=half).to(wide) for x, q in zip(inputs, op.input_qparams, strict=True)]
     if op.kind == "requantize":
         return reals[0]
     sources = iter(reals)
@@ -78,7 +82,7 @@ def float_reference(op: IntegerOp, inputs: Sequence[Tensor], *, half: bool = Fal
     assert callable(op.node.target)
     result = op.node.target(*args, **kwargs)
     assert isinstance(result, Tensor)
-    return result
+    return result.float()
 
 
 def dequantize(q: Tensor, qparams: QParams, *, half: bool = False) -> Tensor:
