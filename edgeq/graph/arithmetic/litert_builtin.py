@@ -76,6 +76,22 @@ def linear(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     return reference.finish(op, reference.scaled(sums, real, multiply_upwards))
 
 
+def mean(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+    """MEAN. Over height and width of four axes that are kept there is a kernel of its own: the stored integers' sum is
+    scaled by a float32 ratio, sixteen channels at a time in vectors, and the zero points come in as one rounded bias
+    (optimized/integer_ops/mean.h)."""
+    x, out = inputs[0], op.output_qparams
+    sums, count = reference.summed(op, x.long())
+    if x.dim() != 4 or sums.shape != (*x.shape[:2], 1, 1):
+        return reference.mean(op, inputs)
+    source, target = np.float32(op.input_qparams[0].scale[0]), np.float32(out.scale[0])
+    bias = out.zero_point[0] - int(np.round(np.float32(op.input_qparams[0].zero_point[0]) * source / target))
+    ratio, whole = float(source / (np.float32(count) * target)), sums.shape[1] // 16 * 16
+    steps = reference.scaled(sums, ratio, multiply_upwards)
+    steps[:, whole:] = reference.scaled(sums[:, whole:], ratio)
+    return torch.clamp(steps + bias, op.low, op.high).to(torch.int8)
+
+
 KERNELS: dict[str, Callable[[IntegerOp, Sequence[Tensor]], Tensor]] = {
     **reference.KERNELS,
     "conv1d": weighted,
@@ -83,6 +99,7 @@ KERNELS: dict[str, Callable[[IntegerOp, Sequence[Tensor]], Tensor]] = {
     "depthwise_conv2d": weighted,
     "conv_transpose2d": weighted,
     "linear": linear,
+    "mean": mean,
     **{
         kind: partial(kernel, rule=multiply_upwards)
         for kind, kernel in {
