@@ -16,7 +16,7 @@ from typing import Any
 
 from markers import README, insert, write
 
-from edgeq.report.words import decibel, join, number, plain, share, slower, speed, title
+from edgeq.pages.words import decibel, join, number, plain, share, slower, speed, title
 
 Found = Mapping[str, Any]
 PICTURE = README.parent / "docs" / "images" / "report.png"

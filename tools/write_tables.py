@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,7 +40,9 @@ The target `simulated` takes every kind below and every bit width from 2 to 8, a
 Operators in no row (layer norm, GELU, embedding, …) are float everywhere. All rows take `w8a8` (int8 weights per
 channel, int8 activations per tensor). The names are edgeq's own: `clamp` is hardtanh and clip too, `mean` is also
 global average pooling, `reshape` is also view, flatten, squeeze and unsqueeze, and `requantize` moves integers to
-another scale. An activation that a row fuses is computed by the clip bounds of that operator's kernel, for free.
+another scale. An activation that a row fuses is computed by the clip bounds of that operator's kernel, for free. *Ratio*
+is the interval in which the kernel wants the scales' ratio: of an input's to the output's for `add` and `sub`, of the
+product of both inputs' (input's and weight's) to the output's elsewhere. Calibration widens a scale where it must.
 """
 
 
@@ -105,8 +108,9 @@ def details(ops: Iterable[OpSupport]) -> str:
             scale, zero_point = row.fixed_output
             fixed = f"scale 1/{round(1 / scale)}, zero point {zero_point}"
         shared = "yes" if row.shared_scale else ""
-        alike.setdefault((", ".join(row.fused), shared, fixed, row.constraint), []).append(f"`{row.kind}`")
-    columns = ["operators", "fuse", "one scale for inputs and output", "fixed output", "constraint"]
+        ratio = "" if row.ratio is None else " to ".join(f"2^{math.log2(bound):.0f}" for bound in row.ratio)
+        alike.setdefault((", ".join(row.fused), shared, fixed, ratio, row.constraint), []).append(f"`{row.kind}`")
+    columns = ["operators", "fuse", "one scale for inputs and output", "fixed output", "ratio", "constraint"]
     return table(columns, ([", ".join(kinds), *what] for what, kinds in alike.items()))
 
 
