@@ -39,4 +39,10 @@ def _merge(row: OpSupport, twins: list[OpSupport]) -> OpSupport:
         next((r.fixed_output for r in every if r.fixed_output), None),
         "; ".join(dict.fromkeys(r.constraint for r in every if r.constraint)),
         limits,
+        _overlap([r.ratio for r in every if r.ratio is not None]),
     )
+
+
+def _overlap(intervals: list[tuple[float, float]]) -> tuple[float, float] | None:
+    """The interval that lies in all of `intervals`; None where there are none."""
+    return (max(low for low, _ in intervals), min(high for _, high in intervals)) if intervals else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
@@ -66,16 +68,48 @@ def calibrate(
         fixed = annotation.tensors.fixed.get(root)
         spec = annotation.tensors.specs[root]
         activations[root] = fixed or affine(*interval(observers[root], spec), spec)
-    scales: dict[str, Tensor] = {}
-    weights: dict[str, Tensor] = {}
-    for layer in weighted_layers(captured, annotation):
-        scale = channel_scales(layer.weight, layer.axis, layer.spec, recipe.weights)
+    layers = list(weighted_layers(captured, annotation))
+    scales = {x.key: channel_scales(x.weight, x.axis, x.spec, recipe.weights) for x in layers}
+    keep_ratios(annotation, activations, scales)
+    for layer in layers:
         if layer.source is not None:
             in_scale = activations[annotation.tensors.find(layer.source)].scale[0]
-            scale = snap_weight_scale(scale, layer.bias, in_scale)
-        scales[layer.key] = scale
-        weights[layer.key] = rounding(recipe.rounding)(layer.weight, scale, layer.axis, layer.spec)
+            scales[layer.key] = snap_weight_scale(scales[layer.key], layer.bias, in_scale)
+    nearby = rounding(recipe.rounding)
+    weights = {x.key: nearby(x.weight, scales[x.key], x.axis, x.spec) for x in layers}
     return Resolved(activations, scales, weights)
+
+
+def keep_ratios(annotation: Annotation, activations: dict[Node, QParams], scales: dict[str, Tensor]) -> None:
+    """Widen activation scales until every operator's ratio of input to output scale is one its kernels take.
+
+    Only scales so far apart that the finer one was beyond the coarser one's reach anyway are changed.
+    """
+    tensors = annotation.tensors
+
+    def widen(node: Node, least: float) -> bool:
+        root = tensors.find(node)
+        if activations[root].scale[0] >= least or root in tensors.fixed:
+            return False
+        wider = float(torch.tensor(least * (1 + 2**-20), dtype=torch.float32))
+        activations[root] = dataclasses.replace(activations[root], scale=(wider,))
+        return True
+
+    changed = True
+    while changed:
+        changed = False
+        for group in annotation.groups:
+            if group.support.ratio is None:
+                continue
+            low, high = group.support.ratio
+            ins = [activations[tensors.find(node)].scale[0] for node in group.inputs]
+            out = activations[tensors.find(group.output)].scale[0]
+            if group.kind in ("add", "sub"):
+                changed |= widen(group.output, max(ins) / high)
+                changed |= any([widen(node, out * low) for node in group.inputs])
+            else:
+                factor = float(scales[group.key].max()) if group.key in scales else 1.0
+                changed |= widen(group.output, math.prod(ins) * factor / high)
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,7 +224,7 @@ def profile(
 
 def report(model: QuantizedModel | str | Path, *, output: str | Path | None = None) -> Path:
     """Write one self-contained HTML page about a model folder; returns its path (report.html in the folder)."""
-    from edgeq.report.page import write_page
+    from edgeq.pages.page import write_page
 
     model = _saved(model)
     return write_page(model, Path(output) if output else _home(model) / "report.html")

@@ -40,7 +40,7 @@ def demo(
 ) -> None:
     """Quantize a real network, export it to all four runtimes, check, time and report it (some minutes)."""
     from edgeq import api
-    from edgeq.report.tables import demo_table
+    from edgeq.pages.tables import demo_table
 
     with _progress() as progress:
         found = api.demo(output, progress=progress)
@@ -69,7 +69,7 @@ def quantize(
 ) -> None:
     """Calibrate a network and write one quantized program."""
     from edgeq import api
-    from edgeq.report.tables import quantized_table
+    from edgeq.pages.tables import quantized_table
 
     folder = output or Path(task.stem)
     with _progress() as progress:
@@ -84,7 +84,7 @@ def export(folder: Folder, to: To = None, as_json: AsJson = False) -> None:
     """Lower the program to one runtime or several, and say which operators run as integers."""
     from edgeq import api
     from edgeq.graph.package import load
-    from edgeq.report.tables import coverage_tables
+    from edgeq.pages.tables import coverage_tables
 
     if not to:
         raise typer.BadParameter("name at least one backend: --to litert, --to executorch, --to coreml, --to tvm")
@@ -120,7 +120,7 @@ def verify(
 ) -> None:
     """Compare each artefact with its runtime's simulation: largest difference in LSB, share equal, metric."""
     from edgeq import api
-    from edgeq.report.tables import parity_table
+    from edgeq.pages.tables import parity_table
 
     condition = api.condition(fail_if) if fail_if else None
     api.check_device(device)
@@ -146,7 +146,7 @@ def profile(
 ) -> None:
     """Time each artefact, the float network on the same runtime beside it, and each operator where it can be seen."""
     from edgeq import api
-    from edgeq.report.tables import latency_tables
+    from edgeq.pages.tables import latency_tables
 
     api.check_device(device)
     with _progress() as progress:
@@ -175,7 +175,7 @@ def report(
 def doctor(as_json: AsJson = False) -> None:
     """Which backends and devices work here, how to get the others, and which recipes and targets there are."""
     from edgeq import api
-    from edgeq.report.tables import doctor_tables
+    from edgeq.pages.tables import doctor_tables
 
     _print(api.doctor(), as_json, doctor_tables)
 

@@ -82,6 +82,8 @@ class OpSupport:
     shared_scale: inputs and output must have one scale and zero point (concat, pooling, reshape).
     fixed_output: (scale, zero point) the kernel insists on (LiteRT's softmax and logistic).
     constraint: a sentence about shapes or layouts the kernel demands, shown in the coverage table; checked by `limits`.
+    ratio: open interval in which (product of input and weight scales) / output scale must lie, add and sub each input's
+        own; calibration widens a scale where it does not.
     limits: names of the shape checks in edgeq.graph.limits that enforce `constraint`.
     """
 
@@ -93,6 +95,7 @@ class OpSupport:
     fixed_output: tuple[float, int] | None = None
     constraint: str = ""
     limits: tuple[str, ...] = ()
+    ratio: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

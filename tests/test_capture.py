@@ -145,3 +145,18 @@ def test_a_constant_output_is_refused() -> None:
 
     with pytest.raises(EdgeqError, match="constant"):
         capture(Constant(), (torch.randn(1, 3),))
+
+
+class Shortcut(nn.Module):
+    """Option-A shortcut of CIFAR ResNets: every second pixel, zero channels around."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1))
+
+
+def test_subsampling_becomes_a_kernel_that_every_runtime_has() -> None:
+    example = (torch.randn(1, 3, 9, 8),)
+    captured = capture(Shortcut(), example)
+    kinds = [kind_of(n) for n in captured.module.graph.nodes if n.op == "call_function"]
+    assert kinds == ["depthwise_conv2d", "pad"]
+    assert torch.equal(captured.module(*example)[0], Shortcut()(*example))

@@ -12,6 +12,7 @@ from edgeq import Task, quantize
 from edgeq.graph.annotate import annotate, default_plan
 from edgeq.graph.capture import capture, flatten
 from edgeq.graph.integer import QUANTIZE
+from edgeq.graph.simulate import simulate
 from edgeq.spec import EdgeqError, QuantPlan
 
 
@@ -158,3 +159,58 @@ def test_default_plan_names_every_operator() -> None:
     plan = default_plan(captured, target, "minmax")
     assert set(plan.layers) == set(captured.keys.values())
     assert {g.key for g in annotate(captured, target, plan).groups} <= set(plan.layers)
+
+
+class Unequal(nn.Module):
+    """Adds two tensors whose ranges are five orders of magnitude apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        with torch.no_grad():
+            self.b.weight *= 1e-5
+            self.b.bias *= 1e-5  # type: ignore[operator] # it has a bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x) + self.b(x)
+
+
+def test_scales_too_far_apart_for_an_add_kernel_are_widened() -> None:
+    torch.manual_seed(0)
+    made = Unequal().eval()
+    batch = (torch.randn(1, 3, 8, 8),)
+    model = quantize(Task("unequal", lambda: made, lambda: batch, lambda: [batch]))
+    add = next(op for op in model.integers.ops.values() if op.kind == "add")
+    for q in add.input_qparams:
+        assert 2**-10 < q.scale[0] / add.output_qparams.scale[0] < 2**8
+    assert sqnr(model.float(batch)[0], model.simulate(batch, "ideal")[0]) > 30
+
+
+class Subsampled(nn.Module):
+    """Every second pixel behind a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)[:, :, ::2, ::2]
+
+
+def test_subsampling_keeps_the_values_of_the_pixels_it_keeps() -> None:
+    torch.manual_seed(0)
+    made = Subsampled().eval()
+    batch = (torch.randn(1, 3, 8, 8),)
+    model = quantize(Task("sub", lambda: made, lambda: batch, lambda: [batch]))
+    values: list[tuple[torch.Tensor, float, int]] = []
+    ops = model.integers.ops
+
+    def watch(node: torch.fx.Node, q: torch.Tensor) -> None:
+        if node.name in ops:
+            out = ops[node.name].output_qparams
+            values.append((q, out.scale[0], out.zero_point[0]))
+
+    simulate(model.integers, batch, "ideal", watch=watch)
+    (before, scale, zero), (after, other, moved) = values
+    wanted = (before[:, :, ::2, ::2].double() - zero) * scale
+    assert float((wanted - (after.double() - moved) * other).abs().max()) <= other * 0.51

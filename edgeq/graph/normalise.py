@@ -38,8 +38,12 @@ def normalise(module: GraphModule) -> None:
         elif node.target in BATCH_NORMS:
             _fold_batch_norm(module, node)
     for node in list(module.graph.nodes):
-        if node.op == "call_function" and kind_of(node) == "pad":
+        if node.op != "call_function":
+            continue
+        if kind_of(node) == "pad":
             _pad_into_convolution(module, node)
+        elif node.target is aten.slice.Tensor:
+            _subsample_as_convolution(module, node)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.graph.lint()
@@ -130,3 +134,30 @@ def _pad_into_convolution(module: GraphModule, pad: Node) -> None:
         bias = node_arg(user, 2, None)
         user.args = (pad.args[0], user.args[1], bias, list(attrs.stride), padding, list(attrs.dilation), attrs.groups)
     module.graph.erase_node(pad)
+
+
+def _subsample_as_convolution(module: GraphModule, node: Node) -> None:
+    """x[:, :, ::s, ::t] as a 1×1 depthwise convolution of ones with that stride: every runtime has an integer kernel for it."""
+    inner = node.args[0]
+    if not isinstance(inner, Node) or inner.target is not aten.slice.Tensor or len(inner.users) != 1:
+        return
+    source = inner.args[0]
+    assert isinstance(source, Node)
+    steps = {}
+    for cut in (inner, node):
+        axis, start, end = node_arg(cut, 1, 0), node_arg(cut, 2, None), node_arg(cut, 3, None)
+        if start not in (None, 0) or (end is not None and end < value(cut.args[0]).shape[axis]):
+            return
+        steps[axis] = node_arg(cut, 4, 1)
+    if value(source).dim() != 4 or set(steps) != {2, 3} or not value(source).is_floating_point():
+        return
+    channels = value(source).shape[1]
+    with module.graph.inserting_before(node):
+        ones = set_constant(module, f"{node.name}_ones", torch.ones(channels, 1, 1, 1))
+        picked = module.graph.call_function(
+            aten.conv2d.default, (source, ones, None, [steps[2], steps[3]], [0, 0], [1, 1], channels)
+        )
+    picked.meta = dict(node.meta)
+    node.replace_all_uses_with(picked)
+    module.graph.erase_node(node)
+    module.graph.erase_node(inner)

@@ -47,7 +47,9 @@ def weighted(op: IntegerOp, x: Tensor, *, half: bool = False) -> Tensor:
     weight = (op.weight.float() * stored(op.weight_scale, half).view(along)).to(wide)
     bias = None
     if op.bias is not None:
-        bias = stored((op.bias.double() * op.weight_scale.double() * op.input_qparams[0].scale[0]).float(), half).to(wide)
+        bias = stored((op.bias.double() * op.weight_scale.double() * op.input_qparams[0].scale[0]).float(), half).to(
+            wide
+        )
     if op.kind == "linear":
         return F.linear(real, weight, bias).float()
     a = op.attrs

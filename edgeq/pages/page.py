@@ -18,7 +18,7 @@ from torch import Tensor
 from edgeq import backends
 from edgeq.graph.capture import flatten
 from edgeq.graph.package import MANIFEST, QuantizedModel, read_json, versions
-from edgeq.report import words
+from edgeq.pages import words
 from edgeq.run.files import exported, find
 from edgeq.run.tensors import TensorStats, tensors
 from edgeq.spec import Artifact, EdgeqError
@@ -45,7 +45,7 @@ def write_page(model: QuantizedModel, path: Path) -> Path:
     except ImportError as error:
         raise EdgeqError("the report needs jinja2: pip install 'edgeq[report]'") from error
     environment = Environment(
-        loader=PackageLoader("edgeq.report", "."),
+        loader=PackageLoader("edgeq.pages", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

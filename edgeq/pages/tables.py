@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from edgeq.report.words import (
+from edgeq.pages.words import (
     NOTHING,
     decibel,
     grouped,
