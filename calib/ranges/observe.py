@@ -94,11 +94,13 @@ class Observer:
 
     def _fill(self, sample: Tensor) -> None:
         assert self.counts is not None
-        values = sample[sample != 0]
-        self.zeros += sample.numel() - values.numel()
-        if values.numel():
-            scaled = values.float() * math.ldexp(1.0, -(self.exponent or 0))  # exact: a power of two
-            self.counts += torch.bincount(scaled.floor_().long() - self.start, minlength=BINS).numpy()
+        scaled = sample.float() * math.ldexp(1.0, -(self.exponent or 0))  # exact: a power of two
+        counts = torch.bincount(scaled.floor_().long() - self.start, minlength=BINS).numpy()
+        zeros = sample.numel() - int(torch.count_nonzero(sample))
+        if zeros:  # counted and taken out again, because selecting the others costs more than counting all
+            counts[-self.start] -= zeros
+        self.zeros += zeros
+        self.counts += counts
 
     def bins(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Centres and counts of the histogram's filled bins, float64 [N], zeros left out; one bin's span is `width`."""
