@@ -32,7 +32,9 @@ Predict = Callable[[Sequence["Tensor"]], tuple["Tensor", ...]]
 class Lower(Protocol):
     """QDQ or float program → artefact in `folder`."""
 
-    def __call__(self, program: ExportedProgram, folder: Path, *, name: str, layers: Mapping[str, str]) -> Artifact: ...
+    def __call__(
+        self, program: ExportedProgram, folder: Path, *, name: str, layers: Mapping[str, str], **options: str
+    ) -> Artifact: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-"""edgeq."""
+"""How the numbers are chosen: ranges, roundings, recipes."""

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from edgeq.run.profile import profile as profile_artifact
 from edgeq.run.verify import evaluate, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
 from edgeq.spec import Artifact, EdgeqError, QParams, QuantPlan, Target
-from edgeq.task import Task, load_task
+from edgeq.task import Task, asked, build, load_task
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
@@ -75,8 +75,8 @@ def quantize(
 def capture_task(task: Task, progress: Progress = silent) -> Captured:
     """The task's network as a graph."""
     progress("capture", 0, None)
-    example = task.example_inputs()
-    return capture(task.model(), example if isinstance(example, tuple) else (example,))
+    example = asked(task, "example_inputs", task.example_inputs)
+    return capture(build(task), example if isinstance(example, tuple) else (example,))
 
 
 def assemble(
@@ -115,10 +115,16 @@ def assemble(
 
 
 def export(
-    model: QuantizedModel | str | Path, to: str, *, folder: str | Path | None = None, float_twin: bool = False
+    model: QuantizedModel | str | Path,
+    to: str,
+    *,
+    folder: str | Path | None = None,
+    float_twin: bool = False,
+    io: str | None = None,
 ) -> Artifact:
     """Lower `model` to backend `to`; writes into `folder`, else into `<model folder>/<backend>/`.
 
+    io: "int8" (LiteRT's default) or "float" inputs and outputs of a .tflite; the other runtimes take floats.
     float_twin: lower the float network instead, as `float.<ext>`, to time int8 beside it.
 
     Raises:
@@ -134,7 +140,10 @@ def export(
     where.mkdir(parents=True, exist_ok=True)
     program, labels = (model.twin, model.twin_labels) if float_twin else (model.program, model.labels)
     name = "float" if float_twin else "model"
-    artifact = engine.lower(program, where, name=name, layers=labels)
+    if io not in (None, "int8", "float") or (io is not None and to != "litert"):
+        raise EdgeqError(f"{to} cannot be exported with io {io!r}: int8 or float, and only litert has the choice")
+    options = {} if io is None or float_twin else {"io": io}
+    artifact = engine.lower(program, where, name=name, layers=labels, **options)
     write_json(where / f"{name}.json", artifact_json(artifact, model))
     return artifact
 
@@ -205,7 +214,7 @@ def profile(
     pairs = []
     for name in chosen:
         twin = find(model, name, "float") if name in exported(model, "float") else None
-        if twin is None:
+        if twin is None and backends.runs_here(name) == "yes":
             progress(f"export float twin for {name}", 0, None)
             twin = export(model, name, float_twin=True)
         pairs.append(
@@ -243,7 +252,7 @@ def demo(output: str | Path = "demo-out", *, progress: Progress = silent) -> dic
     for name in backends.RUNTIMES:
         progress(f"export {name}", 0, None)
         export(model, name)
-    parity = verify(model, progress=progress)
+    parity = verify(model, batches=4, progress=progress)
     latency = profile(model, runs=20, progress=progress)
     page = report(model)
     rows = {}
@@ -380,9 +389,12 @@ def refuse_beyond(model: QuantizedModel, to: str) -> None:
             )
 
 
-def _calibration(task: Task) -> Iterable[Any]:
+def _calibration(task: Task) -> Iterator[Any]:
+    """The task's batches; what its generator raises on the way becomes one sentence."""
     assert task.calibration is not None
-    return task.calibration()
+    batches, end = iter(asked(task, "calibration", task.calibration)), object()
+    while (batch := asked(task, "calibration", next, batches, end)) is not end:
+        yield batch
 
 
 def _merge(path: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -400,7 +412,7 @@ def _inputs(model: QuantizedModel, task: Task | None, batches: int) -> tuple[lis
     """Flat batches to compare on, and where they come from."""
     if task is None or task.calibration is None:
         return [model.golden], "golden"
-    taken = [flatten(batch) for batch in itertools.islice(task.calibration(), batches)]
+    taken = [flatten(batch) for batch in itertools.islice(_calibration(task), batches)]
     return (taken, "calibration") if taken else ([model.golden], "golden")
 
 

@@ -80,7 +80,15 @@ def quantize(
 
 
 @app.command()
-def export(folder: Folder, to: To = None, as_json: AsJson = False) -> None:
+def export(
+    folder: Folder,
+    to: To = None,
+    io: Annotated[
+        str | None,
+        typer.Option(help="int8 or float inputs and outputs of a .tflite (default int8).", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Lower the program to one runtime or several, and say which operators run as integers."""
     from edgeq import api
     from edgeq.graph.package import load
@@ -93,7 +101,7 @@ def export(folder: Folder, to: To = None, as_json: AsJson = False) -> None:
         model = load(folder)
         for name in to:
             progress(f"export {name}", 0, None)
-            found["backends"][name] = api.coverage(api.export(model, name))
+            found["backends"][name] = api.coverage(api.export(model, name, io=io))
     _print(found, as_json, coverage_tables)
 
 
@@ -186,13 +194,10 @@ def main() -> None:
     from edgeq.spec import EdgeqError
 
     try:
-        app()
+        app()  # typer itself answers Ctrl-C with exit code 130; what was finished before is untouched
     except EdgeqError as error:
         typer.echo(f"edgeq: {error}", err=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        typer.echo("edgeq: interrupted; what was finished before is untouched", err=True)
-        raise SystemExit(130) from None
 
 
 class _Bar:

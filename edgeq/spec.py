@@ -160,9 +160,8 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A published method as parts: rewrites of the graph, a range method per side, rounding, then corrections.
+    """A published method as parts: a range method per side, then a rounding of the weights.
 
-    rewrites, corrections: names of files in edgeq.calib.rewrites and edgeq.calib.corrections, in order.
     activations, weights: a range method with options, as `percentile:99.99` or `mse`.
     rounding: a method of edgeq.calib.rounding.
     """
@@ -173,8 +172,6 @@ class Recipe:
     activations: str = "minmax"
     weights: str = "minmax"
     rounding: str = "nearest"
-    rewrites: tuple[str, ...] = ()
-    corrections: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- artefacts and measurements

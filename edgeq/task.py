@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from edgeq.spec import EdgeqError
 
+T = TypeVar("T")
 Predict = Callable[..., tuple[Tensor, ...]]
 
 
@@ -32,7 +33,6 @@ class Task:
     example_inputs: Callable[[], tuple[Any, ...]]
     calibration: Callable[[], Iterable[tuple[Any, ...]]] | None = None
     evaluate: Callable[[Predict], dict[str, float]] | None = None
-    positives: Callable[..., Any] | None = None
     preprocessing: dict[str, Any] | None = None
     path: Path | None = None
 
@@ -56,10 +56,36 @@ def load_task(path: str | Path) -> Task:
         example_inputs=module.example_inputs,
         calibration=getattr(module, "calibration", None),
         evaluate=getattr(module, "evaluate", None),
-        positives=getattr(module, "positives", None),
         preprocessing=getattr(module, "PREPROCESSING", None),
         path=file.resolve(),
     )
+
+
+def build(task: Task) -> nn.Module:
+    """The task's network.
+
+    Raises:
+        EdgeqError: model() fails or returns something else.
+    """
+    made = asked(task, "model", task.model)
+    if not isinstance(made, nn.Module):
+        raise EdgeqError(f"{task.name}: model() returned a {type(made).__name__}; return a torch.nn.Module")
+    return made
+
+
+def asked(task: Task, name: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Call one of the task's functions; its failure is the user's to mend and becomes one sentence.
+
+    Raises:
+        EdgeqError: the function raised.
+    """
+    try:
+        return function(*arguments)
+    except EdgeqError:
+        raise
+    except Exception as error:
+        line = _line(error, task.path) if task.path else ""
+        raise EdgeqError(f"{task.path or task.name}{line}: {name}() failed: {type(error).__name__}: {error}") from error
 
 
 def _execute(file: Path) -> ModuleType:

@@ -22,8 +22,8 @@ from rich.console import Console
 
 from edgeq import api
 from edgeq.graph.package import QuantizedModel
-from edgeq.report import tables, words
-from edgeq.report.page import write_page
+from edgeq.pages import tables, words
+from edgeq.pages.page import write_page
 from edgeq.run.tensors import tensors
 from edgeq.task import Task
 
@@ -292,5 +292,5 @@ def test_tables_fit_eighty_columns(verb: str, made: QuantizedModel) -> None:
 
 
 def test_the_tables_do_not_import_torch() -> None:
-    code = "import sys, edgeq.report.tables; sys.exit('torch' in sys.modules or 'jinja2' in sys.modules)"
+    code = "import sys, edgeq.pages.tables; sys.exit('torch' in sys.modules or 'jinja2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -168,6 +168,7 @@ def _specification(path: Path) -> Any:
     """The package's Model message."""
     model = coremltools().proto.Model_pb2.Model()
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped] # ships no types
+
     try:
         model.ParseFromString((path / SPEC).read_bytes())
     except (OSError, DecodeError) as error:

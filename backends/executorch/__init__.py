@@ -1,1 +1,1 @@
-"""ExecuTorch with XNNPACK: lower to a .pte, inspect it, run it on this host and profile it operator by operator."""
+"""ExecuTorch with the XNNPACK delegate."""

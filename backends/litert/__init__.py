@@ -1,1 +1,1 @@
-"""edgeq."""
+"""LiteRT (TFLite): flatbuffers of our own, float islands through litert-torch."""

@@ -1,1 +1,1 @@
-"""edgeq."""
+"""The network as a graph: capture, annotation, QDQ conversion, integer-exact simulation."""

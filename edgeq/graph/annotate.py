@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from edgeq.graph.capture import Captured
 from edgeq.graph.limits import LIMITS
-from edgeq.graph.ops import ACTIVATIONS, MOVES, WEIGHTED, data_inputs, kind_of, value
+from edgeq.graph.ops import ACTIVATIONS, KINDS, MOVES, WEIGHTED, data_inputs, kind_of, value
 from edgeq.spec import EdgeqError, OpSupport, Precision, QParams, QuantPlan, QuantSpec, Target, precision
 
 ALWAYS = frozenset({*WEIGHTED, "softmax", "sigmoid", "tanh", "matmul"})  # worth a quantize of their own
@@ -102,9 +102,11 @@ def default_plan(captured: Captured, target: Target, recipe: str, name: str = "w
     nodes = {n.name: n for n in captured.module.graph.nodes}
     for node_name, key in captured.keys.items():
         kind = kind_of(nodes[node_name])
-        allowed = kind is not None and (target.any_precision or target.support(kind) is not None)
-        weights = precision(name).activation is None and kind not in WEIGHTED
-        layers[key] = name if allowed and not weights else "fp32"
+        if precision(name).weight is not None and precision(name).activation is None:  # weights only
+            allowed = kind in (WEIGHTED if target.any_precision else target.weight_only)
+        else:
+            allowed = kind is not None and (target.any_precision or target.support(kind) is not None)
+        layers[key] = name if allowed else "fp32"
     return QuantPlan(target.name, recipe, layers)
 
 
@@ -132,7 +134,7 @@ def annotate(captured: Captured, target: Target, plan: QuantPlan) -> Annotation:
             halves.append(node)
             continue
         if wanted.weight is None:
-            islands[key] = _why_float(kind, target, key in plan.layers)
+            islands[key] = _why_float(kind, target, key in plan.layers, node.target in KINDS)
             continue
         support = _support(kind, target)
         if wanted.activation is None:
@@ -244,7 +246,9 @@ def _tensors(groups: list[Group]) -> Tensors:
     return tensors
 
 
-def _why_float(kind: str | None, target: Target, planned: bool) -> str:
+def _why_float(kind: str | None, target: Target, planned: bool, known_target: bool) -> str:
+    if kind is None and known_target:
+        return "it has no integer form with these operands (a constant, an alpha or a size among them)"
     if kind is None or (not target.any_precision and target.support(kind) is None):
         return f"target {target.name} has no integer kernel for it"
     return "the plan keeps it in fp32" if planned else "it is not in the plan"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,14 +142,3 @@ def _condense(error: Exception) -> str:
     where = re.search(r'File "([^"]+)", line (\d+), in forward', text)
     place = f" (at {where[1]}:{where[2]})" if where else ""
     return f"{first.strip().rstrip('.')[:300]}{place}; make its shapes and control flow independent of the data"
-
-
-def run_float(captured: Captured) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
-    """The captured float network as a function from flat inputs to flat outputs."""
-
-    def predict(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            outputs: tuple[Tensor, ...] = captured.module(*inputs)
-        return outputs
-
-    return predict

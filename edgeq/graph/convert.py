@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,13 +26,12 @@ class Resolved:
 
     activations: representative node of a tensor set → scale and zero point.
     scales: layer key → weight scales, float32 [C_out]. weights: layer key → integers of the weights (int8, torch's
-    layout). biases: layer key → float32 [C_out], where a method changed the bias.
+    layout).
     """
 
     activations: dict[Node, QParams]
     scales: dict[str, Tensor]
     weights: dict[str, Tensor]
-    biases: dict[str, Tensor] = field(default_factory=dict)
 
 
 def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> tuple[ExportedProgram, dict[str, str]]:
@@ -83,15 +82,16 @@ def _drop_unused(module: GraphModule) -> None:
 
 
 def _pairs(module: GraphModule, program: ExportedProgram) -> list[tuple[Node, Node]]:
-    """Nodes before and after export: the n-th call of an operator stays the n-th (only getitem calls move about)."""
+    """Nodes before and after export: the n-th call of an operator stays the n-th (getitem calls move about, and what
+    export spells otherwise is left out)."""
     before: dict[object, list[Node]] = {}
     after: dict[object, list[Node]] = {}
     for graph, calls in ((module.graph, before), (program.graph, after)):
         for node in graph.nodes:
             if node.op == "call_function":
                 calls.setdefault(node.target, []).append(node)
-    assert {t: len(n) for t, n in before.items()} == {t: len(n) for t, n in after.items()}, "export changed operators"
-    return [pair for target, nodes in before.items() for pair in zip(nodes, after[target], strict=True)]
+    same = [target for target, nodes in before.items() if len(nodes) == len(after.get(target, ()))]
+    return [pair for target in same for pair in zip(before[target], after[target], strict=True)]
 
 
 def float_program(captured: Captured) -> tuple[ExportedProgram, dict[str, str]]:
@@ -135,9 +135,7 @@ def _quantize_weight(
     weight_at, bias_at, axis = WEIGHTED[kind]
     weight_node, bias_node = node.args[weight_at], node_arg(node, bias_at, None)
     assert isinstance(weight_node, Node)
-    bias = resolved.biases.get(key)
-    if bias is None and isinstance(bias_node, Node):
-        bias = constant(module, bias_node)
+    bias = constant(module, bias_node) if isinstance(bias_node, Node) else None
     scale, integers = resolved.scales[key], resolved.weights[key]
     args = list(node.args) + [None] * (bias_at + 1 - len(node.args))
     with module.graph.inserting_before(node):
@@ -158,13 +156,13 @@ def _quantize_weight(
 def _half(module: GraphModule, node: Node) -> None:
     """Compute one operator in float16 between float32 neighbours."""
     graph = module.graph
-    cast = torch.ops.aten.to.dtype
+    cast = torch.ops.aten._to_copy.default
     with graph.inserting_before(node):
         for source in list(node.all_input_nodes):
             if source.meta["val"].dtype == torch.float32:
-                node.replace_input_with(source, graph.call_function(cast, (source, torch.float16)))
+                node.replace_input_with(source, graph.call_function(cast, (source,), {"dtype": torch.float16}))
     with graph.inserting_after(node):
-        back = graph.call_function(cast, (node, torch.float32))
+        back = graph.call_function(cast, (node,), {"dtype": torch.float32})
     node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
 
 

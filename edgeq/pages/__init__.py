@@ -1,1 +1,1 @@
-"""edgeq."""
+"""What a person reads: terminal tables and the HTML page."""

@@ -1,1 +1,1 @@
-"""edgeq."""
+"""Artefacts on a device: verify and profile."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from edgeq import backends
+from edgeq.devices import host
 from edgeq.spec import Artifact, LatencyReport
 
 
@@ -56,7 +57,7 @@ def _layered(report: LatencyReport, artifact: Artifact) -> LatencyReport:
     """Rows that know only the artefact's operator get its layers from the coverage row of the same name."""
     layers = {row.name: row.layers for row in artifact.coverage}
     rows = tuple(dataclasses.replace(r, layers=r.layers or layers.get(r.name, ())) for r in report.rows)
-    return dataclasses.replace(report, rows=rows)
+    return dataclasses.replace(report, rows=rows, device=str(host.describe()["model"]))
 
 
 def pair_json(pair: Pair) -> dict[str, Any]:

@@ -184,7 +184,6 @@ def first_parting(
     batch: Batch,
     *,
     kernels: str = "",
-    tolerance: float = 0.0,
     progress: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
 ) -> Parting | None:
     """Export ever longer prefixes and find the first layer whose integers are not the simulation's.
@@ -206,7 +205,7 @@ def first_parting(
         q = next(tensor_qparams(n) for n in model.integers.module.graph.nodes if n.name == name)
         reference = (wanted[name].double() - q.zero_point[0]) * q.scale[0]
         difference = ((got.double() - reference).abs() / q.scale[0]).round()
-        if difference.max().item() <= tolerance:
+        if difference.max().item() == 0:
             return None
         share = (difference == 0).double().mean().item()
         return Parting(model.labels.get(name, name), difference.max().item(), share, 0)
