@@ -94,9 +94,10 @@ class Observer:
 
     def _fill(self, sample: Tensor) -> None:
         assert self.counts is not None
-        scaled = sample.float() * math.ldexp(1.0, -(self.exponent or 0))  # exact: a power of two
+        values = sample.float()
+        scaled = values * math.ldexp(1.0, -(self.exponent or 0))  # exact: a power of two
         counts = torch.bincount(scaled.floor_().int() - self.start, minlength=BINS).numpy()
-        zeros = sample.numel() - int(np.count_nonzero(sample.numpy()))
+        zeros = sample.numel() - int(np.count_nonzero(values.numpy()))
         if zeros:  # counted and taken out again, because selecting the others costs more than counting all
             counts[-self.start] -= zeros
         self.zeros += zeros
