@@ -123,6 +123,13 @@ def test_weight_only_keeps_activations_float() -> None:
     assert sqnr(model.float(batch)[0], model.qdq(batch)[0]) > 30
 
 
+@pytest.mark.parametrize("network", [InvertedResidual, Attention])
+def test_half_precision_where_the_target_has_it(network: type[nn.Module]) -> None:
+    model = quantize(task(network), precision="fp16", target="coreml")
+    batch = flatten(inputs(network, seed=2))
+    assert 30 < sqnr(model.float(batch)[0], model.qdq(batch)[0]) < 120
+
+
 def test_an_edited_plan_is_followed() -> None:
     first = quantize(task(InvertedResidual))
     layers = {**first.plan.layers, "expand.0/conv2d": "fp32"}
@@ -139,6 +146,7 @@ def test_an_edited_plan_is_followed() -> None:
         ({"expand.0/conv2d": "int8"}, "portable", "unknown precision 'int8'"),
         ({"add": "w8"}, "portable", "it has no weights"),
         ({"expand.0/conv2d": "fp16"}, "portable", "does not compute"),
+        ({"add": "fp16"}, "coreml", "use fp32"),
     ],
 )
 def test_impossible_plans_are_one_sentence(layers: dict[str, str], target: str, message: str) -> None:

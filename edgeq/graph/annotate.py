@@ -16,6 +16,7 @@ from edgeq.graph.ops import ACTIVATIONS, KINDS, MOVES, WEIGHTED, data_inputs, ki
 from edgeq.spec import EdgeqError, OpSupport, Precision, QParams, QuantPlan, QuantSpec, Target, precision
 
 ALWAYS = frozenset({*WEIGHTED, "softmax", "sigmoid", "tanh", "matmul"})  # worth a quantize of their own
+HALVES = frozenset({*WEIGHTED, "matmul"})  # what float16 makes faster; everything between them stays float32
 EVERYTHING_FUSES = ("relu", "relu6", "clamp")
 
 
@@ -102,7 +103,9 @@ def default_plan(captured: Captured, target: Target, recipe: str, name: str = "w
     nodes = {n.name: n for n in captured.module.graph.nodes}
     for node_name, key in captured.keys.items():
         kind = kind_of(nodes[node_name])
-        if precision(name).weight is not None and precision(name).activation is None:  # weights only
+        if precision(name).dtype == "float16":
+            allowed = kind in HALVES
+        elif precision(name).weight is not None and precision(name).activation is None:  # weights only
             allowed = kind in (WEIGHTED if target.any_precision else target.weight_only)
         else:
             allowed = kind is not None and (target.any_precision or target.support(kind) is not None)
@@ -130,7 +133,7 @@ def annotate(captured: Captured, target: Target, plan: QuantPlan) -> Annotation:
         key, kind = captured.keys[node.name], kind_of(node)
         wanted = precision(plan.layers.get(key, "fp32"))
         if wanted.dtype == "float16":
-            _check_half(key, target)
+            _check_half(key, kind, target)
             halves.append(node)
             continue
         if wanted.weight is None:
@@ -265,7 +268,11 @@ def _check_keys(captured: Captured, plan: QuantPlan) -> None:
         raise EdgeqError(f"plan: unknown layer {unknown[0]!r}{hint}")
 
 
-def _check_half(key: str, target: Target) -> None:
+def _check_half(key: str, kind: str | None, target: Target) -> None:
+    if kind not in HALVES:
+        raise EdgeqError(
+            f"plan: layer {key!r} asks for fp16, which pays for {', '.join(sorted(HALVES))} only; use fp32"
+        )
     if not target.any_precision and "fp16" not in target.floats:
         raise EdgeqError(f"plan: layer {key!r} asks for fp16, which target {target.name} does not compute; use fp32")
 

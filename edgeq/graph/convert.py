@@ -156,14 +156,21 @@ def _quantize_weight(
 def _half(module: GraphModule, node: Node) -> None:
     """Compute one operator in float16 between float32 neighbours."""
     graph = module.graph
-    cast = torch.ops.aten._to_copy.default
+
+    def cast(source: Node, dtype: torch.dtype) -> Node:
+        made = graph.call_function(torch.ops.aten._to_copy.default, (source,), {"dtype": dtype})
+        made.meta["val"] = source.meta["val"].to(dtype)
+        return made
+
     with graph.inserting_before(node):
         for source in list(node.all_input_nodes):
             if source.meta["val"].dtype == torch.float32:
-                node.replace_input_with(source, graph.call_function(cast, (source,), {"dtype": torch.float16}))
+                node.replace_input_with(source, cast(source, torch.float16))
+    users = list(node.users)
     with graph.inserting_after(node):
-        back = graph.call_function(cast, (node,), {"dtype": torch.float32})
-    node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
+        back = cast(node, torch.float32)
+    for user in users:
+        user.replace_input_with(node, back)
 
 
 def _quantize_tensor(

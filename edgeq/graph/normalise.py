@@ -22,6 +22,7 @@ NO_OPS = (
     aten.detach.default,
     aten.lift_fresh_copy.default,
 )
+POOLS = (aten.max_pool2d.default, aten.avg_pool2d.default)
 BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 
 
@@ -35,6 +36,8 @@ def normalise(module: GraphModule) -> None:
             module.graph.erase_node(node)
         elif node.target in (aten.conv2d.padding, aten.conv1d.padding):
             _explicit_padding(node)
+        elif node.target in POOLS and len(node.args) == 2:  # the stride is the window where it is left out
+            node.args = (*node.args, node.args[1])
         elif node.target in BATCH_NORMS:
             _fold_batch_norm(module, node)
     for node in list(module.graph.nodes):
