@@ -1,6 +1,6 @@
 """Accuracy of one real network in float, as the QDQ program and on every runtime, image by image, in one table.
 
-python tools/accuracy.py resnet20|efficientnet|pointpillars [--limit N] [--recipe default]
+python tools/accuracy.py resnet20|efficientnet|pointpillars [--limit N] [--recipe default] [--latency]
 
 Needs the folder EDGEQ_DATA. What was computed is kept in --cache, so an interrupted run goes on where it stopped.
 """
@@ -266,6 +266,25 @@ def detection_row(name: str, sums: np.ndarray) -> list[str]:
     return [name, *(f"{d:.1f}" for d in decibel(pooled)), f"{100 * pooled[13] / max(pooled[12], 1):.1f}"]
 
 
+def arrays(predict: Predict) -> Callable[[np.ndarray], np.ndarray]:
+    """The same network from one NumPy input to its first output."""
+    return lambda x: predict((torch.from_numpy(x),))[0].numpy()
+
+
+def latency_table(model: QuantizedModel, image: Tensor) -> str:
+    """Median milliseconds of int8 and of the float twin on each runtime that has a clock here, called in turn."""
+    from peers.exchange import latency_ms
+
+    rows = []
+    for name in ("litert", "executorch", "tvm"):
+        pair = (api.export(model, name).path, api.export(model, name, float_twin=True).path)
+        first, second = (arrays(backends.backend(name).load(path)) for path in pair)
+        int8, twin = latency_ms(first, second, image.numpy())
+        rows.append([name, f"{int8:.2f}", f"{twin:.2f}", f"{twin / int8:.2f}×", f"{os.getloadavg()[0]:.1f}"])
+        print("  ".join(rows[-1]), file=sys.stderr, flush=True)
+    return table(("", "int8 ms", "float ms", "float / int8", "load"), rows)
+
+
 DETECTION_HEADER = ("", *(f"{h}, {c}" for c in ("all cells", "positive") for h in HEADS), "positives kept %")
 
 
@@ -276,12 +295,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="images or frames to take")
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "accuracy")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--latency", action="store_true", help="time int8 beside float instead")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     args.cache.mkdir(parents=True, exist_ok=True)
     model = prepare(args.network, args.recipe, args.cache)
-    if args.network == "pointpillars":
+    if args.latency:
+        body = "one thread, medians\n\n" + latency_table(model, model.golden[0])
+    elif args.network == "pointpillars":
         frames = kitti(args.limit)
         sums = detect(model, frames, args.cache, ("QDQ", *backends.RUNTIMES))
         body = f"{len(frames)} evaluation frames, SQNR in dB against float\n\n"

@@ -30,7 +30,7 @@ from edgeq.spec import Recipe
 from edgeq.task import load_task
 
 HEADER = (
-    "network", "recipe", "batches", "forward s", "calibrate s", "ratio", "capture s", "convert s", "peak MiB", "of imports MiB",
+    "network", "recipe", "batches", "forward s", "calibrate s", "ratio", "capture s", "convert s", "peak MiB", "imports MiB",
 )  # fmt: skip
 BATCHES = {"resnet20": 256, "efficientnet": 32, "pointpillars": 4}
 REPEATS = 3

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accuracy import ROOT, imagenet, machine, paired, table
-from peers.exchange import Run, measure
+from accuracy import ROOT, arrays, imagenet, machine, paired, table
+from peers.exchange import measure
 
 from edgeq import api, backends
 from edgeq.graph.package import QuantizedModel
@@ -80,12 +80,8 @@ def _measure(model: QuantizedModel, backend: str, folder: Path, evaluation: np.n
     lower_s = time.perf_counter() - start
     twin = api.export(model, backend, folder=folder / name, float_twin=True).path
     package = "executorch" if backend == "executorch" else "ai-edge-litert"
-    runs = [_run(engine.load(path)) for path in (int8, twin)]
-    measure(folder, name, evaluation, *runs, ("edgeq", package), quantize_s=quantize_s, lower_s=lower_s)
-
-
-def _run(predict: backends.Predict) -> Run:
-    return lambda x: predict((torch.from_numpy(x),))[0].numpy()
+    first, second = arrays(engine.load(int8)), arrays(engine.load(twin))
+    measure(folder, name, evaluation, first, second, ("edgeq", package), quantize_s=quantize_s, lower_s=lower_s)
 
 
 def peer(python: Path, name: str, folder: Path) -> str | None:

@@ -38,8 +38,8 @@ def main() -> None:
     prepared = prepare_pt2e(
         network(folder), XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
     )
-    for image in torch.from_numpy(calibration).split(1):
-        prepared(image)
+    for i in range(len(calibration)):
+        prepared(torch.from_numpy(calibration[i : i + 1]))
     converted = convert_pt2e(prepared)
     quantized = time.perf_counter()
     int8 = lower(converted, example, folder / "torchao-int8.pte")
