@@ -102,3 +102,10 @@ def test_an_interrupted_write_leaves_the_old_folder_whole(saved: Path, tmp_path:
         raise KeyboardInterrupt
     assert sorted(p.name for p in folder.iterdir()) == before
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+
+
+def test_another_models_program(saved: Path, tmp_path: Path) -> None:
+    folder = copy(saved, tmp_path)
+    (folder / "program.pt2").write_bytes((folder / "float.pt2").read_bytes())
+    with pytest.raises(EdgeqError, match=r"program\.pt2: not the program this model was saved with"):
+        edgeq.load(folder)

@@ -111,7 +111,8 @@ class QuantizedModel:
             "name": self.name,
             "task": self.task,
             "plan_sha256": plan_hash,
-            "weights_sha256": hashlib.sha256((part / "weights.safetensors").read_bytes()).hexdigest(),
+            "weights_sha256": _hash(part / "weights.safetensors"),
+            "program_sha256": _hash(part / "program.pt2"),
             "versions": versions(),
             "inputs": [dataclasses.asdict(i) for i in self.inputs],
             "outputs": [dataclasses.asdict(o) for o in self.outputs],
@@ -144,13 +145,16 @@ def load(folder: str | Path) -> QuantizedModel:
             f"{root / 'plan.json'}: edited since it was calibrated; run edgeq quantize TASK.py --plan {root / 'plan.json'}"
         )
     weights = root / "weights.safetensors"
-    if not weights.is_file() or hashlib.sha256(weights.read_bytes()).hexdigest() != manifest["weights_sha256"]:
+    if not weights.is_file() or _hash(weights) != manifest["weights_sha256"]:
         raise EdgeqError(f"{weights}: not the weights this model was saved with; quantize again")
+    program = load_program(root / "program.pt2")
+    if _hash(root / "program.pt2") != manifest["program_sha256"]:
+        raise EdgeqError(f"{root / 'program.pt2'}: not the program this model was saved with; quantize again")
     golden = _tensors(root / "golden.safetensors")
     return QuantizedModel(
         name=manifest["name"],
         plan=plan,
-        program=load_program(root / "program.pt2"),
+        program=program,
         twin=load_program(root / "float.pt2"),
         inputs=tuple(_info(i) for i in manifest["inputs"]),
         outputs=tuple(_info(o) for o in manifest["outputs"]),
@@ -259,6 +263,10 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _run(module: GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
