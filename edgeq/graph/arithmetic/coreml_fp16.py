@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
+from torch import Tensor
+
 from edgeq.graph.arithmetic import coreml
+
+
+def constant(tensor: Tensor) -> Tensor:
+    """A constant of a float island as the package stores it: floats rounded to half."""
+    return coreml.stored(tensor, half=True) if tensor.is_floating_point() else tensor
+
 
 compute = partial(coreml.compute, half=True)
 quantize = partial(coreml.quantize, half=True)
