@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ def open_library(path: Path, *, threads: int) -> Any:
     """The virtual machine of a compiled library; see `load`."""
     tvm = tvm_package()
     check_library(path)
+    os.environ.setdefault("TVM_BIND_THREADS", "0")  # else TVM nails this whole process to one core
     try:
         executable = tvm.runtime.load_module(str(path))
         machine = tvm.relax.VirtualMachine(executable, tvm.cpu())

@@ -6,6 +6,7 @@ verbs, and the artefacts are compared with each other too.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import networks
@@ -108,3 +109,12 @@ def test_float_inputs_and_outputs_on_request(models: dict[str, QuantizedModel], 
     assert torch.equal(load(ints.path)(batch)[0], load(floats.path)(batch)[0])
     with pytest.raises(edgeq.EdgeqError, match="only litert"):
         edgeq.export(model, "tvm", folder=tmp_path / "no", io="float")
+
+
+def test_running_an_artefact_leaves_the_process_its_cores(models: dict[str, QuantizedModel]) -> None:
+    """TVM's thread pool would pin the caller to one core; whatever is timed afterwards would be slower."""
+    before = os.sched_getaffinity(0)
+    for runtime in backends.RUNTIMES:
+        artifact = edgeq.export(models["InvertedResidual"], runtime)
+        backends.backend(runtime).load(artifact.path)(models["InvertedResidual"].golden)
+    assert os.sched_getaffinity(0) == before
