@@ -145,10 +145,10 @@ def load(folder: str | Path) -> QuantizedModel:
             f"{root / 'plan.json'}: edited since it was calibrated; run edgeq quantize TASK.py --plan {root / 'plan.json'}"
         )
     weights = root / "weights.safetensors"
-    if not weights.is_file() or _hash(weights) != manifest["weights_sha256"]:
+    if not weights.is_file() or _hash(weights) != manifest.get("weights_sha256"):
         raise EdgeqError(f"{weights}: not the weights this model was saved with; quantize again")
     program = load_program(root / "program.pt2")
-    if _hash(root / "program.pt2") != manifest["program_sha256"]:
+    if _hash(root / "program.pt2") != manifest.get("program_sha256"):
         raise EdgeqError(f"{root / 'program.pt2'}: not the program this model was saved with; quantize again")
     golden = _tensors(root / "golden.safetensors")
     return QuantizedModel(
