@@ -1,0 +1,1 @@
+"""Detection in lidar point clouds: frames, boxes, pillars, networks and their evaluation."""
