@@ -1,0 +1,234 @@
+"""A spinning lidar over a ground surface and convex shapes: nearest hit per ray, noise, lost returns, intensity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Height = Callable[[Array, Array], Array]
+
+WEAKEST = 2e-6  # reflectance × cosine / m²: at this strength 63 % of the returns are seen (asphalt at about 50 m)
+GROUND, NOTHING = -1, -2
+
+
+@dataclass(frozen=True, slots=True)
+class Sensor:
+    """A spinning lidar at the origin: `elevations` in radians, rising; lengths in metres; `field_of_view` about +x."""
+
+    elevations: tuple[float, ...]
+    azimuth_steps: int
+    height: float
+    max_range: float = 90.0
+    range_noise: float = 0.02
+    dropout: float = 0.05
+    field_of_view: float | None = None
+
+
+def _degrees(*pieces: tuple[float, float, int]) -> tuple[float, ...]:
+    return tuple(float(np.radians(e)) for piece in pieces for e in np.linspace(*piece))
+
+
+# Velodyne HDL-64E S2 manual: 32 lower lasers 1/2 degree apart, 32 upper ones 1/3 degree apart; at 10 Hz about 2083 firings
+# a turn. KITTI mounts it 1.73 m above the ground (Geiger et al. 2013, Vision meets robotics, figure 3).
+HDL64 = Sensor(_degrees((-24.8, -8.83, 32), (-8.33, 2.0, 32)), azimuth_steps=2083, height=1.73)
+HDL64_FRONT = replace(HDL64, field_of_view=float(np.pi / 2))
+# Velodyne HDL-32E manual; nuScenes mounts it 1.84 m above the ground and turns it at 20 Hz (about 1084 firings a turn).
+HDL32 = Sensor(_degrees((-30.67, 10.67, 32)), azimuth_steps=1084, height=1.84, max_range=80.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """`reflectance` 0..1; a ray returns from the surface with probability `surface`, then from inside at `density` per metre."""
+
+    reflectance: float
+    surface: float = 1.0
+    density: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A convex body in the box `lower`..`upper` of its owner's frame (origin on the ground, x along its length).
+
+    `faces` [F, 4] are half-spaces n·p <= c, rows (n, c), |n| = 1; None is the ellipsoid that fills the box.
+    """
+
+    lower: tuple[float, float, float]
+    upper: tuple[float, float, float]
+    faces: Array | None
+    material: Material
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Shapes that stand together at `pose` = x, y, z of the ground point in the sensor's frame, and yaw."""
+
+    pose: tuple[float, float, float, float]
+    shapes: tuple[Shape, ...]
+
+
+def cast(
+    bodies: Sequence[Body],
+    ground: Height,
+    roughness: Height,
+    reflectance: Height,
+    sensor: Sensor,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The scan: points float32 [N, 4] (x, y, z, intensity) and the body each comes from, int64 [N] (`GROUND` for the ground).
+
+    `ground`, `roughness` and `reflectance` give the surface's height, its standard deviation (m) and its reflectance at x, y.
+    """
+    elevations = np.asarray(sensor.elevations)
+    step = 2 * np.pi / sensor.azimuth_steps
+    turn = np.pi if sensor.field_of_view is None else sensor.field_of_view / 2
+    columns = round(2 * turn / step)
+    # each laser fires at its own phase within a step
+    azimuths = -turn + step * (np.arange(columns) + rng.random((len(elevations), 1)))
+    cos = np.cos(elevations)[:, None]
+    rays = np.stack(
+        [cos * np.cos(azimuths), cos * np.sin(azimuths), np.broadcast_to(np.sin(elevations)[:, None], azimuths.shape)],
+        -1,
+    )
+
+    distance, cosine = _ground_hits(rays, ground, roughness, sensor.max_range, rng)
+    owner = np.where(np.isfinite(distance), GROUND, NOTHING)
+    strength = np.zeros_like(distance)
+    shapes = [(i, body.pose, shape) for i, body in enumerate(bodies) for shape in body.shapes]
+    if shapes:
+        near, left, right, low, high = _windows(shapes, elevations)
+        order = np.argsort(near)
+        for k in order[(near[order] < sensor.max_range)]:
+            index, pose, shape = shapes[k]
+            first = int(np.floor((left[k] + turn) / step)) - 1
+            last = int(np.ceil((right[k] + turn) / step)) + 1
+            for begin, end in _column_ranges(first, last, columns, sensor.azimuth_steps):
+                window = np.s_[low[k] : high[k], begin:end]
+                if not (distance[window] > near[k]).any():
+                    continue
+                hit, facing = _intersect(rays[window], pose, shape, rng)
+                closer = hit < distance[window]
+                distance[window][closer] = hit[closer]
+                cosine[window][closer] = facing[closer]
+                owner[window][closer] = index
+                strength[window][closer] = shape.material.reflectance
+
+    seen = distance < sensor.max_range - 5 * sensor.range_noise
+    rays, distance, cosine, owner, strength = rays[seen], distance[seen], cosine[seen], owner[seen], strength[seen]
+    floor = owner == GROUND
+    strength[floor] = reflectance(*(rays[floor, :2] * distance[floor, None]).T)
+    seen = rng.random(len(distance)) < (1 - sensor.dropout) * (1 - np.exp(-strength * cosine / distance**2 / WEAKEST))
+    rays, distance, cosine, owner, strength = rays[seen], distance[seen], cosine[seen], owner[seen], strength[seen]
+    noise = np.clip(rng.normal(size=len(distance)), -5, 5)
+    intensity = strength * (0.3 + 0.7 * cosine) * rng.lognormal(0, 0.25, len(distance))
+    points = np.empty((len(distance), 4), np.float32)
+    points[:, :3] = rays * (distance + sensor.range_noise * noise)[:, None]
+    points[:, 3] = np.round(np.clip(intensity, 0, 0.99), 2)
+    return points, owner.astype(np.int64)
+
+
+def _ground_hits(
+    rays: Array, ground: Height, roughness: Height, max_range: float, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """Distance to the ground (inf: none) and cosine of incidence, per ray."""
+    down = np.minimum(rays[..., 2], -1e-3)
+    distance = ground(np.zeros(1), np.zeros(1)) / down
+    for _ in range(4):
+        distance = np.clip(distance, 0, 2 * max_range)
+        x, y = rays[..., 0] * distance, rays[..., 1] * distance
+        distance = ground(x, y) / down
+    distance = distance - np.abs(roughness(x, y) * rng.normal(size=distance.shape) / down).clip(0, 0.2 * distance)
+    cosine = -down
+    return np.where((distance > 0) & (distance < max_range) & (rays[..., 2] < 0), distance, np.inf), cosine
+
+
+def _windows(
+    shapes: Sequence[tuple[int, tuple[float, float, float, float], Shape]], elevations: Array
+) -> tuple[Array, Array, Array, NDArray[np.int64], NDArray[np.int64]]:
+    """Per shape: a lower bound of its distance, its azimuths left..right, its rows low..high. All [S]."""
+    poses = np.array([pose for _, pose, _ in shapes])
+    lower = np.array([shape.lower for _, _, shape in shapes])
+    upper = np.array([shape.upper for _, _, shape in shapes])
+    cos, sin = np.cos(poses[:, 3]), np.sin(poses[:, 3])
+    # the sensor in the shape's frame
+    sx, sy = -poses[:, 0] * cos - poses[:, 1] * sin, poses[:, 0] * sin - poses[:, 1] * cos
+    gap_x = np.maximum(np.maximum(lower[:, 0] - sx, sx - upper[:, 0]), 0)
+    gap_y = np.maximum(np.maximum(lower[:, 1] - sy, sy - upper[:, 1]), 0)
+    near = np.hypot(gap_x, gap_y)
+    x = np.stack([lower[:, 0], lower[:, 0], upper[:, 0], upper[:, 0]], 1) - sx[:, None]
+    y = np.stack([lower[:, 1], upper[:, 1], lower[:, 1], upper[:, 1]], 1) - sy[:, None]
+    far = np.hypot(x, y).max(1)
+    middle = np.arctan2(y.mean(1), x.mean(1))
+    spread = (np.arctan2(y, x) - middle[:, None] + np.pi) % (2 * np.pi) - np.pi
+    inside = near < 1e-6
+    first = np.where(inside, -np.pi, spread.min(1)) + middle + poses[:, 3]
+    width = np.where(inside, 2 * np.pi, spread.max(1) - spread.min(1))
+    left = (first + np.pi) % (2 * np.pi) - np.pi
+    top, bottom = poses[:, 2] + upper[:, 2], poses[:, 2] + lower[:, 2]
+    close = np.maximum(near, 1e-3)
+    low = np.searchsorted(elevations, np.arctan2(bottom, np.where(bottom < 0, close, far)))
+    high = np.searchsorted(elevations, np.arctan2(top, np.where(top > 0, close, far)), side="right")
+    return near, left, left + width, low, high
+
+
+def _column_ranges(first: int, last: int, columns: int, steps: int) -> list[tuple[int, int]]:
+    """The columns first..last, which may run past a full turn of `steps`, as ranges inside 0..columns."""
+    ranges = [(max(first + turn, 0), min(last + turn, columns)) for turn in (-steps, 0, steps)]
+    return [(begin, end) for begin, end in ranges if begin < end]
+
+
+def _intersect(
+    rays: Array, pose: tuple[float, float, float, float], shape: Shape, rng: np.random.Generator
+) -> tuple[Array, Array]:
+    """Distance of the return (inf: none) and cosine of incidence, per ray."""
+    x, y, z, yaw = pose
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    to_owner = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1.0]])  # a row vector times this is in the owner's frame
+    sensor = -np.array([x, y, z]) @ to_owner
+    if shape.faces is None:
+        entry, leave, facing = _ellipsoid(rays @ to_owner, sensor, shape)
+    else:
+        entry, leave, facing = _polyhedron(rays @ (to_owner @ shape.faces[:, :3].T), sensor, shape.faces)
+    missed = (entry >= leave) | (entry <= 0)
+    material = shape.material
+    if material.surface < 1:
+        depth = rng.exponential(1 / material.density, entry.shape)
+        entry = np.where(rng.random(entry.shape) < material.surface, entry, entry + depth)
+        missed |= entry >= leave
+    return np.where(missed, np.inf, entry), facing
+
+
+def _polyhedron(slopes: Array, sensor: Array, faces: Array) -> tuple[Array, Array, Array]:
+    """Where rays with n·d = `slopes` [..., F] enter and leave, and the cosine at the entry."""
+    room = faces[:, 3] - faces[:, :3] @ sensor
+    outside = room < 0
+    with np.errstate(divide="ignore"):
+        enters = np.where(slopes < 0, room / slopes, np.inf)[..., outside]
+        leaves = np.where(slopes > 0, room / slopes, np.inf)[..., ~outside]
+    if not outside.any():
+        nothing = np.full(slopes.shape[:-1], np.inf)
+        return nothing, nothing, nothing
+    which = enters.argmax(-1)[..., None]
+    entry = np.take_along_axis(enters, which, -1)[..., 0]
+    facing = -np.take_along_axis(slopes[..., outside], which, -1)[..., 0]
+    leave = leaves.min(-1) if leaves.shape[-1] else np.full(entry.shape, np.inf)
+    return entry, leave, facing
+
+
+def _ellipsoid(rays: Array, sensor: Array, shape: Shape) -> tuple[Array, Array, Array]:
+    """Where rays [..., 3] in the owner's frame enter and leave the ellipsoid, and the cosine at the entry."""
+    lower, upper = np.array(shape.lower), np.array(shape.upper)
+    radii = (upper - lower) / 2
+    start = (sensor - (lower + upper) / 2) / radii
+    scaled = rays / radii
+    a = (scaled * scaled).sum(-1)
+    b = scaled @ start
+    root = b * b - a * (start @ start - 1)
+    half = np.sqrt(np.maximum(root, 0))
+    entry, leave = (-b - half) / a, (-b + half) / a
+    normal = (start + scaled * entry[..., None]) / radii
+    facing = -(normal * rays).sum(-1) / np.sqrt((normal * normal).sum(-1))
+    return np.where(root > 0, entry, np.inf), leave, np.maximum(facing, 0)

@@ -1,0 +1,586 @@
+"""Synthetic street scenes for a lidar: labelled vehicles, pedestrians and cyclists among houses, trees and poles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeq.lidar.frame import Frame, labels
+from edgeq.lidar.raycast import HDL32, HDL64, HDL64_FRONT, Body, Material, Sensor, Shape, cast
+
+__all__ = ["HDL32", "HDL64", "HDL64_FRONT", "Sensor", "scene"]
+
+Array = NDArray[np.float64]
+
+LABELLED = ("Car", "Van", "Pedestrian", "Cyclist")
+REACH = 85.0  # metres along the road to either side of the sensor that are furnished
+RUBBER, GLASS, CLOTH, SKIN = Material(0.08), Material(0.12, surface=0.25, density=0.35), 0.35, Material(0.4)
+LEAVES = Material(0.35, surface=0.0, density=1.2)
+BARK, STONE, METAL = Material(0.3), Material(0.35), Material(0.4)
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """Something that stands on the ground: footprint x, y (centre), l, w, h, yaw; `style` [4] in 0..1 picks its looks."""
+
+    kind: str
+    x: float
+    y: float
+    l: float  # noqa: E741 - the field's own name
+    w: float
+    h: float
+    yaw: float
+    style: tuple[float, float, float, float] = (0.5, 0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Road:
+    """A road with the centre line v = offset + bend u²/2, where (u, v) is (x, y) turned by -`direction`, and its surroundings.
+
+    A straight road crosses it at u = `crossing` (inf: none). Lengths in metres.
+    """
+
+    direction: float
+    offset: float
+    bend: float
+    half_width: float
+    crossing: float
+    crossing_half_width: float
+
+    def pose(self, u: float, v: float) -> tuple[float, float, float]:
+        """x, y and the road's heading at u along the road and v to the left of its centre line."""
+        heading = np.arctan(self.bend * u)
+        across = self.offset + self.bend * u * u / 2 + v * np.cos(heading)
+        along = u - v * np.sin(heading)
+        cos, sin = np.cos(self.direction), np.sin(self.direction)
+        return float(along * cos - across * sin), float(along * sin + across * cos), float(heading + self.direction)
+
+    def outside(self, x: Array, y: Array) -> NDArray[np.bool_]:
+        """Whether the points lie beside the roads."""
+        cos, sin = np.cos(self.direction), np.sin(self.direction)
+        u, v = x * cos + y * sin, y * cos - x * sin
+        across: NDArray[np.bool_] = np.abs(v - self.offset - self.bend * u * u / 2) > self.half_width
+        return across & (np.abs(u - self.crossing) > self.crossing_half_width)
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A tilted plane `depth` below the sensor with long waves [K, 4] (wave vector, phase, amplitude); a kerb beside the road."""
+
+    depth: float
+    tilt: tuple[float, float]
+    waves: Array
+    road: Road
+    kerb: float
+    rough: float
+    reflectances: tuple[float, float]
+
+    def smooth(self, x: Array, y: Array) -> Array:
+        """Height of the road's surface, without kerbs."""
+        z = self.tilt[0] * x + self.tilt[1] * y - self.depth
+        for kx, ky, phase, amplitude in self.waves:
+            z = z + amplitude * (np.sin(kx * x + ky * y + phase) - np.sin(phase))
+        return z
+
+    def height(self, x: Array, y: Array) -> Array:
+        """Height of the surface."""
+        return self.smooth(x, y) + self.kerb * self.road.outside(x, y)
+
+    def roughness(self, x: Array, y: Array) -> Array:
+        """Standard deviation of the surface's height, metres."""
+        return np.where(self.road.outside(x, y), self.rough, 0.004)
+
+    def reflectance(self, x: Array, y: Array) -> Array:
+        """Reflectance of the surface, 0..1."""
+        return np.where(self.road.outside(x, y), self.reflectances[1], self.reflectances[0])
+
+
+def scene(seed: int, sensor: Sensor = HDL64) -> Frame:
+    """One random scene; the same seed gives the same street whatever the sensor.
+
+    Labels are the vehicles, pedestrians and cyclists with at least one return: `boxes` float64 [M, 7], tight around the shape,
+    and `num_points`, the object's own returns. Occlusion and truncation stay 0.
+    """
+    layout, noise = (np.random.default_rng([seed, stream]) for stream in (0, 1))
+    things, ground = street(layout)
+    return render(f"scene-{seed}", things, ground, sensor, noise)
+
+
+def render(name: str, things: Sequence[Thing], ground: Ground, sensor: Sensor, rng: np.random.Generator) -> Frame:
+    """Scan `things`, which must not overlap, on `ground`."""
+    ground = replace(ground, depth=sensor.height)
+    things = [thing for thing in things if _in_reach(thing, sensor)]
+    base = ground.height(np.array([t.x for t in things]), np.array([t.y for t in things]))
+    bodies = [Body((t.x, t.y, float(z), t.yaw), SHAPES[t.kind](t)) for t, z in zip(things, base, strict=True)]
+    points, owner = cast(bodies, ground.height, ground.roughness, ground.reflectance, sensor, rng)
+    returns = np.bincount(owner[owner >= 0], minlength=len(things))
+    seen = [i for i, thing in enumerate(things) if thing.kind in LABELLED and returns[i] > 0]
+    boxes = [(t.x, t.y, base[i] + t.h / 2, t.l, t.w, t.h, _wrap(t.yaw)) for i, t in ((i, things[i]) for i in seen)]
+    found = labels(
+        np.array(boxes, dtype=np.float64).reshape(-1, 7),
+        tuple(things[i].kind for i in seen),
+        returns[seen].astype(np.int64),
+    )
+    return Frame(name=name, points=points, labels=found)
+
+
+def _wrap(angle: float) -> float:
+    return float((angle + np.pi) % (2 * np.pi) - np.pi)
+
+
+def _in_reach(thing: Thing, sensor: Sensor) -> bool:
+    radius, distance = np.hypot(thing.l, thing.w) / 2, np.hypot(thing.x, thing.y)
+    if distance <= radius:
+        return True
+    turn = np.pi if sensor.field_of_view is None else sensor.field_of_view / 2
+    margin = np.arcsin(radius / distance)
+    return bool(distance - radius < sensor.max_range and abs(np.arctan2(thing.y, thing.x)) - margin < turn)
+
+
+# --- shapes: every kind fills its box exactly ---
+
+
+def _block(lower: tuple[float, float, float], upper: tuple[float, float, float], material: Material) -> Shape:
+    faces = np.zeros((6, 4))
+    for axis in range(3):
+        faces[2 * axis, [axis, 3]] = 1, upper[axis]
+        faces[2 * axis + 1, [axis, 3]] = -1, -lower[axis]
+    return Shape(lower, upper, faces, material)
+
+
+def _ball(lower: tuple[float, float, float], upper: tuple[float, float, float], material: Material) -> Shape:
+    return Shape(lower, upper, None, material)
+
+
+def _column(x: float, y: float, radius: float, low: float, high: float, material: Material) -> Shape:
+    """An upright prism of eight sides, `radius` to each."""
+    angles = np.arange(8) * np.pi / 4
+    sides = np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1)
+    offsets = radius + sides @ (x, y, 0)
+    faces = np.vstack([np.column_stack([sides, offsets]), [(0, 0, 1, high), (0, 0, -1, -low)]])
+    return Shape((x - radius, y - radius, low), (x + radius, y + radius, high), faces, material)
+
+
+def _hull(
+    profile: Sequence[tuple[float, float]], half: float, top_half: float, corner: float, material: Material
+) -> Shape:
+    """A convex side view `profile` (x, z; counter-clockwise), `half` wide at its foot, `top_half` above; corners cut."""
+    outline = np.array(profile)
+    edges = np.roll(outline, -1, 0) - outline
+    normals = np.stack([edges[:, 1], -edges[:, 0]], 1) / np.hypot(*edges.T)[:, None]
+    (x0, low), (x1, high) = outline.min(0), outline.max(0)
+    zero = np.zeros(len(normals))
+    ends = np.column_stack([normals[:, 0], zero, normals[:, 1], (normals * outline).sum(1)])
+    lean = np.hypot(half - top_half, high - low)
+    up, out = (half - top_half) / lean, (high - low) / lean
+    sides = [(0.0, side * out, up, out * half + up * low) for side in (1, -1)]
+    cuts = [
+        (sx * 0.6, sy * 0.8, 0.0, 0.6 * (x1 if sx > 0 else -x0) + 0.8 * half - 0.6 * corner)
+        for sx in (1, -1)
+        for sy in (1, -1)
+        if corner
+    ]
+    widest = max(half, top_half)
+    return Shape(
+        (float(x0), -widest, float(low)),
+        (float(x1), widest, float(high)),
+        np.vstack([ends, sides, *([cuts] if cuts else [])]),
+        material,
+    )
+
+
+def _wheels(t: Thing, radius: float) -> list[Shape]:
+    return [
+        _block((x - radius, -t.w / 2 + 0.04, 0), (x + radius, t.w / 2 - 0.04, 2 * radius), RUBBER)
+        for x in (-0.31 * t.l, 0.31 * t.l)
+    ]
+
+
+def _paint(style: float) -> Material:
+    return Material(0.06 if style < 0.25 else 0.15 + 0.55 * style)
+
+
+def _car(t: Thing) -> tuple[Shape, ...]:
+    """Saloon, hatchback or estate: body with bonnet, glazed cabin under a roof, two axles."""
+    tail, nose = -t.l / 2, t.l / 2
+    belt = 0.58 * t.h
+    paint = _paint(t.style[0])
+    body = _hull(
+        [(tail + 0.08, 0.22), (nose - 0.08, 0.22), (nose, 0.4 * belt), (nose - 0.06, 0.72 * belt), (nose - 0.28 * t.l, belt),
+         (tail + 0.1, belt), (tail, 0.6 * belt)],
+        t.w / 2, t.w / 2 - 0.06, 0.35, paint,
+    )  # fmt: skip
+    rear = tail + (0.12 if t.style[1] < 0.6 else 0.16 * t.l)  # hatchback and estate, or saloon
+    rear_slope = 0.12 if t.style[1] < 0.3 else 0.4
+    front = nose - 0.27 * t.l
+    roof = (rear + rear_slope, front - 0.5 - 0.25 * t.style[2])
+    pane = t.h - 0.12
+    cabin = _hull(
+        [(rear, belt), (front, belt), (roof[1], pane), (roof[0], pane)], t.w / 2 - 0.08, t.w / 2 - 0.2, 0, GLASS
+    )
+    lid = _hull(
+        [(roof[0] - 0.06, pane), (roof[1] + 0.08, pane), (roof[1] - 0.12, t.h), (roof[0] + 0.1, t.h)],
+        t.w / 2 - 0.2, t.w / 2 - 0.28, 0, paint,
+    )  # fmt: skip
+    return (body, cabin, lid, *_wheels(t, 0.31))
+
+
+def _van(t: Thing) -> tuple[Shape, ...]:
+    """A panel or window van: box body behind a short sloped bonnet."""
+    tail, nose = -t.l / 2, t.l / 2
+    belt = 0.5 * t.h
+    paint = _paint(t.style[0])
+    body = _hull(
+        [(tail, 0.25), (nose, 0.25), (nose, 0.32 * t.h), (nose - 0.75, belt), (tail, belt)],
+        t.w / 2,
+        t.w / 2,
+        0.25,
+        paint,
+    )
+    glazed = t.style[1] < 0.4
+    upper = [(tail, belt), (nose - 0.75, belt), (nose - 1.35, t.h - 0.15), (tail + 0.06, t.h - 0.15)]
+    cabin = _hull(upper, t.w / 2, t.w / 2 - 0.12, 0, GLASS if glazed else paint)
+    lid = _block((tail + 0.06, -t.w / 2 + 0.13, t.h - 0.15), (nose - 1.3, t.w / 2 - 0.13, t.h), paint)
+    return (body, cabin, lid, *_wheels(t, 0.34))
+
+
+def _truck(t: Thing) -> tuple[Shape, ...]:
+    cab = _block((t.l / 2 - 2.1, -t.w / 2, 0.5), (t.l / 2, t.w / 2, 0.8 * t.h), _paint(t.style[0]))
+    load = _block((-t.l / 2, -t.w / 2, 0.9), (t.l / 2 - 2.4, t.w / 2, t.h), _paint(t.style[1]))
+    return (cab, load, *_wheels(t, 0.5))
+
+
+def _person(t: Thing) -> tuple[Shape, ...]:
+    """Two legs a stride apart, an elliptic trunk with the arms in its width, a head."""
+    clothes, trousers = Material(CLOTH * (0.4 + t.style[0])), Material(CLOTH * (0.3 + t.style[1]))
+    hip, shoulder = 0.5 * t.h, 0.84 * t.h
+    legs = [_column(sign * (t.l / 2 - 0.09), sign * 0.09, 0.09, 0, hip, trousers) for sign in (1, -1)]
+    deep = min(0.3 * t.l, 0.2)
+    trunk = _ball((-deep, -t.w / 2, hip - 0.12), (deep, t.w / 2, shoulder + 0.05), clothes)
+    return (*legs, trunk, _ball((-0.11, -0.1, shoulder), (0.11, 0.1, t.h), SKIN))
+
+
+def _cyclist(t: Thing) -> tuple[Shape, ...]:
+    """A rider bent over a bicycle of two thin wheels and a frame."""
+    clothes = Material(CLOTH * (0.4 + t.style[0]))
+    radius = 0.34
+    wheels = [
+        _block((x - radius, -0.03, 0), (x + radius, 0.03, 2 * radius), Material(0.15, surface=0.35, density=2.0))
+        for x in (-t.l / 2 + radius, t.l / 2 - radius)
+    ]
+    frame = _block(
+        (-t.l / 2 + radius, -0.03, 0.35), (t.l / 2 - radius, 0.03, 0.9), Material(0.3, surface=0.4, density=2.0)
+    )
+    bar = _block((0.25 * t.l, -t.w / 2, 0.57 * t.h), (0.25 * t.l + 0.06, t.w / 2, 0.57 * t.h + 0.06), METAL)
+    legs = _ball((-0.22, -0.19, 0.3), (0.26, 0.19, 1.0), clothes)
+    trunk = _ball((-0.32, -0.4 * t.w, 0.48 * t.h), (0.28, 0.4 * t.w, 0.9 * t.h), clothes)
+    return (*wheels, frame, bar, legs, trunk, _ball((0.08, -0.1, t.h - 0.27), (0.32, 0.1, t.h), SKIN))
+
+
+def _building(t: Thing) -> tuple[Shape, ...]:
+    stone = Material(0.2 + 0.4 * t.style[0], surface=0.9, density=0.3)
+    return (_block((-t.l / 2, -t.w / 2, -1), (t.l / 2, t.w / 2, t.h), stone),)
+
+
+def _fence(t: Thing) -> tuple[Shape, ...]:
+    gaps = Material(0.35, surface=0.3 + 0.6 * t.style[0], density=0.1)
+    return (_block((-t.l / 2, -t.w / 2, 0), (t.l / 2, t.w / 2, t.h), gaps),)
+
+
+def _wall(t: Thing) -> tuple[Shape, ...]:
+    return (_block((-t.l / 2, -t.w / 2, -0.5), (t.l / 2, t.w / 2, t.h), STONE),)
+
+
+def _pole(t: Thing) -> tuple[Shape, ...]:
+    pole = _column(0, 0, t.w / 2, 0, t.h, METAL)
+    if t.style[0] < 0.4:  # a traffic sign
+        return (pole, _block((-0.02, -0.32, t.h - 0.7), (0.02, 0.32, t.h), Material(0.9)))
+    return (pole,)
+
+
+def _tree(t: Thing) -> tuple[Shape, ...]:
+    """A trunk under a crown as wide as the box."""
+    radius, low = 0.1 + 0.2 * t.style[0], t.h * (0.2 + 0.2 * t.style[1])
+    trunk = _column(0, 0, radius, -0.3, low + 0.2 * t.h, BARK)
+    return (trunk, _ball((-t.l / 2, -t.w / 2, low), (t.l / 2, t.w / 2, t.h), LEAVES))
+
+
+def _bush(t: Thing) -> tuple[Shape, ...]:
+    dense = replace(LEAVES, density=4.0)
+    return (_ball((-t.l / 2, -t.w / 2, -0.3 * t.h), (t.l / 2, t.w / 2, t.h), dense),)
+
+
+def _hedge(t: Thing) -> tuple[Shape, ...]:
+    return (_block((-t.l / 2, -t.w / 2, -0.3), (t.l / 2, t.w / 2, t.h), replace(LEAVES, density=5.0)),)
+
+
+def _bin(t: Thing) -> tuple[Shape, ...]:
+    return (_block((-t.l / 2, -t.w / 2, 0), (t.l / 2, t.w / 2, t.h), Material(0.2 + 0.3 * t.style[0])),)
+
+
+SHAPES: dict[str, Callable[[Thing], tuple[Shape, ...]]] = {
+    "Car": _car,
+    "Van": _van,
+    "Pedestrian": _person,
+    "Cyclist": _cyclist,
+    "truck": _truck,
+    "building": _building,
+    "wall": _wall,
+    "fence": _fence,
+    "hedge": _hedge,
+    "pole": _pole,
+    "tree": _tree,
+    "bush": _bush,
+    "bin": _bin,
+}
+
+
+# --- layout ---
+
+
+class _Plot:
+    """The things placed so far; `add` refuses one whose footprint, grown by a margin, meets another's."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.things: list[Thing] = []
+        self._corners = np.zeros((512, 4, 2))
+        self._count = 0
+        self._reserve(0, 0, 5.5, 2.6, 0)  # the sensor's own car
+
+    def _reserve(self, x: float, y: float, l: float, w: float, yaw: float) -> bool:  # noqa: E741
+        forward = np.array([np.cos(yaw), np.sin(yaw)])
+        left = np.array([-forward[1], forward[0]])
+        corners = np.array([x, y]) + np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2 @ (
+            np.array([forward * l, left * w])
+        )
+        others = self._corners[: self._count]
+        if len(others) and bool(_overlap(corners, others).any()):
+            return False
+        if self._count == len(self._corners):
+            self._corners = np.concatenate([self._corners, np.zeros_like(self._corners)])
+        self._corners[self._count] = corners
+        self._count += 1
+        return True
+
+    def add(
+        self, kind: str, x: float, y: float, size: tuple[float, float, float], yaw: float, margin: float = 0.15
+    ) -> bool:
+        style = tuple(self.rng.random(4).tolist())
+        l, w, h = size  # noqa: E741
+        # a crown hangs over what stands below: only the trunk takes room
+        room = (0.8, 0.8) if kind == "tree" else (l + 2 * margin, w + 2 * margin)
+        if not self._reserve(x, y, *room, yaw):
+            return False
+        self.things.append(Thing(kind, x, y, l, w, h, yaw, style))
+        return True
+
+
+def _overlap(corners: Array, others: Array) -> NDArray[np.bool_]:
+    """Separating axes: whether the rectangle [4, 2] meets each of [K, 4, 2]."""
+    apart = np.zeros(len(others), bool)
+    for axis in (corners[0] - corners[1], corners[1] - corners[2]):
+        mine, theirs = corners @ axis, others @ axis
+        apart |= (theirs.min(1) > mine.max()) | (theirs.max(1) < mine.min())
+    for side in (others[:, 0] - others[:, 1], others[:, 1] - others[:, 2]):
+        mine, theirs = side @ corners.T, np.einsum("kij,kj->ki", others, side)
+        apart |= (theirs.min(1) > mine.max(1)) | (theirs.max(1) < mine.min(1))
+    return ~apart
+
+
+def _size(rng: np.random.Generator, kind: str) -> tuple[float, float, float]:
+    """Length, width, height; the means are those of KITTI's training labels."""
+    low, mean, sigma, high = SIZES[kind]
+    drawn = np.clip(rng.normal(mean, sigma), low, high)
+    return float(drawn[0]), float(drawn[1]), float(drawn[2])
+
+
+# kind: lowest, mean, standard deviation, highest of l, w, h
+SIZES: dict[str, tuple[tuple[float, float, float], ...]] = {
+    "Car": ((3.2, 1.5, 1.35), (3.9, 1.63, 1.53), (0.42, 0.1, 0.11), (5.0, 1.9, 1.75)),
+    "Van": ((4.5, 1.8, 1.9), (5.1, 1.91, 2.2), (0.4, 0.09, 0.2), (6.0, 2.1, 2.6)),
+    "Pedestrian": ((0.5, 0.45, 1.5), (0.8, 0.62, 1.74), (0.18, 0.1, 0.1), (1.1, 0.85, 1.95)),
+    "Cyclist": ((1.5, 0.45, 1.55), (1.76, 0.6, 1.73), (0.12, 0.07, 0.09), (2.0, 0.8, 1.95)),
+    "truck": ((6.5, 2.3, 2.9), (9.0, 2.5, 3.4), (1.5, 0.1, 0.3), (14.0, 2.6, 4.0)),
+}
+
+
+def _vehicle(rng: np.random.Generator) -> str:
+    return str(rng.choice(["Car", "Van", "truck"], p=[0.85, 0.12, 0.03]))
+
+
+def street(rng: np.random.Generator) -> tuple[list[Thing], Ground]:
+    """A street, an open road or a car park, furnished at random; the ground's depth is the sensor's to set."""
+    urban = rng.random() < 0.75
+    lanes = int(rng.integers(1, 3)) if urban else int(rng.integers(1, 4))
+    lane = rng.uniform(2.9, 3.6)
+    parking = 2.2 if urban and rng.random() < 0.75 else 0.4
+    half = lanes * lane + parking
+    crossing = rng.uniform(8, 50) if rng.random() < (0.4 if urban else 0.1) else np.inf
+    direction = rng.normal(0, 0.03) if rng.random() < 0.8 else rng.uniform(-0.6, 0.6)
+    mine = rng.integers(0, lanes) + 0.5
+    road = Road(direction, mine * lane, rng.normal(0, 0.0015), half, crossing, rng.uniform(3.5, 7))
+    waves = np.column_stack([rng.normal(0, 0.08, (4, 2)), rng.uniform(0, 2 * np.pi, 4), rng.uniform(0, 0.06, 4)])
+    kerb = rng.uniform(0.06, 0.16) if urban else 0.0
+    rough = rng.uniform(0.0, 0.02) if urban else rng.uniform(0.01, 0.06)
+    tilt = (float(rng.normal(0, 0.008)), float(rng.normal(0, 0.008)))
+    ground = Ground(1.0, tilt, waves, road, kerb, rough, (rng.uniform(0.15, 0.35), rng.uniform(0.2, 0.45)))
+
+    plot = _Plot(rng)
+    _traffic(plot, road, lanes, lane)
+    if parking > 1:
+        for side in (1, -1):
+            _parked_row(plot, road, side * (half - 1.1))
+    if rng.random() < 0.3:
+        _car_park(plot, road, int(rng.choice([1, -1])))
+    _people(plot, road, urban)
+    _roadside(plot, road, urban)
+    return plot.things, ground
+
+
+def _near_crossing(road: Road, u: float, room: float) -> bool:
+    return abs(u - road.crossing) < road.crossing_half_width + room
+
+
+def _traffic(plot: _Plot, road: Road, lanes: int, lane: float) -> None:
+    """Vehicles in the lanes, at one density a scene; some turn, and some drive on the crossing road."""
+    rng = plot.rng
+    gap = rng.choice([6.0, 15.0, 40.0], p=[0.25, 0.45, 0.3])
+    for k in range(-lanes, lanes):
+        u = -REACH + rng.exponential(gap)
+        while u < REACH:
+            kind = _vehicle(rng)
+            size = _size(rng, kind)
+            x, y, heading = road.pose(u, (k + 0.5) * lane + rng.normal(0, 0.2))
+            turn = rng.uniform(-1.2, 1.2) if _near_crossing(road, u, 6) and rng.random() < 0.4 else rng.normal(0, 0.03)
+            plot.add(kind, x, y, size, heading + turn + (np.pi if k >= 0 else 0), margin=0.4)
+            u += size[0] + 1.5 + rng.exponential(gap)
+    if np.isfinite(road.crossing):
+        for side in (1, -1):
+            v = -50 + rng.exponential(gap)
+            while v < 50:
+                kind = _vehicle(rng)
+                size = _size(rng, kind)
+                x, y, _ = road.pose(road.crossing + side * road.crossing_half_width / 2, v)
+                plot.add(kind, x, y, size, road.direction + side * np.pi / 2 + rng.normal(0, 0.04), margin=0.4)
+                v += size[0] + 1.5 + rng.exponential(gap)
+
+
+def _parked_row(plot: _Plot, road: Road, v: float) -> None:
+    rng = plot.rng
+    full = rng.uniform(0.15, 0.95)
+    u = -REACH
+    while u < REACH:
+        kind = str(rng.choice(["Car", "Van"], p=[0.88, 0.12]))
+        size = _size(rng, kind)
+        u += size[0] / 2
+        if rng.random() < full and not _near_crossing(road, u, 4):
+            x, y, heading = road.pose(u, v + rng.normal(0, 0.1))
+            plot.add(kind, x, y, size, heading + rng.normal(0, 0.03) + np.pi * int(rng.random() < 0.4), margin=0.1)
+        u += size[0] / 2 + rng.uniform(0.5, 1.6)
+
+
+def _car_park(plot: _Plot, road: Road, side: int) -> None:
+    """Rows of bays beside the road, at any angle to it."""
+    rng = plot.rng
+    yaw = road.direction + rng.choice([np.pi / 2, rng.uniform(-np.pi, np.pi)])
+    u0, v0, rows, bays = (
+        rng.uniform(0, 40),
+        side * (road.half_width + rng.uniform(10, 22)),
+        int(rng.integers(1, 5)),
+        int(rng.integers(5, 14)),
+    )
+    full = rng.uniform(0.3, 0.95)
+    x0, y0, _ = road.pose(u0, v0)
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    for row in range(rows):
+        for bay in range(bays):
+            if rng.random() > full:
+                continue
+            along = (row - (rows - 1) / 2) * 5.4 + (row // 2) * 6.0 + rng.normal(0, 0.2)
+            across = (bay - (bays - 1) / 2) * 2.5 + rng.normal(0, 0.08)
+            x, y = x0 + along * cos - across * sin, y0 + along * sin + across * cos
+            if not bool(road.outside(np.array([x - 2.5, x + 2.5, x]), np.array([y, y, y + 2.5])).all()):
+                continue
+            kind = str(rng.choice(["Car", "Van"], p=[0.9, 0.1]))
+            plot.add(
+                kind, x, y, _size(rng, kind), yaw + rng.normal(0, 0.04) + np.pi * int(rng.random() < 0.5), margin=0.1
+            )
+
+
+def _people(plot: _Plot, road: Road, urban: bool) -> None:
+    """Pedestrians, alone and in groups, on the pavements and crossing; cyclists along the kerb and on the pavements."""
+    rng = plot.rng
+    for _ in range(rng.poisson(9 if urban else 1)):
+        u, v = rng.uniform(-60, 60), rng.choice([1, -1]) * (road.half_width + rng.uniform(0.3, 4))
+        if rng.random() < 0.15:
+            v = rng.uniform(-road.half_width, road.half_width)
+        for _ in range(int(rng.choice([1, 1, 2, 3]))):
+            x, y, heading = road.pose(u + rng.normal(0, 0.6), v + rng.normal(0, 0.6))
+            turn = rng.choice([0, np.pi]) + rng.normal(0, 0.2) if rng.random() < 0.6 else rng.uniform(-np.pi, np.pi)
+            plot.add("Pedestrian", x, y, _size(rng, "Pedestrian"), heading + turn, margin=0.05)
+    for _ in range(rng.poisson(4 if urban else 1)):
+        side = rng.choice([1, -1])
+        x, y, heading = road.pose(rng.uniform(-60, 60), side * (road.half_width + rng.uniform(-3, 2.5)))
+        turn = (0 if side < 0 else np.pi) + rng.normal(0, 0.1) if rng.random() < 0.75 else rng.uniform(-np.pi, np.pi)
+        plot.add("Cyclist", x, y, _size(rng, "Cyclist"), heading + turn)
+
+
+def _roadside(plot: _Plot, road: Road, urban: bool) -> None:
+    """Poles, bins and trees at the kerb; houses, walls, fences, hedges or open ground with bushes behind the pavement."""
+    rng = plot.rng
+    for side in (1, -1):
+        kerbside = float(rng.uniform(0.02, 0.1))  # things a metre
+        for _ in range(rng.poisson(kerbside * 2 * REACH)):
+            u, v = rng.uniform(-REACH, REACH), side * (road.half_width + rng.uniform(0.6, 1.6))
+            if not _near_crossing(road, u, 1):
+                kind = str(rng.choice(["pole", "tree", "bin", "bush"], p=[0.45, 0.3, 0.15, 0.1]))
+                _furniture(plot, kind, *road.pose(u, v))
+        pavement = road.half_width + rng.uniform(2.5, 7)
+        built = rng.random() < (0.8 if urban else 0.15)
+        u = -REACH
+        while u < REACH:
+            length = rng.uniform(6, 25)
+            u += length / 2
+            setback = rng.uniform(0, 4)
+            if not _near_crossing(road, u, length / 2 + 1):
+                if built and rng.random() < 0.8:
+                    depth = rng.uniform(7, 14)
+                    x, y, heading = road.pose(u, side * (pavement + setback + depth / 2))
+                    plot.add("building", x, y, (length, depth, rng.uniform(3, 14)), heading)
+                else:
+                    for _ in range(rng.poisson(length * 0.15)):
+                        v = side * (pavement + rng.exponential(10))
+                        _furniture(
+                            plot, str(rng.choice(["tree", "bush"])), *road.pose(u + rng.uniform(-0.5, 0.5) * length, v)
+                        )
+                if rng.random() < 0.35:
+                    kind = str(rng.choice(["wall", "fence", "hedge"]))
+                    x, y, heading = road.pose(u, side * (pavement - 0.4))
+                    plot.add(
+                        kind,
+                        x,
+                        y,
+                        (length, 0.7 if kind == "hedge" else 0.15, rng.uniform(0.6, 2)),
+                        heading,
+                        margin=0.05,
+                    )
+            u += length / 2 + rng.choice([0.2, 3.0, 8.0])
+
+
+def _furniture(plot: _Plot, kind: str, x: float, y: float, heading: float) -> None:
+    rng = plot.rng
+    if kind == "pole":
+        width = rng.uniform(0.08, 0.25)
+        size = (width, width, rng.uniform(2.2, 8))
+    elif kind == "tree":
+        width = rng.uniform(2, 6)
+        size = (width, width, rng.uniform(4, 10))
+    elif kind == "bush":
+        size = (rng.uniform(0.6, 2.5), rng.uniform(0.6, 1.8), rng.uniform(0.5, 2))
+    else:
+        size = (rng.uniform(0.4, 0.8), rng.uniform(0.4, 0.8), rng.uniform(0.7, 1.3))
+    plot.add(kind, x, y, size, heading)
