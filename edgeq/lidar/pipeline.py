@@ -1,0 +1,66 @@
+"""From raw points to a network's inputs and from its heads to boxes, as `pipeline.json` says; numpy only.
+
+A deployable bundle carries this file, its neighbours and the JSON; nothing else of edgeq is needed there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    from edgeq.lidar import centre, pillars, voxels
+except ImportError:  # in a bundle the files lie side by side
+    import centre
+    import pillars
+    import voxels
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """inputs: what the network takes, in its order. ignored: points out of range or not finite. dropped: pillars or
+    sites beyond a static limit, by level."""
+
+    inputs: tuple[Array, ...]
+    ignored: int
+    dropped: tuple[int, ...]
+
+
+def prepare(points: Array, settings: dict[str, Any], padded: bool = True) -> Prepared:
+    """A cloud [N, ≥4] as the network's inputs. `padded`: full static arrays, else as long as needed.
+
+    Raises:
+        ValueError: the cloud has fewer than four columns.
+    """
+    encoder = settings["encoder"]
+    points = np.asarray(points, np.float32)
+    if points.ndim != 2 or points.shape[1] < 4:
+        raise ValueError(f"a point cloud needs four columns (x, y, z, intensity), this one has shape {list(points.shape)}")
+    low, high = np.array(encoder["point_range"], np.float32).reshape(2, 3)
+    inside = np.isfinite(points[:, 3]) & np.all((points[:, :3] >= low) & (points[:, :3] < high), axis=1)
+    ignored = int(len(points) - inside.sum())
+    if encoder["kind"] == "voxels":
+        found = voxels.voxelise(points, voxels.settings(encoder), padded)
+        return Prepared(found.inputs(), ignored, found.dropped)
+    size, reach = encoder["pillar_size"], encoder["point_range"]
+    height, width = pillars.grid(reach, size)
+    limit = encoder["max_pillars"] if padded else min(int(inside.sum()), height * width)
+    made = pillars.pillarise(points, reach, size, encoder["max_points"], limit)
+    real = limit if padded else int((made.num_points > 0).sum())
+    features = pillars.decorate(made, reach, size, encoder["feature_weight"], encoder["feature_bias"])[:real]
+    table = np.full(height * width + 1, real, np.int64)
+    table[made.cells] = np.arange(limit)
+    table[-1] = real
+    return Prepared((features.transpose(2, 0, 1)[None], table[:-1]), ignored, (made.dropped,))
+
+
+def boxes(heads: dict[str, Array], settings: dict[str, Any]) -> tuple[Array, Array, tuple[str, ...]]:
+    """Boxes [K, 7], scores [K] and K class names of one frame, best first."""
+    head = settings["head"]
+    found, scores, kinds = centre.decode(heads, head)
+    return found, scores, tuple(head["classes"][k] for k in kinds)

@@ -1,0 +1,127 @@
+"""Train a detector on synthetic scenes: `tools/train_detector.py centerpoint_pillar`.
+
+Every step makes new scenes, so none is seen twice. Ctrl-C or a time limit (--minutes) saves a checkpoint; the same
+command goes on from it. Training scenes have seeds from 1,000,000 on; evaluation scenes are seeds 0 to 499.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from edgeq.lidar import pipeline
+from edgeq.lidar.detectors import DETECTORS, WEIGHTS, Detector
+from edgeq.lidar.frame import Frame
+from edgeq.lidar.scenes import HDL64_FRONT, scene
+from edgeq.lidar.training import LEAST_POINTS, augment, collate, losses, samples, targets
+
+FIRST_SEED = 1_000_000
+BANK_SCENES = 150
+
+
+def main() -> None:
+    """Train, then save the weights in half precision beside the package."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("detector", choices=sorted(DETECTORS))
+    parser.add_argument("--steps", type=int, default=6000, help="optimizer steps of the whole training")
+    parser.add_argument("--batch", type=int, default=2, help="scenes per step")
+    parser.add_argument("--rate", type=float, default=2e-3, help="largest learning rate")
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this long; run again to go on")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("build/training"), help="folder of checkpoints")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    train(DETECTORS[options.detector], options)
+
+
+def train(detector: Detector, options: argparse.Namespace) -> None:
+    """Go on from the checkpoint, if there is one, to the last step."""
+    torch.manual_seed(options.seed)
+    network = detector.network().to(options.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, options.steps, pct_start=0.1)
+    averaged = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
+    )
+    state = options.work / f"{detector.name}.ckpt"
+    first = 0
+    if state.is_file():
+        saved = torch.load(state, weights_only=True, map_location=options.device)
+        network.load_state_dict(saved["network"])
+        averaged.load_state_dict(saved["averaged"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        first = saved["step"]
+        print(f"going on from step {first}", flush=True)
+
+    def save(step: int) -> None:
+        state.parent.mkdir(parents=True, exist_ok=True)
+        parts = {"network": network, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
+        torch.save({"step": step, **{k: v.state_dict() for k, v in parts.items()}}, state.with_suffix(".new"))
+        state.with_suffix(".new").replace(state)
+
+    bank = samples([made(FIRST_SEED - 1 - i) for i in range(BANK_SCENES)])
+    started, recent = time.monotonic(), []
+    step = first
+    try:
+        for step in range(first, options.steps):
+            random = np.random.default_rng([options.seed, step])
+            seeds = FIRST_SEED + step * options.batch + np.arange(options.batch)
+            frames = [augment(made(int(s)), bank, random) for s in seeds]
+            inputs = collate([pipeline.prepare(f.points, detector.pipeline, padded=False).inputs for f in frames])
+            heads = network(*(x.to(options.device) for x in inputs))
+            shape = heads["heatmap"].shape[2:]
+            answers = [targets(f, detector.pipeline["head"], shape) for f in frames]
+            wanted = {k: torch.from_numpy(np.stack([a[k] for a in answers])).to(options.device) for k in answers[0]}
+            parts = losses(heads, wanted)
+            optimizer.zero_grad()
+            sum(parts.values()).backward()  # type: ignore[union-attr] # a sum of tensors
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+            optimizer.step()
+            schedule.step()
+            averaged.update_parameters(network)
+            recent.append([float(v.detach()) for v in parts.values()])
+            if step % 50 == 49:
+                mean = dict(zip(parts, np.mean(recent, 0).round(4).tolist(), strict=True))
+                pace = (time.monotonic() - started) / (step - first + 1)
+                print(f"step {step + 1}/{options.steps} {pace:.2f} s/step {json.dumps(mean)}", flush=True)
+                recent = []
+            if step % 250 == 249:
+                save(step + 1)
+                export(detector, averaged.module)
+            if time.monotonic() - started > options.minutes * 60:
+                break
+        step += 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+    save(step)
+    export(detector, averaged.module)
+
+
+def export(detector: Detector, network: torch.nn.Module) -> None:
+    """Weights as they are shipped: float16, in the package's folder."""
+    WEIGHTS.mkdir(exist_ok=True)
+    halves = {
+        k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in network.state_dict().items()
+    }
+    new = WEIGHTS / f"{detector.name}.new"
+    save_file(halves, new)
+    new.replace(WEIGHTS / f"{detector.name}.safetensors")
+
+
+def made(seed: int) -> Frame:
+    """The scene of one seed, forward quarter only."""
+    return scene(seed, HDL64_FRONT)
+
+
+if __name__ == "__main__":
+    main()
