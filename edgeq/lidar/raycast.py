@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
+Pose = tuple[float, float, float, float]
 Height = Callable[[Array, Array], Array]
 
 WEAKEST = 2e-6  # reflectance × cosine / m²: at this strength 63 % of the returns are seen (asphalt at about 50 m)
-GROUND, NOTHING = -1, -2
+GROUND = -1
+NOISE_LIMIT = 5.0  # standard deviations
+FARTHEST = 200.0  # metres within which the ground is sought
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ class Shape:
 class Body:
     """Shapes that stand together at `pose` = x, y, z of the ground point in the sensor's frame, and yaw."""
 
-    pose: tuple[float, float, float, float]
+    pose: Pose
     shapes: tuple[Shape, ...]
 
 
@@ -87,71 +91,69 @@ def cast(
     turn = np.pi if sensor.field_of_view is None else sensor.field_of_view / 2
     columns = round(2 * turn / step)
     # each laser fires at its own phase within a step
-    azimuths = -turn + step * (np.arange(columns) + rng.random((len(elevations), 1)))
-    cos = np.cos(elevations)[:, None]
-    rays = np.stack(
-        [cos * np.cos(azimuths), cos * np.sin(azimuths), np.broadcast_to(np.sin(elevations)[:, None], azimuths.shape)],
-        -1,
-    )
+    azimuths = (-turn + step * (np.arange(columns) + rng.random((len(elevations), 1)))).astype(np.float32)
+    cos, sin = np.cos(elevations)[:, None], np.sin(elevations)[:, None]
+    rays = np.empty((*azimuths.shape, 3), np.float32)
+    rays[..., 0], rays[..., 1], rays[..., 2] = cos * np.cos(azimuths), cos * np.sin(azimuths), sin
 
-    distance, cosine = _ground_hits(rays, ground, roughness, sensor.max_range, rng)
-    owner = np.where(np.isfinite(distance), GROUND, NOTHING)
-    strength = np.zeros_like(distance)
+    distance = np.full(azimuths.shape, np.inf, np.float32)
+    cosine = np.broadcast_to(np.abs(sin), azimuths.shape).astype(np.float32)
     shapes = [(i, body.pose, shape) for i, body in enumerate(bodies) for shape in body.shapes]
+    nearest = np.full(azimuths.shape, len(shapes))  # the shape that is hit; the last is the ground
+    below = int(np.searchsorted(elevations, 0))
+    distance[:below] = _ground_hits(rays[:below], ground, roughness, rng)
     if shapes:
-        near, left, right, low, high = _windows(shapes, elevations)
+        near, left, right, low, high = _windows([(pose, shape) for _, pose, shape in shapes], elevations)
         order = np.argsort(near)
-        for k in order[(near[order] < sensor.max_range)]:
-            index, pose, shape = shapes[k]
+        for k in order[near[order] < sensor.max_range]:
+            _, pose, shape = shapes[k]
             first = int(np.floor((left[k] + turn) / step)) - 1
             last = int(np.ceil((right[k] + turn) / step)) + 1
             for begin, end in _column_ranges(first, last, columns, sensor.azimuth_steps):
                 window = np.s_[low[k] : high[k], begin:end]
-                if not (distance[window] > near[k]).any():
+                if (distance[window] <= near[k]).all():
                     continue
                 hit, facing = _intersect(rays[window], pose, shape, rng)
                 closer = hit < distance[window]
-                distance[window][closer] = hit[closer]
-                cosine[window][closer] = facing[closer]
-                owner[window][closer] = index
-                strength[window][closer] = shape.material.reflectance
+                np.copyto(distance[window], hit, where=closer)
+                np.copyto(cosine[window], facing, where=closer)
+                np.copyto(nearest[window], k, where=closer)
 
-    seen = distance < sensor.max_range - 5 * sensor.range_noise
-    rays, distance, cosine, owner, strength = rays[seen], distance[seen], cosine[seen], owner[seen], strength[seen]
-    floor = owner == GROUND
+    seen = distance < sensor.max_range - NOISE_LIMIT * sensor.range_noise
+    rays, distance, cosine, nearest = rays[seen], distance[seen], cosine[seen], nearest[seen]
+    strength = np.array([shape.material.reflectance for _, _, shape in shapes] + [0], np.float32)[nearest]
+    floor = nearest == len(shapes)
     strength[floor] = reflectance(*(rays[floor, :2] * distance[floor, None]).T)
-    seen = rng.random(len(distance)) < (1 - sensor.dropout) * (1 - np.exp(-strength * cosine / distance**2 / WEAKEST))
-    rays, distance, cosine, owner, strength = rays[seen], distance[seen], cosine[seen], owner[seen], strength[seen]
-    noise = np.clip(rng.normal(size=len(distance)), -5, 5)
-    intensity = strength * (0.3 + 0.7 * cosine) * rng.lognormal(0, 0.25, len(distance))
+    returned = (1 - sensor.dropout) * (1 - np.exp(-strength * cosine / distance**2 / WEAKEST))
+    seen = rng.random(len(distance), np.float32) < returned
+    rays, distance, cosine, nearest, strength = rays[seen], distance[seen], cosine[seen], nearest[seen], strength[seen]
+    noise = np.clip(rng.standard_normal(len(distance), np.float32), -NOISE_LIMIT, NOISE_LIMIT)
+    speckle = np.exp(0.25 * rng.standard_normal(len(distance), np.float32))
     points = np.empty((len(distance), 4), np.float32)
     points[:, :3] = rays * (distance + sensor.range_noise * noise)[:, None]
-    points[:, 3] = np.round(np.clip(intensity, 0, 0.99), 2)
-    return points, owner.astype(np.int64)
+    points[:, 3] = np.round(np.clip(strength * (0.3 + 0.7 * cosine) * speckle, 0, 0.99), 2)
+    return points, np.array([i for i, _, _ in shapes] + [GROUND])[nearest]
 
 
-def _ground_hits(
-    rays: Array, ground: Height, roughness: Height, max_range: float, rng: np.random.Generator
-) -> tuple[Array, Array]:
-    """Distance to the ground (inf: none) and cosine of incidence, per ray."""
-    down = np.minimum(rays[..., 2], -1e-3)
-    distance = ground(np.zeros(1), np.zeros(1)) / down
-    for _ in range(4):
-        distance = np.clip(distance, 0, 2 * max_range)
+def _ground_hits(rays: Array, ground: Height, roughness: Height, rng: np.random.Generator) -> Array:
+    """Distance to the ground along each ray, all of which point down."""
+    down = rays[..., 2]
+    distance = ground(np.zeros(1, np.float32), np.zeros(1, np.float32)) / down
+    for _ in range(3):  # fixed-point steps: the slopes are small beside the rays'
+        distance = np.clip(distance, 0, FARTHEST)
         x, y = rays[..., 0] * distance, rays[..., 1] * distance
         distance = ground(x, y) / down
-    distance = distance - np.abs(roughness(x, y) * rng.normal(size=distance.shape) / down).clip(0, 0.2 * distance)
-    cosine = -down
-    return np.where((distance > 0) & (distance < max_range) & (rays[..., 2] < 0), distance, np.inf), cosine
+    bump = np.abs(roughness(x, y) * rng.standard_normal(distance.shape, np.float32) / down)
+    return distance - np.minimum(bump, 0.2 * distance)
 
 
 def _windows(
-    shapes: Sequence[tuple[int, tuple[float, float, float, float], Shape]], elevations: Array
+    shapes: Sequence[tuple[Pose, Shape]], elevations: Array
 ) -> tuple[Array, Array, Array, NDArray[np.int64], NDArray[np.int64]]:
     """Per shape: a lower bound of its distance, its azimuths left..right, its rows low..high. All [S]."""
-    poses = np.array([pose for _, pose, _ in shapes])
-    lower = np.array([shape.lower for _, _, shape in shapes])
-    upper = np.array([shape.upper for _, _, shape in shapes])
+    poses = np.array([pose for pose, _ in shapes])
+    lower = np.array([shape.lower for _, shape in shapes])
+    upper = np.array([shape.upper for _, shape in shapes])
     cos, sin = np.cos(poses[:, 3]), np.sin(poses[:, 3])
     # the sensor in the shape's frame
     sx, sy = -poses[:, 0] * cos - poses[:, 1] * sin, poses[:, 0] * sin - poses[:, 1] * cos
@@ -180,41 +182,45 @@ def _column_ranges(first: int, last: int, columns: int, steps: int) -> list[tupl
     return [(begin, end) for begin, end in ranges if begin < end]
 
 
-def _intersect(
-    rays: Array, pose: tuple[float, float, float, float], shape: Shape, rng: np.random.Generator
-) -> tuple[Array, Array]:
+def _intersect(rays: Array, pose: Pose, shape: Shape, rng: np.random.Generator) -> tuple[Array, Array]:
     """Distance of the return (inf: none) and cosine of incidence, per ray."""
     x, y, z, yaw = pose
     cos, sin = np.cos(yaw), np.sin(yaw)
-    to_owner = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1.0]])  # a row vector times this is in the owner's frame
+    to_owner = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])  # turns row vectors into the owner's frame
     sensor = -np.array([x, y, z]) @ to_owner
     if shape.faces is None:
-        entry, leave, facing = _ellipsoid(rays @ to_owner, sensor, shape)
+        entry, leave, facing = _ellipsoid(rays @ to_owner.astype(np.float32), sensor, shape)
     else:
-        entry, leave, facing = _polyhedron(rays @ (to_owner @ shape.faces[:, :3].T), sensor, shape.faces)
-    missed = (entry >= leave) | (entry <= 0)
+        entry, leave, facing = _polyhedron(
+            rays, to_owner @ shape.faces[:, :3].T, shape.faces[:, 3] - shape.faces[:, :3] @ sensor
+        )
     material = shape.material
     if material.surface < 1:
-        depth = rng.exponential(1 / material.density, entry.shape)
-        entry = np.where(rng.random(entry.shape) < material.surface, entry, entry + depth)
-        missed |= entry >= leave
-    return np.where(missed, np.inf, entry), facing
+        inside = rng.random(entry.shape, np.float32) >= material.surface
+        entry = entry + inside * rng.standard_exponential(entry.shape, np.float32) / np.float32(material.density)
+    return np.where(entry < leave, entry, np.inf), facing
 
 
-def _polyhedron(slopes: Array, sensor: Array, faces: Array) -> tuple[Array, Array, Array]:
-    """Where rays with n·d = `slopes` [..., F] enter and leave, and the cosine at the entry."""
-    room = faces[:, 3] - faces[:, :3] @ sensor
-    outside = room < 0
+def _polyhedron(rays: Array, normals: Array, room: Array) -> tuple[Array, Array, Array]:
+    """Where rays enter and leave the half-spaces normals [3, F] · p <= room [F], and the cosine at the entry."""
+    shape = rays.shape[:-1]
+    slopes = (normals.T.astype(np.float32) @ rays.reshape(-1, 3).T).reshape(-1, *shape)
+    entry, facing, leave = (
+        np.full(shape, -np.inf, np.float32),
+        np.ones(shape, np.float32),
+        np.full(shape, np.inf, np.float32),
+    )
     with np.errstate(divide="ignore"):
-        enters = np.where(slopes < 0, room / slopes, np.inf)[..., outside]
-        leaves = np.where(slopes > 0, room / slopes, np.inf)[..., ~outside]
-    if not outside.any():
-        nothing = np.full(slopes.shape[:-1], np.inf)
-        return nothing, nothing, nothing
-    which = enters.argmax(-1)[..., None]
-    entry = np.take_along_axis(enters, which, -1)[..., 0]
-    facing = -np.take_along_axis(slopes[..., outside], which, -1)[..., 0]
-    leave = leaves.min(-1) if leaves.shape[-1] else np.full(entry.shape, np.inf)
+        for slope, gap in zip(slopes, room.astype(np.float32), strict=True):
+            distance = gap / slope
+            if gap < 0:
+                distance[slope >= 0] = np.inf
+                np.copyto(facing, -slope, where=distance > entry)
+                np.maximum(entry, distance, out=entry)
+            else:
+                distance[slope <= 0] = np.inf
+                np.minimum(leave, distance, out=leave)
+    entry[entry < 0] = np.inf
     return entry, leave, facing
 
 
@@ -222,13 +228,13 @@ def _ellipsoid(rays: Array, sensor: Array, shape: Shape) -> tuple[Array, Array, 
     """Where rays [..., 3] in the owner's frame enter and leave the ellipsoid, and the cosine at the entry."""
     lower, upper = np.array(shape.lower), np.array(shape.upper)
     radii = (upper - lower) / 2
-    start = (sensor - (lower + upper) / 2) / radii
-    scaled = rays / radii
+    start = ((sensor - (lower + upper) / 2) / radii).astype(np.float32)
+    scaled = rays / radii.astype(np.float32)
     a = (scaled * scaled).sum(-1)
     b = scaled @ start
     root = b * b - a * (start @ start - 1)
     half = np.sqrt(np.maximum(root, 0))
     entry, leave = (-b - half) / a, (-b + half) / a
-    normal = (start + scaled * entry[..., None]) / radii
+    normal = (start + scaled * entry[..., None]) / radii.astype(np.float32)
     facing = -(normal * rays).sum(-1) / np.sqrt((normal * normal).sum(-1))
-    return np.where(root > 0, entry, np.inf), leave, np.maximum(facing, 0)
+    return np.where((root > 0) & (entry > 0), entry, np.inf), leave, np.maximum(facing, 0)

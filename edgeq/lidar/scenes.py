@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +16,12 @@ from edgeq.lidar.raycast import HDL32, HDL64, HDL64_FRONT, Body, Material, Senso
 
 __all__ = ["HDL32", "HDL64", "HDL64_FRONT", "Sensor", "scene"]
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
+Point = tuple[float, float, float]
+Footprint = tuple[float, float, float, float, float]  # x, y, l, w, yaw
 
 LABELLED = ("Car", "Van", "Pedestrian", "Cyclist")
+OCTAGON = tuple((math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8))
 REACH = 85.0  # metres along the road to either side of the sensor that are furnished
 RUBBER, GLASS, CLOTH, SKIN = Material(0.08), Material(0.12, surface=0.25, density=0.35), 0.35, Material(0.4)
 LEAVES = Material(0.35, surface=0.0, density=1.2)
@@ -50,20 +56,20 @@ class Road:
     crossing: float
     crossing_half_width: float
 
-    def pose(self, u: float, v: float) -> tuple[float, float, float]:
+    def pose(self, u: float, v: float) -> Point:
         """x, y and the road's heading at u along the road and v to the left of its centre line."""
-        heading = np.arctan(self.bend * u)
-        across = self.offset + self.bend * u * u / 2 + v * np.cos(heading)
-        along = u - v * np.sin(heading)
-        cos, sin = np.cos(self.direction), np.sin(self.direction)
-        return float(along * cos - across * sin), float(along * sin + across * cos), float(heading + self.direction)
+        heading = math.atan(self.bend * u)
+        across = self.offset + self.bend * u * u / 2 + v * math.cos(heading)
+        along = u - v * math.sin(heading)
+        cos, sin = math.cos(self.direction), math.sin(self.direction)
+        return along * cos - across * sin, along * sin + across * cos, heading + self.direction
 
     def outside(self, x: Array, y: Array) -> NDArray[np.bool_]:
         """Whether the points lie beside the roads."""
-        cos, sin = np.cos(self.direction), np.sin(self.direction)
+        cos, sin = math.cos(self.direction), math.sin(self.direction)
         u, v = x * cos + y * sin, y * cos - x * sin
-        across: NDArray[np.bool_] = np.abs(v - self.offset - self.bend * u * u / 2) > self.half_width
-        return across & (np.abs(u - self.crossing) > self.crossing_half_width)
+        beside: NDArray[np.bool_] = np.abs(v - self.offset - self.bend * u * u / 2) > self.half_width
+        return beside & (np.abs(u - self.crossing) > self.crossing_half_width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +87,17 @@ class Ground:
     def smooth(self, x: Array, y: Array) -> Array:
         """Height of the road's surface, without kerbs."""
         z = self.tilt[0] * x + self.tilt[1] * y - self.depth
-        for kx, ky, phase, amplitude in self.waves:
-            z = z + amplitude * (np.sin(kx * x + ky * y + phase) - np.sin(phase))
+        for kx, ky, phase, amplitude in self.waves.tolist():
+            z = z + amplitude * (np.sin(kx * x + ky * y + phase) - math.sin(phase))
         return z
 
     def height(self, x: Array, y: Array) -> Array:
         """Height of the surface."""
-        return self.smooth(x, y) + self.kerb * self.road.outside(x, y)
+        return self.smooth(x, y) + np.float32(self.kerb) * self.road.outside(x, y)
 
     def roughness(self, x: Array, y: Array) -> Array:
         """Standard deviation of the surface's height, metres."""
-        return np.where(self.road.outside(x, y), self.rough, 0.004)
+        return np.where(self.road.outside(x, y), np.float32(self.rough), np.float32(0.004))
 
     def reflectance(self, x: Array, y: Array) -> Array:
         """Reflectance of the surface, 0..1."""
@@ -143,53 +149,41 @@ def _in_reach(thing: Thing, sensor: Sensor) -> bool:
 # --- shapes: every kind fills its box exactly ---
 
 
-def _block(lower: tuple[float, float, float], upper: tuple[float, float, float], material: Material) -> Shape:
-    faces = np.zeros((6, 4))
-    for axis in range(3):
-        faces[2 * axis, [axis, 3]] = 1, upper[axis]
-        faces[2 * axis + 1, [axis, 3]] = -1, -lower[axis]
-    return Shape(lower, upper, faces, material)
+def _block(lower: Point, upper: Point, material: Material) -> Shape:
+    (x0, y0, z0), (x1, y1, z1) = lower, upper
+    faces = [(1, 0, 0, x1), (-1, 0, 0, -x0), (0, 1, 0, y1), (0, -1, 0, -y0), (0, 0, 1, z1), (0, 0, -1, -z0)]
+    return Shape(lower, upper, np.array(faces, np.float64), material)
 
 
-def _ball(lower: tuple[float, float, float], upper: tuple[float, float, float], material: Material) -> Shape:
+def _ball(lower: Point, upper: Point, material: Material) -> Shape:
     return Shape(lower, upper, None, material)
 
 
 def _column(x: float, y: float, radius: float, low: float, high: float, material: Material) -> Shape:
     """An upright prism of eight sides, `radius` to each."""
-    angles = np.arange(8) * np.pi / 4
-    sides = np.stack([np.cos(angles), np.sin(angles), 0 * angles], 1)
-    offsets = radius + sides @ (x, y, 0)
-    faces = np.vstack([np.column_stack([sides, offsets]), [(0, 0, 1, high), (0, 0, -1, -low)]])
-    return Shape((x - radius, y - radius, low), (x + radius, y + radius, high), faces, material)
+    faces = [(cos, sin, 0.0, radius + cos * x + sin * y) for cos, sin in OCTAGON]
+    faces += [(0, 0, 1, high), (0, 0, -1, -low)]
+    return Shape((x - radius, y - radius, low), (x + radius, y + radius, high), np.array(faces), material)
 
 
 def _hull(
     profile: Sequence[tuple[float, float]], half: float, top_half: float, corner: float, material: Material
 ) -> Shape:
     """A convex side view `profile` (x, z; counter-clockwise), `half` wide at its foot, `top_half` above; corners cut."""
-    outline = np.array(profile)
-    edges = np.roll(outline, -1, 0) - outline
-    normals = np.stack([edges[:, 1], -edges[:, 0]], 1) / np.hypot(*edges.T)[:, None]
-    (x0, low), (x1, high) = outline.min(0), outline.max(0)
-    zero = np.zeros(len(normals))
-    ends = np.column_stack([normals[:, 0], zero, normals[:, 1], (normals * outline).sum(1)])
-    lean = np.hypot(half - top_half, high - low)
+    faces = []
+    for (x, z), (next_x, next_z) in pairwise([*profile, profile[0]]):
+        edge = math.hypot(next_x - x, next_z - z)
+        nx, nz = (next_z - z) / edge, (x - next_x) / edge
+        faces.append((nx, 0.0, nz, nx * x + nz * z))
+    xs, zs = zip(*profile, strict=True)
+    x0, x1, low, high = min(xs), max(xs), min(zs), max(zs)
+    lean = math.hypot(half - top_half, high - low)
     up, out = (half - top_half) / lean, (high - low) / lean
-    sides = [(0.0, side * out, up, out * half + up * low) for side in (1, -1)]
-    cuts = [
-        (sx * 0.6, sy * 0.8, 0.0, 0.6 * (x1 if sx > 0 else -x0) + 0.8 * half - 0.6 * corner)
-        for sx in (1, -1)
-        for sy in (1, -1)
-        if corner
-    ]
-    widest = max(half, top_half)
-    return Shape(
-        (float(x0), -widest, float(low)),
-        (float(x1), widest, float(high)),
-        np.vstack([ends, sides, *([cuts] if cuts else [])]),
-        material,
-    )
+    faces += [(0.0, side * out, up, out * half + up * low) for side in (1, -1)]
+    if corner:
+        ends = ((0.6, x1), (-0.6, -x0))
+        faces += [(nx, ny, 0.0, 0.6 * (end - corner) + 0.8 * half) for nx, end in ends for ny in (0.8, -0.8)]
+    return Shape((x0, -half, low), (x1, half, high), np.array(faces), material)
 
 
 def _wheels(t: Thing, radius: float) -> list[Shape]:
@@ -347,23 +341,21 @@ class _Plot:
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.things: list[Thing] = []
-        self._corners = np.zeros((512, 4, 2))
-        self._count = 0
-        self._reserve(0, 0, 5.5, 2.6, 0)  # the sensor's own car
+        self._footprints: list[Footprint] = []
+        self._circles = np.zeros((256, 3))
+        self._reserve((0, 0, 5.5, 2.6, 0))  # the sensor's own car
 
-    def _reserve(self, x: float, y: float, l: float, w: float, yaw: float) -> bool:  # noqa: E741
-        forward = np.array([np.cos(yaw), np.sin(yaw)])
-        left = np.array([-forward[1], forward[0]])
-        corners = np.array([x, y]) + np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2 @ (
-            np.array([forward * l, left * w])
-        )
-        others = self._corners[: self._count]
-        if len(others) and bool(_overlap(corners, others).any()):
+    def _reserve(self, footprint: Footprint) -> bool:
+        x, y, l, w, _ = footprint  # noqa: E741
+        radius = math.hypot(l, w) / 2
+        taken = self._circles[: len(self._footprints)]
+        close = (taken[:, 0] - x) ** 2 + (taken[:, 1] - y) ** 2 < (taken[:, 2] + radius) ** 2
+        if any(_overlap(footprint, self._footprints[i]) for i in np.flatnonzero(close)):
             return False
-        if self._count == len(self._corners):
-            self._corners = np.concatenate([self._corners, np.zeros_like(self._corners)])
-        self._corners[self._count] = corners
-        self._count += 1
+        if len(taken) == len(self._circles):
+            self._circles = np.concatenate([self._circles, np.zeros_like(self._circles)])
+        self._circles[len(taken)] = x, y, radius
+        self._footprints.append(footprint)
         return True
 
     def add(
@@ -373,29 +365,43 @@ class _Plot:
         l, w, h = size  # noqa: E741
         # a crown hangs over what stands below: only the trunk takes room
         room = (0.8, 0.8) if kind == "tree" else (l + 2 * margin, w + 2 * margin)
-        if not self._reserve(x, y, *room, yaw):
+        if not self._reserve((x, y, *room, yaw)):
             return False
         self.things.append(Thing(kind, x, y, l, w, h, yaw, style))
         return True
 
 
-def _overlap(corners: Array, others: Array) -> NDArray[np.bool_]:
-    """Separating axes: whether the rectangle [4, 2] meets each of [K, 4, 2]."""
-    apart = np.zeros(len(others), bool)
-    for axis in (corners[0] - corners[1], corners[1] - corners[2]):
-        mine, theirs = corners @ axis, others @ axis
-        apart |= (theirs.min(1) > mine.max()) | (theirs.max(1) < mine.min())
-    for side in (others[:, 0] - others[:, 1], others[:, 1] - others[:, 2]):
-        mine, theirs = side @ corners.T, np.einsum("kij,kj->ki", others, side)
-        apart |= (theirs.min(1) > mine.max(1)) | (theirs.max(1) < mine.min(1))
-    return ~apart
+def _overlap(a: Footprint, b: Footprint) -> bool:
+    """Whether two rectangles meet: no separating axis among their sides."""
+    for one, other in ((a, b), (b, a)):
+        cos, sin = math.cos(one[4]), math.sin(one[4])
+        turn = other[4] - one[4]
+        c, s = abs(math.cos(turn)) / 2, abs(math.sin(turn)) / 2
+        dx, dy = other[0] - one[0], other[1] - one[1]
+        if abs(dx * cos + dy * sin) > one[2] / 2 + other[2] * c + other[3] * s:
+            return False
+        if abs(dy * cos - dx * sin) > one[3] / 2 + other[2] * s + other[3] * c:
+            return False
+    return True
 
 
-def _size(rng: np.random.Generator, kind: str) -> tuple[float, float, float]:
+def _size(rng: np.random.Generator, kind: str) -> Point:
     """Length, width, height; the means are those of KITTI's training labels."""
-    low, mean, sigma, high = SIZES[kind]
-    drawn = np.clip(rng.normal(mean, sigma), low, high)
-    return float(drawn[0]), float(drawn[1]), float(drawn[2])
+    l, w, h = (  # noqa: E741
+        min(max(mean + sigma * normal, low), high)
+        for low, mean, sigma, high, normal in zip(*SIZES[kind], rng.standard_normal(3).tolist(), strict=True)
+    )
+    return l, w, h
+
+
+def _pick(rng: np.random.Generator, weights: dict[str, float]) -> str:
+    """A key at random; the weights add up to 1."""
+    mark = rng.random()
+    for name, weight in weights.items():
+        mark -= weight
+        if mark < 0:
+            return name
+    return name
 
 
 # kind: lowest, mean, standard deviation, highest of l, w, h
@@ -409,7 +415,7 @@ SIZES: dict[str, tuple[tuple[float, float, float], ...]] = {
 
 
 def _vehicle(rng: np.random.Generator) -> str:
-    return str(rng.choice(["Car", "Van", "truck"], p=[0.85, 0.12, 0.03]))
+    return _pick(rng, {"Car": 0.85, "Van": 0.12, "truck": 0.03})
 
 
 def street(rng: np.random.Generator) -> tuple[list[Thing], Ground]:
@@ -474,7 +480,7 @@ def _parked_row(plot: _Plot, road: Road, v: float) -> None:
     full = rng.uniform(0.15, 0.95)
     u = -REACH
     while u < REACH:
-        kind = str(rng.choice(["Car", "Van"], p=[0.88, 0.12]))
+        kind = _pick(rng, {"Car": 0.88, "Van": 0.12})
         size = _size(rng, kind)
         u += size[0] / 2
         if rng.random() < full and not _near_crossing(road, u, 4):
@@ -505,7 +511,7 @@ def _car_park(plot: _Plot, road: Road, side: int) -> None:
             x, y = x0 + along * cos - across * sin, y0 + along * sin + across * cos
             if not bool(road.outside(np.array([x - 2.5, x + 2.5, x]), np.array([y, y, y + 2.5])).all()):
                 continue
-            kind = str(rng.choice(["Car", "Van"], p=[0.9, 0.1]))
+            kind = _pick(rng, {"Car": 0.9, "Van": 0.1})
             plot.add(
                 kind, x, y, _size(rng, kind), yaw + rng.normal(0, 0.04) + np.pi * int(rng.random() < 0.5), margin=0.1
             )
@@ -537,7 +543,7 @@ def _roadside(plot: _Plot, road: Road, urban: bool) -> None:
         for _ in range(rng.poisson(kerbside * 2 * REACH)):
             u, v = rng.uniform(-REACH, REACH), side * (road.half_width + rng.uniform(0.6, 1.6))
             if not _near_crossing(road, u, 1):
-                kind = str(rng.choice(["pole", "tree", "bin", "bush"], p=[0.45, 0.3, 0.15, 0.1]))
+                kind = _pick(rng, {"pole": 0.45, "tree": 0.3, "bin": 0.15, "bush": 0.1})
                 _furniture(plot, kind, *road.pose(u, v))
         pavement = road.half_width + rng.uniform(2.5, 7)
         built = rng.random() < (0.8 if urban else 0.15)
@@ -555,10 +561,12 @@ def _roadside(plot: _Plot, road: Road, urban: bool) -> None:
                     for _ in range(rng.poisson(length * 0.15)):
                         v = side * (pavement + rng.exponential(10))
                         _furniture(
-                            plot, str(rng.choice(["tree", "bush"])), *road.pose(u + rng.uniform(-0.5, 0.5) * length, v)
+                            plot,
+                            _pick(rng, {"tree": 0.5, "bush": 0.5}),
+                            *road.pose(u + rng.uniform(-0.5, 0.5) * length, v),
                         )
                 if rng.random() < 0.35:
-                    kind = str(rng.choice(["wall", "fence", "hedge"]))
+                    kind = _pick(rng, {"wall": 1 / 3, "fence": 1 / 3, "hedge": 1 / 3})
                     x, y, heading = road.pose(u, side * (pavement - 0.4))
                     plot.add(
                         kind,
