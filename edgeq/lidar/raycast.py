@@ -16,7 +16,7 @@ Height = Callable[[Array, Array], Array]
 WEAKEST = 2e-6  # reflectance × cosine / m²: at this strength 63 % of the returns are seen (asphalt at about 50 m)
 GROUND = -1
 NOISE_LIMIT = 5.0  # standard deviations
-FARTHEST = 200.0  # metres within which the ground is sought
+NEAREST, FARTHEST, GROUND_STEPS = 1.0, 100.0, 112  # where along each azimuth the ground is sampled, metres
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Sensor:
     height: float
     max_range: float = 90.0
     range_noise: float = 0.02
-    dropout: float = 0.05
+    dropout: float = 0.02
     field_of_view: float | None = None
 
 
@@ -96,12 +96,10 @@ def cast(
     rays = np.empty((*azimuths.shape, 3), np.float32)
     rays[..., 0], rays[..., 1], rays[..., 2] = cos * np.cos(azimuths), cos * np.sin(azimuths), sin
 
-    distance = np.full(azimuths.shape, np.inf, np.float32)
     cosine = np.broadcast_to(np.abs(sin), azimuths.shape).astype(np.float32)
     shapes = [(i, body.pose, shape) for i, body in enumerate(bodies) for shape in body.shapes]
     nearest = np.full(azimuths.shape, len(shapes))  # the shape that is hit; the last is the ground
-    below = int(np.searchsorted(elevations, 0))
-    distance[:below] = _ground_hits(rays[:below], ground, roughness, rng)
+    distance = _ground_hits(elevations, azimuths.mean(0), ground, roughness, rng)
     if shapes:
         near, left, right, low, high = _windows([(pose, shape) for _, pose, shape in shapes], elevations)
         order = np.argsort(near)
@@ -131,20 +129,34 @@ def cast(
     speckle = np.exp(0.25 * rng.standard_normal(len(distance), np.float32))
     points = np.empty((len(distance), 4), np.float32)
     points[:, :3] = rays * (distance + sensor.range_noise * noise)[:, None]
-    points[:, 3] = np.round(np.clip(strength * (0.3 + 0.7 * cosine) * speckle, 0, 0.99), 2)
+    points[:, 3] = np.round(np.clip(strength * (0.6 + 0.4 * cosine) * speckle, 0, 0.99), 2)
     return points, np.array([i for i, _, _ in shapes] + [GROUND])[nearest]
 
 
-def _ground_hits(rays: Array, ground: Height, roughness: Height, rng: np.random.Generator) -> Array:
-    """Distance to the ground along each ray, all of which point down."""
-    down = rays[..., 2]
-    distance = ground(np.zeros(1, np.float32), np.zeros(1, np.float32)) / down
-    for _ in range(3):  # fixed-point steps: the slopes are small beside the rays'
-        distance = np.clip(distance, 0, FARTHEST)
-        x, y = rays[..., 0] * distance, rays[..., 1] * distance
-        distance = ground(x, y) / down
-    bump = np.abs(roughness(x, y) * rng.standard_normal(distance.shape, np.float32) / down)
-    return distance - np.minimum(bump, 0.2 * distance)
+def _ground_hits(
+    elevations: Array, azimuths: Array, ground: Height, roughness: Height, rng: np.random.Generator
+) -> Array:
+    """Distance along each ray [E, A] to the ground, inf where there is none.
+
+    Seen from the sensor, the ground along one azimuth rises as tan(elevation) = height / range; a ray ends where that first
+    reaches its own. Between samples of the ground it runs straight over 1 / range, as a plane does.
+    """
+    inverse = np.geomspace(1 / NEAREST, 1 / FARTHEST, GROUND_STEPS, dtype=np.float32)[:, None]
+    x, y = np.cos(azimuths) / inverse, np.sin(azimuths) / inverse
+    rise = ground(x, y) * inverse
+    # one ascending table for a single search: every column's running maximum, raised above the column before
+    table = np.clip(np.maximum.accumulate(rise, 0), -1, 1).T + 4 * np.arange(len(azimuths))[:, None]
+    aim = np.clip(np.tan(elevations), -1, 1)[:, None] + 4 * np.arange(len(azimuths))
+    after = np.searchsorted(table.ravel(), aim).reshape(aim.shape) - GROUND_STEPS * np.arange(len(azimuths))
+    hit = (after > 0) & (after < GROUND_STEPS)
+    after = np.clip(after, 1, GROUND_STEPS - 1)
+    column = np.arange(len(azimuths))
+    low, high = rise[after - 1, column], rise[after, column]
+    share = np.clip((np.tan(elevations)[:, None] - low) / np.maximum(high - low, 1e-9), 0, 1)
+    reach = 1 / (inverse[after - 1, 0] + share * (inverse[after, 0] - inverse[after - 1, 0]))
+    bumps = roughness(reach * np.cos(azimuths), reach * np.sin(azimuths)) * rng.standard_normal(reach.shape, np.float32)
+    reach -= np.minimum(np.abs(bumps / np.tan(elevations)[:, None]), 0.1 * reach)
+    return np.where(hit, reach / np.cos(elevations)[:, None], np.inf).astype(np.float32)
 
 
 def _windows(

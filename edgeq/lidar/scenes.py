@@ -54,26 +54,25 @@ class Road:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """A tilted plane `depth` below the sensor with long waves [K, 4] (wave vector, phase, amplitude); a kerb beside the road."""
+    """A tilted plane `depth` below the sensor with long waves; beside the road a kerb, then lumps.
+
+    Waves and lumps are [K, 4]: wave vector (rad/m), phase, amplitude (m).
+    """
 
     depth: float
     tilt: tuple[float, float]
     waves: Array
+    lumps: Array
     road: Road
     kerb: float
     rough: float
     reflectances: tuple[float, float]
 
-    def smooth(self, x: Array, y: Array) -> Array:
-        """Height of the road's surface, without kerbs."""
-        z = self.tilt[0] * x + self.tilt[1] * y - self.depth
-        for kx, ky, phase, amplitude in self.waves.tolist():
-            z = z + amplitude * (np.sin(kx * x + ky * y + phase) - math.sin(phase))
-        return z
-
     def height(self, x: Array, y: Array) -> Array:
         """Height of the surface."""
-        return self.smooth(x, y) + np.float32(self.kerb) * self.road.outside(x, y)
+        plane = self.tilt[0] * x + self.tilt[1] * y - self.depth
+        beside = self.road.outside(x, y) * (_ripple(self.lumps, x, y) + np.float32(self.kerb))
+        return plane + _ripple(self.waves, x, y) + beside
 
     def roughness(self, x: Array, y: Array) -> Array:
         """Standard deviation of the surface's height, metres."""
@@ -82,6 +81,13 @@ class Ground:
     def reflectance(self, x: Array, y: Array) -> Array:
         """Reflectance of the surface, 0..1."""
         return np.where(self.road.outside(x, y), self.reflectances[1], self.reflectances[0])
+
+
+def _ripple(waves: Array, x: Array, y: Array) -> Array:
+    height = np.zeros_like(x)
+    for kx, ky, phase, amplitude in waves.tolist():
+        height += amplitude * (np.sin(kx * x + ky * y + phase) - math.sin(phase))
+    return height
 
 
 def scene(seed: int, sensor: Sensor = HDL64) -> Frame:
@@ -220,11 +226,13 @@ def street(rng: np.random.Generator) -> tuple[list[Thing], Ground]:
     direction = rng.normal(0, 0.03) if rng.random() < 0.8 else rng.uniform(-0.6, 0.6)
     mine = rng.integers(0, lanes) + 0.5
     road = Road(direction, mine * lane, rng.normal(0, 0.0015), half, crossing, rng.uniform(3.5, 7))
-    waves = np.column_stack([rng.normal(0, 0.08, (4, 2)), rng.uniform(0, 2 * np.pi, 4), rng.uniform(0, 0.06, 4)])
+    waves = np.column_stack([rng.normal(0, 0.08, (3, 2)), rng.uniform(0, 2 * np.pi, 3), rng.uniform(0, 0.08, 3)])
+    wild = rng.uniform(0, 0.05) if urban else rng.uniform(0.02, 0.12)
+    lumps = np.column_stack([rng.normal(0, 0.7, (3, 2)), rng.uniform(0, 2 * np.pi, 3), rng.uniform(0, wild, 3)])
     kerb = rng.uniform(0.06, 0.16) if urban else 0.0
-    rough = rng.uniform(0.0, 0.02) if urban else rng.uniform(0.01, 0.06)
-    tilt = (float(rng.normal(0, 0.008)), float(rng.normal(0, 0.008)))
-    ground = Ground(1.0, tilt, waves, road, kerb, rough, (rng.uniform(0.15, 0.35), rng.uniform(0.2, 0.45)))
+    tilt = (float(rng.normal(0, 0.012)), float(rng.normal(0, 0.012)))
+    shades = (rng.uniform(0.2, 0.4), rng.uniform(0.25, 0.5))
+    ground = Ground(1.0, tilt, waves, lumps, road, kerb, wild / 2, shades)
 
     plot = _Plot(rng)
     _traffic(plot, road, lanes, lane)

@@ -15,7 +15,7 @@ Point = tuple[float, float, float]
 
 LABELLED = ("Car", "Van", "Pedestrian", "Cyclist")
 OCTAGON = tuple((math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)) for k in range(8))
-RUBBER, GLASS, CLOTH, SKIN = Material(0.08), Material(0.12, surface=0.25, density=0.35), 0.35, Material(0.4)
+RUBBER, GLASS, CLOTH, SKIN = Material(0.08), Material(0.1, surface=0.2, density=0.25), 0.35, Material(0.4)
 LEAVES = Material(0.35, surface=0.0, density=1.2)
 BARK, STONE, METAL = Material(0.3), Material(0.35), Material(0.4)
 
@@ -79,7 +79,7 @@ def _wheels(t: Thing, radius: float) -> list[Shape]:
 
 
 def _paint(style: float) -> Material:
-    return Material(0.06 if style < 0.25 else 0.15 + 0.55 * style)
+    return Material(0.02 + 0.1 * style if style < 0.3 else 0.7 * style)
 
 
 def _car(t: Thing) -> tuple[Shape, ...]:
