@@ -1,4 +1,4 @@
-"""Anchor head: what its three maps say about boxes (SECOND, Yan et al. 2018, section 3.2; PointPillars). Numpy alone.
+"""Anchor head: what its three maps say about boxes (SECOND, Yan et al. 2018, sections 3.1 and 3.2). Numpy alone.
 
 The head looks at A anchors in each cell of its grid: a box of a class's usual size at one of two headings. For each it
 gives one logit per class, seven numbers that move the anchor, and two logits that say which way round the box faces.

@@ -13,11 +13,11 @@ KITTI's rules, as its devkit's evaluate_object.cpp has them:
   detection of one object is false.
 - The thresholds are scores of true detections, chosen so that recall rises in steps of 1/40; for these, an object's
   detection is the one of best score. The precision at a step is the greatest at this or a later one, 0 where recall never
-  gets; AP is the mean over the steps without the first, recall 0 (Simonelli et al. 2019, section 6, "AP|R40").
+  gets; AP is the mean over the steps without the first, recall 0 (Simonelli et al. 2019, "AP|R40").
 - "DontCare" regions have no place in BEV and 3D (see edgeq.lidar.kitti).
-Where fewer than 41 objects count, the devkit runs out of thresholds before recall 1, even for a perfect detector; here a
-score then serves several steps. Detections of other classes are never looked at; the devkit lets those of ignored height
-take an object, which loses a detector a true one by accident.
+Where fewer than 41 objects count, the devkit runs out of thresholds before recall 1, even for a perfect detector; here
+each step then has the threshold that reaches its recall, so that AP is what the paper defines. Detections of other classes
+are never looked at; the devkit lets those of ignored height take an object away from a detection of its own class.
 """
 
 from __future__ import annotations
@@ -94,10 +94,12 @@ def match(
     heights: of every frame's detections in the image, in pixels (edgeq.lidar.kitti.project); without, none is too low.
 
     Raises:
-        ValueError: as many frames of detections as of labels are needed.
+        ValueError: not as many frames of detections as of labels; a class without an agreed overlap and no `iou`.
     """
     if len(detections) != len(labels) or (heights is not None and len(heights) != len(labels)):
         raise ValueError(f"detections of {len(detections)} frames cannot be matched to labels of {len(labels)}")
+    if iou is None and name not in IOU:
+        raise ValueError(f"no overlap is agreed for class {name!r}: give iou, or one of {', '.join(IOU)}")
     limit = DIFFICULTIES[difficulty] if difficulty else None
     overlap_of = iou_bev if metric == "bev" else iou_3d
     result = []
@@ -278,11 +280,11 @@ def _pool(matches: Sequence[FrameMatches]) -> _Pool:
     )
 
 
-def _precision(pool: _Pool, weights: Integers) -> tuple[Floats, Floats]:
-    """True detections and precision [E] when everything down to each event is looked at."""
+def _counts(pool: _Pool, weights: Integers) -> tuple[Integers, Integers]:
+    """True detections and all detections [E] when everything down to each event is looked at."""
     times = weights[pool.frames]
-    true, false = (pool.true * times).cumsum(), (pool.false * times).cumsum()
-    return true.astype(np.float64), np.divide(true, true + false, out=np.zeros(len(true)), where=true + false > 0)
+    true = (pool.true * times).cumsum()
+    return true, true + (pool.false * times).cumsum()
 
 
 def _r40(pool: _Pool, weights: Integers) -> float:
@@ -291,29 +293,27 @@ def _r40(pool: _Pool, weights: Integers) -> float:
         return float("nan")
     found = np.repeat(pool.found, weights[pool.found_frames])
     chosen = _recall_steps(len(found), objects)
-    _, precision = _precision(pool, weights)
-    reached = np.searchsorted(-pool.scores, -found[chosen], side="right")  # events down to the threshold
+    true, detected = _counts(pool, weights)
+    last = np.searchsorted(-pool.scores, -found[chosen], side="right") - 1  # event down to the threshold
     sampled = np.zeros(STEPS + 1)
-    sampled[: len(chosen)] = precision[reached - 1]
+    sampled[: len(chosen)] = true[last] / np.maximum(detected[last], 1)
     return float(np.maximum.accumulate(sampled[::-1])[::-1][1:].mean())
 
 
 def _recall_steps(found: int, objects: int) -> list[int]:
-    """Which of `found` true detections, best first, give the thresholds: at most 41 places (devkit: getThresholds).
+    """Which of `found` true detections, best first, give the thresholds of the steps k = 0..40, as far as they get.
 
-    The devkit passes over place i while recall (i + 2) / objects is nearer to the step k / 40 than (i + 1) / objects, so
-    the step's place is the first i with 2 i + 3 ≥ 2 k objects / 40, or the last place there is.
+    The devkit (getThresholds) passes over place i while recall (i + 2) / objects is nearer to k / 40 than (i + 1) / objects,
+    so a step's place is the first i with 2 i + 3 ≥ 2 k objects / 40 that is still free, or the last place there is. With
+    few objects it is the first place whose recall (i + 1) / objects reaches k / 40.
     """
+    if objects <= STEPS:
+        steps = [max(-(-k * objects // STEPS) - 1, 0) for k in range(STEPS + 1)]
+        return [place for place in steps if place < found]
     places: list[int] = []
-    following = 1 if objects > STEPS else 0
-    for k in range(STEPS + 1):
-        needed = -((3 * STEPS - 2 * k * objects) // (2 * STEPS))
-        place = max(places[-1] + following if places else 0, needed)
-        if place >= found:
-            if not found or (places and places[-1] == found - 1):
-                break
-            place = found - 1
-        places.append(place)
+    while len(places) <= STEPS and (places[-1] if places else -1) < found - 1:
+        nearest = -((3 * STEPS - 2 * len(places) * objects) // (2 * STEPS))
+        places.append(min(max(nearest, places[-1] + 1 if places else 0), found - 1))
     return places
 
 
@@ -321,10 +321,11 @@ def _nuscenes(pool: _Pool, weights: Integers) -> float:
     objects = int(pool.objects @ weights)
     if not objects:
         return float("nan")
-    true, precision = _precision(pool, weights)
-    last = np.flatnonzero(np.diff(pool.scores, append=-np.inf))  # of each run of equal scores
-    if not len(last):
+    true, detected = _counts(pool, weights)
+    last = np.diff(pool.scores, append=-np.inf) != 0  # of each run of equal scores
+    true, detected = true[last & (detected > 0)], detected[last & (detected > 0)]
+    if not len(detected):
         return 0.0
-    recall = np.linspace(0, 1, 101)
-    sampled = np.interp(recall, true[last] / objects, precision[last], right=0)[round(100 * NUSCENES_MINIMUM) + 1 :]
-    return float(np.maximum(sampled - NUSCENES_MINIMUM, 0).mean() / (1 - NUSCENES_MINIMUM))
+    sampled = np.interp(np.linspace(0, 1, 101), true / objects, true / detected, right=0)
+    counted = sampled[round(100 * NUSCENES_MINIMUM) + 1 :]
+    return float(np.maximum(counted - NUSCENES_MINIMUM, 0).mean() / (1 - NUSCENES_MINIMUM))
