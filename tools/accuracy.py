@@ -70,11 +70,13 @@ def imagenet(limit: int | None) -> tuple[Tensor, np.ndarray]:
     return images, np.array([classes[f.stem] for f in files])
 
 
-def kitti(limit: int | None) -> list[Tensor]:
-    """BEV pseudo images [1, 64, 496, 432] of the evaluation frames."""
+def kitti(limit: int | None) -> list[tuple[Tensor, ...]]:
+    """The evaluation frames as PointPillars' inputs: pillars and table."""
     import pointpillars_kitti as task
 
-    return [task.bev(path) for path in sorted((DATA / "kitti" / "eval" / "velodyne").iterdir())[:limit]]
+    from edgeq.lidar.kitti import read_frames
+
+    return [task.prepared(frame.points) for frame in list(read_frames(DATA / "kitti" / "eval"))[:limit]]
 
 
 # ---------------------------------------------------------------- measures
@@ -197,7 +199,7 @@ def _top1(predict: Predict, images: Tensor) -> Callable[[int], np.ndarray]:
 
 
 def detect(
-    model: QuantizedModel, frames: Sequence[Tensor], cache: Path, columns: Sequence[str]
+    model: QuantizedModel, frames: Sequence[tuple[Tensor, ...]], cache: Path, columns: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """Column → head_errors of every frame [N, 14] against the float network."""
     stem = f"{model.name}-{model.plan.recipe}-{digest(model)}-{len(frames)}"
@@ -208,8 +210,8 @@ def detect(
 
         def row(i: int) -> np.ndarray:
             if i not in floats:
-                floats[i] = model.float((frames[i],))
-            return head_errors(floats[i], predict((frames[i],)))
+                floats[i] = model.float(frames[i])
+            return head_errors(floats[i], predict(frames[i]))
 
         return row
 

@@ -40,7 +40,7 @@ def frame_spread(sums: np.ndarray) -> list[str]:
     return [f"{low:.1f} … {high:.1f}" for low, high in zip(each.min(0), each.max(0), strict=True)]
 
 
-def measure(model: QuantizedModel, frames: Sequence[Tensor], cache: Path) -> np.ndarray:
+def measure(model: QuantizedModel, frames: Sequence[tuple[Tensor, ...]], cache: Path) -> np.ndarray:
     """head_errors of the QDQ program, [frames, 14]."""
     return detect(model, frames, cache, ("QDQ",))["QDQ"]
 

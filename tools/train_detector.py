@@ -20,7 +20,7 @@ from edgeq.lidar import pipeline
 from edgeq.lidar.detectors import DETECTORS, WEIGHTS, Detector
 from edgeq.lidar.frame import Frame
 from edgeq.lidar.scenes import HDL64_FRONT, scene
-from edgeq.lidar.training import LEAST_POINTS, augment, collate, losses, samples, targets
+from edgeq.lidar.training import augment, collate, losses, samples, targets
 
 FIRST_SEED = 1_000_000
 BANK_SCENES = 150
@@ -48,7 +48,6 @@ def train(detector: Detector, options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     network = detector.network().to(options.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.rate, options.steps, pct_start=0.1)
     averaged = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
     )
@@ -59,13 +58,12 @@ def train(detector: Detector, options: argparse.Namespace) -> None:
         network.load_state_dict(saved["network"])
         averaged.load_state_dict(saved["averaged"])
         optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
         first = saved["step"]
         print(f"going on from step {first}", flush=True)
 
     def save(step: int) -> None:
         state.parent.mkdir(parents=True, exist_ok=True)
-        parts = {"network": network, "averaged": averaged, "optimizer": optimizer, "schedule": schedule}
+        parts = {"network": network, "averaged": averaged, "optimizer": optimizer}
         torch.save({"step": step, **{k: v.state_dict() for k, v in parts.items()}}, state.with_suffix(".new"))
         state.with_suffix(".new").replace(state)
 
@@ -84,10 +82,11 @@ def train(detector: Detector, options: argparse.Namespace) -> None:
             wanted = {k: torch.from_numpy(np.stack([a[k] for a in answers])).to(options.device) for k in answers[0]}
             parts = losses(heads, wanted)
             optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = options.rate * one_cycle(step / options.steps)
             sum(parts.values()).backward()  # type: ignore[union-attr] # a sum of tensors
             torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
             optimizer.step()
-            schedule.step()
             averaged.update_parameters(network)
             recent.append([float(v.detach()) for v in parts.values()])
             if step % 50 == 49:
@@ -107,12 +106,15 @@ def train(detector: Detector, options: argparse.Namespace) -> None:
     export(detector, averaged.module)
 
 
+def one_cycle(done: float) -> float:
+    """Share of the largest learning rate after the share `done` of all steps: up for a tenth, then a cosine down to 0."""
+    return 0.04 + 9.6 * done if done < 0.1 else 0.5 + 0.5 * float(np.cos(np.pi * (done - 0.1) / 0.9))
+
+
 def export(detector: Detector, network: torch.nn.Module) -> None:
     """Weights as they are shipped: float16, in the package's folder."""
     WEIGHTS.mkdir(exist_ok=True)
-    halves = {
-        k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in network.state_dict().items()
-    }
+    halves = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in network.state_dict().items()}
     new = WEIGHTS / f"{detector.name}.new"
     save_file(halves, new)
     new.replace(WEIGHTS / f"{detector.name}.safetensors")

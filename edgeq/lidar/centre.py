@@ -1,50 +1,62 @@
-"""The centre head's answers as boxes: decoding, in numpy only (Yin et al. 2021, CenterPoint, arXiv 2006.11275, section 4)."""
+"""Centre head: what its maps say about boxes (Yin et al. 2021, CenterPoint, arXiv 2006.11275, section 4). Numpy alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-try:
-    from edgeq.lidar.boxes import nms
-except ImportError:  # in a bundle this file lies beside boxes.py
-    from boxes import nms
+from .boxes import nms
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
-def decode(heads: dict[str, Floats], settings: dict[str, Any]) -> tuple[NDArray[np.float64], Floats, NDArray[np.int64]]:
-    """Boxes [K, 7], scores [K] and class indices [K] from one frame's heads [1, n, H, W], best first.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """K detections, best first: boxes [K, 7], scores [K], classes, rows and columns of their peaks [K]."""
 
-    Peaks of the heatmap above `score`, then rotated NMS (IoU `overlap`, at most `limit`) within each of `classes`.
-    settings: also `origin`, x and y of the map's corner, and `cell`, the edge of a heatmap cell, in metres.
+    boxes: Floats
+    scores: Floats
+    classes: Integers
+    rows: Integers
+    columns: Integers
+
+
+def decode(heads: Mapping[str, NDArray[Any]], head: Mapping[str, Any]) -> Found:
+    """Boxes from one frame's `heads` [1, n, H, W]: peaks of the heatmap above `score`, then rotated NMS within a class.
+
+    head: `classes`; `origin`, x and y of the map's corner, and `cell`, the edge of a heatmap cell, in metres; `score`;
+    `overlap`, the BEV IoU above which the lesser of two goes; `limit`, detections kept of each class.
     """
-    logits = heads["heatmap"][0].astype(np.float64)
-    scores = 1 / (1 + np.exp(-logits))
+    scores = 1 / (1 + np.exp(-heads["heatmap"][0].astype(np.float64)))
     bordered = np.pad(scores, ((0, 0), (1, 1), (1, 1)))
     height, width = scores.shape[1:]
     around = np.max([bordered[:, y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0)
-    kind, row, column = np.nonzero((scores >= around) & (scores > settings["score"]))
+    kind, row, column = np.nonzero((scores >= around) & (scores > head["score"]))
+    boxes = _boxes({k: v[0, :, row, column].astype(np.float64) for k, v in heads.items()}, row, column, head)
     found = scores[kind, row, column]
-    order = np.argsort(-found, kind="stable")[: settings["limit"] * len(settings["classes"])]
-    kind, row, column, found = kind[order], row[order], column[order], found[order]
-    answers = {name: head[0, :, row, column].astype(np.float64) for name, head in heads.items()}
+    order = np.argsort(-found, kind="stable")
+    kept = [
+        of_class[nms(boxes[of_class], found[of_class], head["overlap"], head["limit"])]
+        for of_class in (order[kind[order] == c] for c in range(len(scores)))
+    ]
+    best = np.concatenate(kept)
+    best = best[np.argsort(-found[best], kind="stable")]
+    return Found(boxes[best], found[best], kind[best], row[best], column[best])
+
+
+def _boxes(answers: Mapping[str, Floats], row: Integers, column: Integers, head: Mapping[str, Any]) -> Floats:
+    """Boxes [K, 7] from the answers [K, n] at K peaks."""
     axis = 0.5 * np.arctan2(answers["rotation"][:, 0], answers["rotation"][:, 1])
-    boxes = np.concatenate(
-        [
-            ((column + 0.5 + answers["offset"][:, 0]) * settings["cell"] + settings["origin"][0])[:, None],
-            ((row + 0.5 + answers["offset"][:, 1]) * settings["cell"] + settings["origin"][1])[:, None],
-            answers["height"],
-            np.exp(np.clip(answers["size"], -3, 3)),
-            (axis + np.pi * (answers["direction"][:, 0] > 0))[:, None],
-        ],
-        axis=1,
-    )
-    kept = np.concatenate(
-        [np.flatnonzero(kind == c)[nms(boxes[kind == c], found[kind == c], settings["overlap"], settings["limit"])]
-         for c in range(len(settings["classes"]))]
-    ).astype(np.int64)
-    kept = kept[np.argsort(-found[kept], kind="stable")]
-    return boxes[kept], found[kept].astype(np.float32), kind[kept].astype(np.int64)
+    columns = [
+        (column + 0.5 + answers["offset"][:, 0]) * head["cell"] + head["origin"][0],
+        (row + 0.5 + answers["offset"][:, 1]) * head["cell"] + head["origin"][1],
+        answers["height"][:, 0],
+        *np.exp(np.clip(answers["size"], -3, 3)).T,
+        axis + np.pi * (answers["direction"][:, 0] > 0),
+    ]
+    return np.stack(columns, 1)

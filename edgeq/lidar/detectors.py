@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from edgeq.lidar import pipeline
 from edgeq.lidar.frame import Detections
@@ -76,9 +76,12 @@ class Detector:
         prepared = pipeline.prepare(points, self.pipeline, padded)
         with torch.no_grad():
             answer = predict(*(torch.from_numpy(a) for a in prepared.inputs))
-        values = answer.values() if isinstance(answer, dict) else answer
-        heads = dict(zip(self.pipeline["head"]["outputs"], (v.numpy() for v in values), strict=True))
-        return Detections(*pipeline.boxes(heads, self.pipeline))
+        return self.boxes(tuple(answer.values()) if isinstance(answer, dict) else answer)
+
+    def boxes(self, heads: Sequence[Tensor]) -> Detections:
+        """Boxes from the network's heads of one frame, in their order."""
+        named = dict(zip(self.pipeline["head"]["outputs"], (h.detach().numpy() for h in heads), strict=True))
+        return Detections(*pipeline.boxes(named, self.pipeline))
 
 
 DETECTORS: Final[dict[str, Detector]] = {

@@ -18,10 +18,16 @@ def gather_rows(rows: Tensor, table: Tensor) -> Tensor:
     return F.pad(rows, (0, 0, 0, 1)).index_select(0, table.flatten())
 
 
-def conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
-    """Convolution that keeps the size (or divides it by `stride`), BatchNorm, ReLU."""
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(layer, nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.05), nn.ReLU())
+def scatter(rows: Tensor, table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Rows [P, C] and table [B·H·W] (cell → row, P where empty) → BEV image [B, C, H, W]."""
+    return gather_rows(rows, table).view(-1, *grid, rows.shape[1]).permute(0, 3, 1, 2)
+
+
+def conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3, folded: bool = False) -> nn.Sequential:
+    """Convolution that keeps the size (or divides it by `stride`), BatchNorm, ReLU; `folded`: a bias in BatchNorm's place."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=folded)
+    norm = [] if folded else [nn.BatchNorm2d(outputs, eps=1e-3, momentum=0.05)]
+    return nn.Sequential(layer, *norm, nn.ReLU())
 
 
 def up(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -36,9 +42,9 @@ class PillarEncoder(nn.Module):
     Written as a 1×1 convolution and a max pooling over the points, which every integer runtime has.
     """
 
-    def __init__(self, features: int, outputs: int) -> None:
+    def __init__(self, features: int, outputs: int, folded: bool = False) -> None:
         super().__init__()
-        self.linear = conv(features, outputs, kernel=1)
+        self.linear = conv(features, outputs, kernel=1, folded=folded)
 
     def forward(self, pillars: Tensor) -> Tensor:
         """[1, features, P, points] → [P, outputs]."""
@@ -76,7 +82,9 @@ class SparseEncoder(nn.Module):
         self.level2 = nn.ModuleList([SparseConv3d(a, b), SparseConv3d(b, b)])
         self.level3 = nn.ModuleList([SparseConv3d(b, c), SparseConv3d(c, c)])
 
-    def forward(self, rows: Tensor, same1: Tensor, down2: Tensor, same2: Tensor, down3: Tensor, same3: Tensor) -> Tensor:
+    def forward(
+        self, rows: Tensor, same1: Tensor, down2: Tensor, same2: Tensor, down3: Tensor, same3: Tensor
+    ) -> Tensor:
         """Voxel features [N1, features] and each level's tables → rows of the third level [N3, widths[2]]."""
         rows = self.level1[1](self.level1[0](rows, same1), same1)
         rows = self.level2[1](self.level2[0](rows, down2), same2)
@@ -121,11 +129,7 @@ class CenterPointPillar(nn.Module):
 
     def forward(self, pillars: Tensor, table: Tensor) -> dict[str, Tensor]:
         """Pillars [1, features, P, points], table [B·H·W] (cell → pillar, P where empty) → heads [B, n, H/4, W/4]."""
-        return self.dense(self.scatter(self.encoder(pillars), table))
-
-    def scatter(self, rows: Tensor, table: Tensor) -> Tensor:
-        """Rows [P, C] → BEV [B, C, H, W]."""
-        return gather_rows(rows, table).view(-1, *self.grid, rows.shape[1]).permute(0, 3, 1, 2)
+        return self.dense(scatter(self.encoder(pillars), table, self.grid))
 
     def dense(self, bev: Tensor) -> dict[str, Tensor]:
         """BEV [B, 32, H, W] → heads."""
@@ -166,3 +170,42 @@ class CenterPointVoxel(nn.Module):
         x3 = self.stage3(x2)
         heads: dict[str, Tensor] = self.head(torch.cat([self.same2(x2), self.up3(x3)], 1))
         return heads
+
+
+class PointPillars(nn.Module):
+    """Pillars, a strided backbone with two upsampling steps, anchor heads at stride 4; BatchNorm folded, 2.25 M parameters.
+
+    The shape of the public KITTI weights that examples/pointpillars_kitti.py reads.
+    """
+
+    def __init__(self, features: int = 10, grid: tuple[int, int] = (496, 432), anchors: int = 6) -> None:
+        super().__init__()
+
+        def plain(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+            return conv(inputs, outputs, stride, folded=True)
+
+        def double(inputs: int, outputs: int) -> nn.Sequential:
+            return nn.Sequential(nn.ConvTranspose2d(inputs, outputs, 4, 2, 1), nn.ReLU())
+
+        self.grid = grid
+        self.encoder = PillarEncoder(features, 64, folded=True)
+        self.h0, self.h1, self.h2, self.h3 = plain(64, 16), plain(16, 16), plain(16, 32, 2), plain(32, 64)
+        self.b1a, self.b1b = plain(64, 64), plain(64, 64, 2)
+        self.b2a, self.b2b = plain(64, 128), plain(128, 128, 2)
+        self.b3a, self.b3b = plain(128, 256), plain(256, 256, 2)
+        self.up1a, self.up1c = double(256, 128), plain(256, 128)
+        self.up2a, self.up2c = double(128, 64), plain(128, 64)
+        self.cls, self.box, self.dir = (nn.Conv2d(64, anchors * n, 1) for n in (3, 7, 2))
+
+    def forward(self, pillars: Tensor, table: Tensor) -> dict[str, Tensor]:
+        """Pillars [1, features, P, points], table [H·W] → cls [1, 18, H/4, W/4], box [1, 42, …], dir [1, 12, …]."""
+        return self.dense(scatter(self.encoder(pillars), table, self.grid))
+
+    def dense(self, bev: Tensor) -> dict[str, Tensor]:
+        """BEV [1, 64, H, W] → heads."""
+        x1 = self.b1b(self.b1a(self.h3(self.h2(self.h1(self.h0(bev))))))
+        x2 = self.b2b(self.b2a(x1))
+        x3 = self.b3b(self.b3a(x2))
+        y2 = self.up1c(torch.cat([self.up1a(x3), x2], 1))
+        y1 = self.up2c(torch.cat([self.up2a(y2), x1], 1))
+        return {"cls": self.cls(y1), "box": self.box(y1), "dir": self.dir(y1)}

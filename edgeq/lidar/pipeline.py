@@ -1,6 +1,7 @@
 """From raw points to a network's inputs and from its heads to boxes, as `pipeline.json` says; numpy only.
 
-A deployable bundle carries this file, its neighbours and the JSON; nothing else of edgeq is needed there.
+A deployable bundle carries this file, its neighbours and the JSON; nothing else of edgeq is needed there, so this
+file and those it imports import each other relatively and nothing but numpy.
 """
 
 from __future__ import annotations
@@ -11,12 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-try:
-    from edgeq.lidar import centre, pillars, voxels
-except ImportError:  # in a bundle the files lie side by side
-    import centre
-    import pillars
-    import voxels
+from . import anchors, centre, pillars, voxels
 
 Array = NDArray[Any]
 
@@ -40,7 +36,9 @@ def prepare(points: Array, settings: dict[str, Any], padded: bool = True) -> Pre
     encoder = settings["encoder"]
     points = np.asarray(points, np.float32)
     if points.ndim != 2 or points.shape[1] < 4:
-        raise ValueError(f"a point cloud needs four columns (x, y, z, intensity), this one has shape {list(points.shape)}")
+        raise ValueError(
+            f"a point cloud needs four columns (x, y, z, intensity), this one has shape {list(points.shape)}"
+        )
     low, high = np.array(encoder["point_range"], np.float32).reshape(2, 3)
     inside = np.isfinite(points[:, 3]) & np.all((points[:, :3] >= low) & (points[:, :3] < high), axis=1)
     ignored = int(len(points) - inside.sum())
@@ -62,5 +60,5 @@ def prepare(points: Array, settings: dict[str, Any], padded: bool = True) -> Pre
 def boxes(heads: dict[str, Array], settings: dict[str, Any]) -> tuple[Array, Array, tuple[str, ...]]:
     """Boxes [K, 7], scores [K] and K class names of one frame, best first."""
     head = settings["head"]
-    found, scores, kinds = centre.decode(heads, head)
-    return found, scores, tuple(head["classes"][k] for k in kinds)
+    found = anchors.decode(heads, head) if head["kind"] == "anchors" else centre.decode(heads, head)
+    return found.boxes, found.scores, tuple(head["classes"][k] for k in found.classes)

@@ -126,7 +126,7 @@ def cast(
     seen = rng.random(len(distance), np.float32) < returned
     rays, distance, cosine, nearest, strength = rays[seen], distance[seen], cosine[seen], nearest[seen], strength[seen]
     noise = np.clip(rng.standard_normal(len(distance), np.float32), -NOISE_LIMIT, NOISE_LIMIT)
-    speckle = np.exp(0.25 * rng.standard_normal(len(distance), np.float32))
+    speckle = np.exp(0.35 * rng.standard_normal(len(distance), np.float32))
     points = np.empty((len(distance), 4), np.float32)
     points[:, :3] = rays * (distance + sensor.range_noise * noise)[:, None]
     points[:, 3] = np.round(np.clip(strength * (0.6 + 0.4 * cosine) * speckle, 0, 0.99), 2)
@@ -215,25 +215,15 @@ def _intersect(rays: Array, pose: Pose, shape: Shape, rng: np.random.Generator) 
 
 def _polyhedron(rays: Array, normals: Array, room: Array) -> tuple[Array, Array, Array]:
     """Where rays enter and leave the half-spaces normals [3, F] · p <= room [F], and the cosine at the entry."""
-    shape = rays.shape[:-1]
-    slopes = (normals.T.astype(np.float32) @ rays.reshape(-1, 3).T).reshape(-1, *shape)
-    entry, facing, leave = (
-        np.full(shape, -np.inf, np.float32),
-        np.ones(shape, np.float32),
-        np.full(shape, np.inf, np.float32),
-    )
-    with np.errstate(divide="ignore"):
-        for slope, gap in zip(slopes, room.astype(np.float32), strict=True):
-            distance = gap / slope
-            if gap < 0:
-                distance[slope >= 0] = np.inf
-                np.copyto(facing, -slope, where=distance > entry)
-                np.maximum(entry, distance, out=entry)
-            else:
-                distance[slope <= 0] = np.inf
-                np.minimum(leave, distance, out=leave)
-    entry[entry < 0] = np.inf
-    return entry, leave, facing
+    slopes = (normals.T.astype(np.float32) @ rays.reshape(-1, 3).T).reshape(-1, *rays.shape[:-1])
+    outside = room < 0
+    toward, away = slopes[outside], slopes[~outside]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        enters = np.where(toward < 0, room[outside, None, None].astype(np.float32) / toward, np.inf)
+        leaves = np.where(away > 0, room[~outside, None, None].astype(np.float32) / away, np.inf)
+    entry = enters.max(0, initial=-np.inf)
+    facing = -np.where(enters == entry, toward, 0).min(0, initial=0)
+    return np.where(entry > 0, entry, np.inf), leaves.min(0, initial=np.inf), facing
 
 
 def _ellipsoid(rays: Array, sensor: Array, shape: Shape) -> tuple[Array, Array, Array]:

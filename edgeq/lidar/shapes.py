@@ -143,11 +143,16 @@ def _truck(t: Thing) -> tuple[Shape, ...]:
 
 
 def _person(t: Thing) -> tuple[Shape, ...]:
-    """Two legs a stride apart, an elliptic trunk, hanging arms that reach the box's sides, a head."""
+    """Two legs a stride apart with feet at the box's ends, an elliptic trunk, arms at the box's sides, a head."""
     clothes, trousers = Material(CLOTH * (0.3 + 1.2 * t.style[0])), Material(CLOTH * (0.2 + t.style[1]))
     hip, shoulder = 0.5 * t.h, 0.84 * t.h
     swing = 0.15 * (t.style[2] - 0.5)
-    limbs = [_column(side * (t.l / 2 - 0.08), side * 0.09, 0.08, 0, hip, trousers) for side in (1, -1)]
+    stride = t.l / 2 - 0.17
+    limbs = [_column(side * stride, side * 0.09, 0.08, 0, hip, trousers) for side in (1, -1)]
+    limbs += [
+        _block((stride, 0.04, 0), (t.l / 2, 0.14, 0.1), trousers),
+        _block((-t.l / 2, -0.14, 0), (-stride, -0.04, 0.1), trousers),
+    ]
     limbs += [
         _column(-side * swing, side * (t.w / 2 - 0.05), 0.05, 0.45 * t.h, 0.78 * t.h, clothes) for side in (1, -1)
     ]

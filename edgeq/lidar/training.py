@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeq.lidar.boxes import inside
+from edgeq.lidar.evaluate import LEAST_POINTS
 from edgeq.lidar.frame import Frame, labels
 
 CLASS_OF = {"Car": 0, "Van": 0, "Pedestrian": 1, "Cyclist": 2}
-LEAST_POINTS = 5  # objects with fewer are neither taught nor counted
 _HEAT_RADIUS = (0.83, 0.5, 0.5)  # sigma in cells of the heatmap's Gaussian by class
 _BOX_HEADS = {"offset": 2.0, "height": 1.0, "size": 2.0, "rotation": 1.0}
 
@@ -137,7 +137,5 @@ def collate(prepared: Sequence[tuple[NDArray[Any], ...]]) -> tuple[Tensor, ...]:
 def _shifted(tables: list[NDArray[np.int64]], counts: list[int]) -> Tensor:
     """Tables joined; an index that meant "none" (its frame's count) becomes the total."""
     starts = np.cumsum([0, *counts])
-    joined = [
-        np.where(t == n, starts[-1], t + start) for t, n, start in zip(tables, counts, starts[:-1], strict=True)
-    ]
+    joined = [np.where(t == n, starts[-1], t + start) for t, n, start in zip(tables, counts, starts[:-1], strict=True)]
     return torch.from_numpy(np.concatenate(joined))

@@ -60,8 +60,8 @@ class Voxels:
 def voxelise(points: Floats, settings: VoxelSettings, padded: bool = True) -> Voxels:
     """Voxels of a cloud [N, ≥4] (x, y, z in metres, intensity 0..1), with tables for three levels, each half as fine.
 
-    Points outside the range, and those with NaN or Inf, are left out; an empty cloud gives no voxels. `padded` fills every array up to the limits,
-    as a static graph wants it; else arrays are as long as they need be.
+    Points outside the range, and those with NaN or Inf, are left out; an empty cloud gives no voxels. `padded` fills
+    every array up to the limits, as a static graph wants it; else arrays are as long as they need be.
 
     Raises:
         ValueError: the cloud has fewer than four columns.

@@ -7,14 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from edgeq.lidar import kitti
-from edgeq.lidar.anchors import AnchorHead, anchor_head, decode
+from edgeq.lidar.anchors import anchor_head, decode
 from edgeq.lidar.average_precision import average_precision, match
-from edgeq.lidar.frame import Detections
-from edgeq.lidar.pillars import decorate, pillarise
 
 FRAMES = ("000005", "000031", "001497", "002454", "004185", "007112")
 META = {
@@ -29,41 +26,47 @@ META = {
 }
 
 
-def maps(head: AnchorHead) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+Maps = dict[str, NDArray[Any]]
+
+
+def maps() -> Maps:
     """Maps of a head that sees nothing."""
-    grid = (len(head.y), len(head.x))
-    return np.full((8, *grid), -9.0, np.float32), np.zeros((28, *grid), np.float32), np.zeros((8, *grid), np.float32)
+    return {
+        "cls": np.full((1, 8, 3, 4), -9.0, np.float32),
+        "box": np.zeros((1, 28, 3, 4), np.float32),
+        "dir": np.zeros((1, 8, 3, 4), np.float32),
+    }
 
 
-def test_the_grid_and_the_anchors_come_from_the_description() -> None:
+def test_the_anchors_come_from_the_description() -> None:
     head = anchor_head(META)
-    np.testing.assert_allclose(head.x, [0, 16 / 3, 32 / 3, 16])
-    np.testing.assert_allclose(head.y, [-8, 0, 8])
-    assert head.anchors[1] == (4, 3, 1.5, -1.0, 1.57)
-    assert [a[:3] for a in head.anchors] == [(4, 3, 1.5), (4, 3, 1.5), (1.8, 0.6, 1.7), (1.8, 0.6, 1.7)]
+    assert (head["columns"], head["rows"]) == ([0, 16, 4], [-8, 8, 3])
+    assert head["anchors"][1] == [4, 3, 1.5, -1.0, 1.57]
+    assert [a[:3] for a in head["anchors"]] == [[4, 3, 1.5], [4, 3, 1.5], [1.8, 0.6, 1.7], [1.8, 0.6, 1.7]]
 
 
 def test_an_anchor_that_does_not_move_is_the_box() -> None:
     head = anchor_head(META)
-    cls, box, direction = maps(head)
-    cls[0 * 2 + 0, 1, 2] = 2.0  # anchor 0 (car, heading 0), class 0, second row, third column
-    direction[0 * 2 + 1, 1, 2] = 1.0  # heading 0 lies in the second half turn
-    boxes, scores, names = decode(cls, box, direction, head)
-    np.testing.assert_allclose(boxes, [[32 / 3, 0, -1, 4, 3, 1.5, 2 * np.pi - 2 * np.pi]], atol=1e-9)
-    np.testing.assert_allclose(scores, [1 / (1 + np.exp(-2))])
-    assert names == ("Car",)
+    seen = maps()
+    seen["cls"][0, 0 * 2 + 0, 1, 2] = 2.0  # anchor 0 (car, heading 0), class 0, second row, third column
+    seen["dir"][0, 0 * 2 + 1, 1, 2] = 1.0  # heading 0 lies in the second half turn
+    found = decode(seen, head)
+    np.testing.assert_allclose(found.boxes, [[32 / 3, 0, -1, 4, 3, 1.5, 2 * np.pi - 2 * np.pi]], atol=1e-9)
+    np.testing.assert_allclose(found.scores, [1 / (1 + np.exp(-2))])
+    assert found.classes.tolist() == [0]
+    assert (found.anchors[0], found.rows[0], found.columns[0]) == (0, 1, 2)
 
 
 def test_moves_are_in_units_of_the_anchor() -> None:
     head = anchor_head(META)
-    cls, box, direction = maps(head)
-    cls[3 * 2 + 1, 0, 1] = 0.0  # anchor 3 (cyclist, heading 1.57), class 1
-    box[21:28, 0, 1] = [0.5, -1, 0.1, np.log(2), 0, np.log(0.5), 0.2]
+    seen = maps()
+    seen["cls"][0, 3 * 2 + 1, 0, 1] = 0.0  # anchor 3 (cyclist, heading 1.57), class 1
+    seen["box"][0, 21:28, 0, 1] = [0.5, -1, 0.1, np.log(2), 0, np.log(0.5), 0.2]
     diagonal = np.hypot(1.8, 0.6)
-    boxes, scores, names = decode(cls, box, direction, head)
+    found = decode(seen, head)
     wanted = [16 / 3 + diagonal / 2, -8 - diagonal, 0.25 + 0.17, 3.6, 0.6, 0.85, 1.77]
-    np.testing.assert_allclose(boxes, [wanted], rtol=1e-6)
-    assert (scores.tolist(), names) == ([0.5], ("Cyclist",))
+    np.testing.assert_allclose(found.boxes, [wanted], rtol=1e-6)
+    assert (found.scores.tolist(), found.classes.tolist()) == ([0.5], [1])
 
 
 @pytest.mark.parametrize(
@@ -80,47 +83,34 @@ def test_moves_are_in_units_of_the_anchor() -> None:
 def test_the_direction_bin_says_which_way_round(heading: float, facing: int, wanted: float) -> None:
     """Bin 0 is [π/4, 5π/4), bin 1 the rest, whatever half turn the regression chose."""
     head = anchor_head(META)
-    cls, box, direction = maps(head)
-    cls[0, 0, 0], box[6, 0, 0], direction[facing, 0, 0] = 5.0, heading, 1.0
-    yaw = decode(cls, box, direction, head)[0][0, 6]
+    seen = maps()
+    seen["cls"][0, 0, 0, 0], seen["box"][0, 6, 0, 0], seen["dir"][0, facing, 0, 0] = 5.0, heading, 1.0
+    yaw = decode(seen, head).boxes[0, 6]
     assert np.cos(yaw - wanted) == pytest.approx(1)
 
 
 def test_low_scores_neighbours_and_nonsense_are_left_out() -> None:
     head = anchor_head(META)
-    cls, box, direction = maps(head)
-    cls[0, 0, 0] = 3.0
-    cls[4, 0, 0] = 2.0  # a cyclist within the car
-    cls[0, 2, 3] = -2.3  # 0.091
-    cls[0, 2, 0], box[3, 2, 0] = 4.0, 1000.0  # e to the 1000 metres long
-    cls[2, 0, 3] = np.nan
-    assert decode(cls, box, direction, head)[2] == ("Car",)
-    assert decode(*maps(head), head)[0].shape == (0, 7)
-    with pytest.raises(ValueError, match=r"box must have the shape \[28, 3, 4\]"):
-        decode(cls, box[:14], direction, head)
+    seen = maps()
+    seen["cls"][0, 0, 0, 0] = 3.0
+    seen["cls"][0, 4, 0, 0] = 2.0  # a cyclist within the car
+    seen["cls"][0, 0, 2, 3] = -2.3  # 0.091
+    seen["cls"][0, 0, 2, 0], seen["box"][0, 3, 2, 0] = 4.0, 1000.0  # e to the 1000 metres long
+    seen["cls"][0, 2, 0, 3] = np.nan
+    assert decode(seen, head).classes.tolist() == [0]
+    assert decode(maps(), head).boxes.shape == (0, 7)
+    with pytest.raises(ValueError, match=r"box must be of shape \[1, 28, 3, 4\]"):
+        decode({**seen, "box": seen["box"][:, :14]}, head)
 
 
 @pytest.mark.data
 def test_the_real_pointpillars_finds_the_cars_of_kitti(data: Path) -> None:
     """Six frames with 20 cars, hard ones too: 0.86 in BEV and in 3D when this was written, one car is 0.05."""
-    from safetensors.torch import load_file
-
     from edgeq.examples import pointpillars_kitti as example  # reads EDGEQ_DATA, which the fixture has set
 
-    meta, network, head = example.META, example.model(), anchor_head(example.META)
-    weights = load_file(data / "pointpillars_kitti" / "pointpillars_kitti_fp32.safetensors")
+    network = example.model()
     frames = list(kitti.read_frames(data / "kitti" / "eval", FRAMES))
-    detections = []
-    for frame in frames:
-        pillars = pillarise(frame.points, meta["range"], meta["voxel"], meta["max_points"], meta["max_pillars"])
-        features = decorate(pillars, meta["range"], meta["voxel"], meta["feature_weight"], meta["feature_bias"])
-        image = torch.zeros(64, 496 * 432 + 1)  # padded pillars go to the last place
-        with torch.inference_mode():
-            linear = (weights["pfn.linear.weight"], weights["pfn.linear.bias"])
-            encoded = torch.nn.functional.linear(torch.from_numpy(features), *linear).relu().amax(1)
-            image[:, torch.from_numpy(pillars.cells).long()] = encoded.T
-            out = network(image[:, :-1].reshape(1, 64, 496, 432))
-        detections.append(Detections(*decode(*(out[k][0].numpy() for k in ("cls", "box", "dir")), head)))
+    detections = [example.DETECTOR.detect(frame.points, network) for frame in frames]
     labels = [frame.labels for frame in frames if frame.labels]
     assert average_precision(match(detections, labels, "Car")) > 0.8
     assert average_precision(match(detections, labels, "Car", "3d")) > 0.8

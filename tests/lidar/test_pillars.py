@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,18 +99,3 @@ def test_features_worked_out_by_hand() -> None:
     scaled = decorate(pillarise(points, *one, 3, 2), *one, weight=[2.0] * 10, bias=[1.0] * 10)
     np.testing.assert_allclose(scaled[0, :2], found[0, :2] * 2 + 1, atol=1e-6)
     assert not scaled[0, 2].any(), "padding stays zero"
-
-
-@pytest.mark.data
-def test_a_real_sweep_gives_the_features_of_the_example(data: Path) -> None:
-    from edgeq.examples import pointpillars_kitti as example  # reads EDGEQ_DATA, which the fixture has set
-
-    meta = example.META
-    points = np.fromfile(data / "kitti" / "eval" / "velodyne" / "004185.bin", np.float32).reshape(-1, 4)
-    wanted, cells = (np.asarray(t) for t in example.pillars(points))
-    found = pillarise(points, meta["range"], meta["voxel"], meta["max_points"], meta["max_pillars"])
-    features = decorate(found, meta["range"], meta["voxel"], meta["feature_weight"], meta["feature_bias"])
-    assert found.cells[: len(cells)].tolist() == cells.tolist()
-    assert found.dropped == 0
-    np.testing.assert_allclose(features[: len(cells)], wanted, atol=1e-3)
-    assert not features[len(cells) :].any()
