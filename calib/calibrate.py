@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sized
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
+from edgeq.calib.cache import Cache
 from edgeq.calib.ranges import method
 from edgeq.calib.ranges.affine import affine
 from edgeq.calib.ranges.observe import Observer
 from edgeq.calib.ranges.weights import channel_scales
+from edgeq.calib.reconstruct import Engine, Progress
 from edgeq.calib.rounding import method as rounding
+from edgeq.calib.twins import Numbers, Twins
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured, flatten
 from edgeq.graph.convert import Resolved, snap_weight_scale
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
 from edgeq.spec import EdgeqError, Precision, QParams, QuantSpec, Recipe
 
-Progress = Callable[[str, int, int | None], None]
+Spool = Callable[[int, tuple[Tensor, ...], tuple[Tensor, ...]], None]
 
 
 def batches(captured: Captured, data: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
@@ -61,7 +66,26 @@ def calibrate(
     captured: Captured, annotation: Annotation, recipe: Recipe, data: Iterable[Any], progress: Progress
 ) -> Resolved:
     """Resolve every scale of `annotation` by `recipe` on calibration `data` (batches like the example inputs)."""
-    observers = observe(captured, annotation, recipe, data, progress)
+    if recipe.reconstruction is None:
+        return resolve(captured, annotation, recipe, observe(captured, annotation, recipe, data, progress))
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Cache(Path(folder))
+        placeholders = [n for n in captured.module.graph.nodes if n.op == "placeholder"]
+
+        def spool(index: int, batch: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+            for node, tensor in zip(placeholders, batch, strict=True):
+                cache.write(f"float {node.name}", index, tensor, 1)
+
+        observers = observe(captured, annotation, recipe, data, progress, spool)
+        resolved = resolve(captured, annotation, recipe, observers)
+        Engine(Twins(Numbers(captured, annotation, resolved), cache), recipe, progress).run()
+        return resolved
+
+
+def resolve(
+    captured: Captured, annotation: Annotation, recipe: Recipe, observers: Mapping[Node, Observer]
+) -> Resolved:
+    """Scales and weights from what was observed, nothing learned yet."""
     interval = method(recipe.activations)
     activations: dict[Node, QParams] = {}
     for root in observers:
@@ -145,9 +169,14 @@ def weighted_layers(captured: Captured, annotation: Annotation) -> Iterator[Weig
 
 
 def observe(
-    captured: Captured, annotation: Annotation, recipe: Recipe, data: Iterable[Any], progress: Progress
+    captured: Captured,
+    annotation: Annotation,
+    recipe: Recipe,
+    data: Iterable[Any],
+    progress: Progress,
+    spool: Spool | None = None,
 ) -> dict[Node, Observer]:
-    """One float pass over `data`; returns tensor set → what was seen of it."""
+    """One float pass over `data`; returns tensor set → what was seen of it. `spool` gets every batch with its outputs."""
     histogram = method(recipe.activations).needs_histogram
     observers: dict[Node, Observer] = {}
     watching: dict[Node, Observer] = {}
@@ -160,7 +189,9 @@ def observe(
     for done, batch in enumerate(batches(captured, data), start=1):
         runner.batch = done - 1
         with torch.no_grad():
-            runner.run(*batch)
+            outputs = runner.run(*batch)
+        if spool is not None:
+            spool(done - 1, batch, outputs)
         progress("calibrate", done, total)
     return observers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from edgeq.spec import EdgeqError, Recipe
+from edgeq.spec import EdgeqError, Reconstruction, Recipe
 
 _JACOB = "Jacob et al. 2018, arXiv 1712.05877"
 
@@ -43,6 +43,13 @@ RECIPES: Final[dict[str, Recipe]] = {
             "least KL divergence of the values that are not 0, for sparse inputs",
             "Migacz, 8-bit inference with TensorRT, GTC 2017; zeros left out",
             activations="entropy:nonzero",
+        ),
+        Recipe(
+            "adaround",
+            "rounding learned layer by layer, so that outputs stay the same",
+            "Nagel et al. 2020, arXiv 2004.10568",
+            rounding="squant",
+            reconstruction=Reconstruction(),
         ),
     )
 }

@@ -159,11 +159,34 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """How the rounding is learned on calibration data, span by span in forward order.
+
+    span: what is judged together: a `layer`, a `block` between two cuts of the network, two blocks (`cross-block`).
+    objectives: what must stay the same, as names of edgeq.calib.objectives: `mse` of the span's output, `tgpl` of the
+        network's answers.
+    balanced: empty cells of a sparse map weigh at most as much together as the occupied ones.
+    steps: gradient steps on a layer's sums over the data (edgeq.calib.gram), whose cost does not depend on the data.
+    polish: gradient steps through the span itself, and through the network behind it for `tgpl`; 0 for none.
+    batch: frames in one of these. activations: they learn the scales of the span's activations as well.
+    """
+
+    span: Literal["layer", "block", "cross-block"] = "layer"
+    objectives: tuple[str, ...] = ("mse",)
+    balanced: bool = False
+    steps: int = 500
+    polish: int = 0
+    batch: int = 4
+    activations: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
-    """A published method as parts: a range method per side, then a rounding of the weights.
+    """A published method as parts: a range method per side, then a rounding of the weights, then what is learned.
 
     activations, weights: a range method with options, as `percentile:99.99` or `mse`.
-    rounding: a method of edgeq.calib.rounding.
+    rounding: a method of edgeq.calib.rounding. reconstruction: learned from there on; None leaves it at that.
+    ends: precision of the first and the last layers where no plan says otherwise; None treats them as all others.
     """
 
     name: str
@@ -172,6 +195,8 @@ class Recipe:
     activations: str = "minmax"
     weights: str = "minmax"
     rounding: str = "nearest"
+    reconstruction: Reconstruction | None = None
+    ends: str | None = None
 
 
 # ---------------------------------------------------------------- artefacts and measurements

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,12 +26,13 @@ class Resolved:
 
     activations: representative node of a tensor set → scale and zero point.
     scales: layer key → weight scales, float32 [C_out]. weights: layer key → integers of the weights (int8, torch's
-    layout).
+    layout). biases: layer key → float32 [C_out], only where calibration moved a bias.
     """
 
     activations: dict[Node, QParams]
     scales: dict[str, Tensor]
     weights: dict[str, Tensor]
+    biases: dict[str, Tensor] = field(default_factory=dict)
 
 
 def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> tuple[ExportedProgram, dict[str, str]]:
@@ -113,6 +114,12 @@ def snap_weight_scale(scale: Tensor, bias: Tensor | None, in_scale: float) -> Te
     return torch.maximum(scale, least.to(torch.float32) * (1 + 2**-20))
 
 
+def snap_bias(bias: Tensor, scale: Tensor, in_scale: float) -> Tensor:
+    """The nearest bias on the int32 grid of weight scale × input scale, float32 [C_out]."""
+    unit = scale.double() * in_scale
+    return (torch.round(bias.double() / unit) * unit).to(torch.float32)
+
+
 def _copy(module: GraphModule) -> tuple[GraphModule, dict[Node, Node]]:
     twin = copy.deepcopy(module)
     mapped = dict(zip(module.graph.nodes, twin.graph.nodes, strict=True))
@@ -135,7 +142,7 @@ def _quantize_weight(
     weight_at, bias_at, axis = WEIGHTED[kind]
     weight_node, bias_node = node.args[weight_at], node_arg(node, bias_at, None)
     assert isinstance(weight_node, Node)
-    bias = constant(module, bias_node) if isinstance(bias_node, Node) else None
+    bias = resolved.biases.get(key, constant(module, bias_node)) if isinstance(bias_node, Node) else None
     scale, integers = resolved.scales[key], resolved.weights[key]
     args = list(node.args) + [None] * (bias_at + 1 - len(node.args))
     with module.graph.inserting_before(node):
@@ -147,8 +154,7 @@ def _quantize_weight(
         )
         if bias is not None:
             if in_qparams is not None:
-                unit = scale.double() * in_qparams.scale[0]
-                bias = (torch.round(bias.double() / unit) * unit).to(torch.float32)
+                bias = snap_bias(bias, scale, in_qparams.scale[0])
             args[bias_at] = set_constant(module, f"{weight_node.target}_bias", bias)
     node.args = tuple(args)
 

@@ -1,0 +1,1 @@
+"""What must stay the same: objectives that a reconstruction minimises."""

@@ -1,0 +1,188 @@
+"""Rounding `adaround`: up or down for each weight, learned so that the layer's output error is least.
+
+Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization" (arXiv 2004.10568), section 3.2: a weight
+is floor(w/s) + h(V), h the rectified sigmoid (equation 23) between 0 and 1, and a regulariser 1 − |2h − 1|^β (equation 24)
+whose β falls from 20 to 2 drives every h to an end. The paper takes the error from minibatches; here it is the same
+quadratic summed over the data beforehand (edgeq.calib.gram), so every step sees all of it. Ours besides: the bias that
+suits the rounding is solved for along the way, and single flips that still help are taken at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from edgeq.calib.gram import Gram
+from edgeq.spec import QuantSpec
+
+ZETA: Final = 1.1  # the rectified sigmoid's stretch, equation 23
+GAMMA: Final = -0.1
+BETA: Final = (20.0, 2.0)  # first and last exponent of the regulariser
+FREE: Final = 0.2  # share of the steps before the regulariser sets in
+RATE: Final = 3e-2  # Adam's; higher than the paper's 1e-3 since every step has the whole gradient
+PULL: Final = 1.0  # the regulariser's weight where nearest rounding's error counts 1 a weight
+
+
+def soften(v: Tensor) -> Tensor:
+    """h(V) in [0, 1], equation 23; its gradient is 0 at the ends."""
+    return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def harden(h: Tensor) -> Tensor:
+    """V with soften(V) = h, for h in [0, 1]."""
+    return torch.logit((h - GAMMA) / (ZETA - GAMMA))
+
+
+def beta(done: float) -> float:
+    """The regulariser's exponent after a share `done` of the steps, on a cosine from 20 to 2."""
+    falling = min(max(done - FREE, 0.0) / (1.0 - FREE), 1.0)
+    return BETA[1] + 0.5 * (BETA[0] - BETA[1]) * (1.0 + math.cos(math.pi * falling))
+
+
+@dataclass(slots=True)
+class _Part:
+    """One Gram's weights in steps of their scales: real = scale · (floor + h · room), each [G, R, D] ([G, R, 1] scale)."""
+
+    gram: Gram
+    real: Tensor
+    scale: Tensor
+    floor: Tensor
+    room: Tensor
+
+    def drift(self, weights: Tensor) -> Tensor:
+        """Mean of Ŵx̂ − Wx, [G, R]."""
+        gram = self.gram
+        return (weights @ gram.mean_quantized[..., None] - self.real @ gram.mean[..., None])[..., 0]
+
+    def error(self, weights: Tensor, shift: Tensor) -> Tensor:
+        """Mean squared output error of each row [G, R] where the bias moves by `shift` [G, R]."""
+        gram = self.gram
+        square = (weights @ gram.quantized * weights - 2 * (weights @ gram.mixed) * self.real).sum(-1) + gram.power
+        return square + 2 * shift * self.drift(weights) + shift.square()
+
+    def slope(self, weights: Tensor, shift: Tensor) -> Tensor:
+        """Gradient of `error` with respect to the weights, [G, R, D]."""
+        gram = self.gram
+        pull = weights @ gram.quantized - self.real @ gram.mixed.transpose(1, 2)
+        return 2 * (pull + shift[..., None] * gram.mean_quantized[:, None])
+
+
+class Layer:
+    """A layer's rounding problem: its rows' sums over the data, and the two neighbours of each weight."""
+
+    def __init__(self, grams: Sequence[Gram], weight: Tensor, scales: Tensor, spec: QuantSpec, *, bias: bool) -> None:
+        """`weight` in torch's layout, `scales` float32 [C]; `bias`: the layer has one, which may move."""
+        self.shape, self.scales, self.spec, self.bias = weight.shape, scales, spec, bias
+        self.parts = []
+        for gram in grams:
+            real = weight.reshape(-1)[gram.rows.taps]
+            scale = scales[gram.rows.channels][..., None]
+            floor = torch.floor(real / scale).clamp(spec.qmin, spec.qmax)
+            self.parts.append(_Part(gram, real, scale, floor, (floor < spec.qmax).float()))
+
+    def split(self, weight: Tensor) -> list[Tensor]:
+        """A tensor in torch's layout as rows."""
+        return [weight.reshape(-1)[p.gram.rows.taps] for p in self.parts]
+
+    def join(self, rows: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Rows back in torch's layout; weights that no output cell meets stay as in `like`."""
+        flat = like.reshape(-1).clone()
+        for part, row in zip(self.parts, rows, strict=True):
+            flat[part.gram.rows.taps.reshape(-1)] = row.reshape(-1).to(flat.dtype)
+        return flat.view(self.shape)
+
+    def shift(self, rows: Sequence[Tensor]) -> Tensor:
+        """How far the bias should move, float32 [C]: the mean output error away, where there is a bias."""
+        total = torch.zeros_like(self.scales)
+        if self.bias:
+            for part, row in zip(self.parts, rows, strict=True):
+                total.index_add_(0, part.gram.rows.channels.reshape(-1), part.drift(row * part.scale).reshape(-1))
+        return -total / len(self.parts)
+
+    def errors(self, rows: Sequence[Tensor], shift: Tensor) -> Tensor:
+        """Mean squared output error of each channel, float32 [C]."""
+        total = torch.zeros_like(self.scales)
+        for part, row in zip(self.parts, rows, strict=True):
+            found = part.error(row * part.scale, shift[part.gram.rows.channels])
+            total.index_add_(0, part.gram.rows.channels.reshape(-1), found.reshape(-1))
+        return total / len(self.parts)
+
+    @property
+    def power(self) -> float:
+        """Mean square of the float layer's output, bias left out, summed over channels."""
+        return sum(float(p.gram.power.sum()) for p in self.parts) / len(self.parts)
+
+
+def learn(layer: Layer, start: Tensor, steps: int) -> Tensor:
+    """Integers int8 in the weight's layout, each next to the real value, with no channel worse than in `start`.
+
+    start: integers to compare with, from a rounding that looks at no data.
+    """
+    first = [r.float() for r in layer.split(start)]
+    learned = flip(layer, _descend(layer, steps))
+    before, after = (layer.errors(rows, layer.shift(rows)) for rows in (first, learned))
+    better = after < before
+    chosen = [
+        torch.where(better[p.gram.rows.channels][..., None], new, old)
+        for p, new, old in zip(layer.parts, learned, first, strict=True)
+    ]
+    return layer.join(chosen, start)
+
+
+def _descend(layer: Layer, steps: int) -> list[Tensor]:
+    """Adam on V from h = the fraction that flooring cuts off, full gradient, then every h to its nearer end."""
+    parts = layer.parts
+    exact = [(p.real / p.scale - p.floor).clamp(0, 1) for p in parts]
+    nearest = [p.floor + torch.round(h) * p.room for p, h in zip(parts, exact, strict=True)]
+    reference = float(layer.errors(nearest, layer.shift(nearest)).sum()) * len(parts)
+    unit = sum(h.numel() for h in exact) / max(reference, torch.finfo(torch.float32).tiny)
+    variables = [harden(h.clamp(0.01, 0.99)).requires_grad_() for h in exact]
+    adam = torch.optim.Adam(variables, lr=RATE)
+    for step in range(steps):
+        adam.zero_grad()
+        with torch.enable_grad():
+            soft = [soften(v) for v in variables]
+        with torch.no_grad():
+            rows = [p.floor + h * p.room for p, h in zip(parts, soft, strict=True)]
+            shift = layer.shift(rows)
+            power = beta(step / steps)
+            for part, h, row in zip(parts, soft, rows, strict=True):
+                slope = part.slope(row * part.scale, shift[part.gram.rows.channels]) * part.scale * part.room * unit
+                if step >= FREE * steps:
+                    side = 2 * h - 1
+                    slope -= 2 * PULL * power * side.abs() ** (power - 1) * side.sign()
+                h.backward(slope)
+        adam.step()
+    return [p.floor + (soften(v.detach()) >= 0.5) * p.room for p, v in zip(parts, variables, strict=True)]
+
+
+def flip(layer: Layer, rows: Sequence[Tensor]) -> list[Tensor]:
+    """Each row's best single flip between floor and ceil, again and again until none helps; the bias follows."""
+    found = [r.clone() for r in rows]
+    for index, part in enumerate(layer.parts):
+        gram, row, share = part.gram, found[index], (1.0 / len(layer.parts) if layer.bias else 0.0)
+        slope = part.slope(row * part.scale, layer.shift(found)[gram.rows.channels])
+        means = gram.mean_quantized
+        curve = (gram.quantized.diagonal(dim1=1, dim2=2) - share * means.square())[:, None]
+        scale = part.scale
+        least = 1e-6 * float(layer.errors(found, layer.shift(found)).mean())  # what float32 can tell from nothing
+        for _ in range(row.shape[-1]):
+            up = row <= part.floor
+            step = torch.where(up, part.room, -1.0) * scale
+            gain = torch.where(step == 0, torch.inf, step * slope + curve * step.square())
+            best, at = gain.min(-1, keepdim=True)
+            helps = best < -least
+            if not bool(helps.any()):
+                break
+            step = torch.where(helps, step.gather(-1, at), 0.0)
+            row.scatter_add_(-1, at, step / scale)
+            group = torch.arange(len(means))[:, None]
+            pair = gram.quantized[group, at[..., 0]] - share * means[group, at[..., 0]][..., None] * means[:, None]
+            slope += 2 * step * pair
+        row.copy_(torch.round(row))
+    return found

@@ -1,0 +1,210 @@
+"""The float network and the quantized one side by side, one node at a time, over frames that lie in a cache.
+
+The quantized side computes in float32 between quantize and dequantize, as the QDQ program does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgeq.calib.cache import Cache
+from edgeq.graph.annotate import Annotation
+from edgeq.graph.capture import Captured
+from edgeq.graph.convert import Resolved, snap_bias
+from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg, value
+from edgeq.spec import QParams
+
+CHUNK: Final = 1 << 23  # float32 values of the largest activation that are computed at once: 32 MiB
+Look = Callable[[Node], Tensor]
+
+
+def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
+    """Float32 to the nearest value of the grid (torch's quantize_per_tensor, then its dequantize)."""
+    return (stored(x, qparams).float() - qparams.zero_point[0]) * torch.tensor(qparams.scale[0])
+
+
+def stored(x: Tensor, qparams: QParams) -> Tensor:
+    """The int8 values of `x` on the grid."""
+    inverse = torch.tensor(1.0 / qparams.scale[0], dtype=torch.float32)
+    return torch.clamp(torch.round(x * inverse) + qparams.zero_point[0], qparams.qmin, qparams.qmax).to(torch.int8)
+
+
+class Numbers:
+    """What the quantized side computes with: `Resolved`, read as float32 constants."""
+
+    def __init__(self, captured: Captured, annotation: Annotation, resolved: Resolved) -> None:
+        """`resolved` is read at each use: it may grow and change."""
+        self.captured, self.annotation, self.resolved = captured, annotation, resolved
+        self.groups = {g.node: g for g in annotation.groups}
+        self.makers = {g.output: g for g in annotation.groups}
+        self.weighted = {g.node: (g.key, g.inputs[0]) for g in annotation.groups if g.kind in WEIGHTED}
+        self.weighted |= {n: (key, None) for key, (n, _) in annotation.weight_only.items()}  # type: ignore[misc] # None: float input
+
+    def qparams(self, node: Node) -> QParams:
+        """Scale and zero point of a quantized tensor."""
+        return self.resolved.activations[self.annotation.tensors.find(node)]
+
+    def activation(self, node: Node, x: Tensor) -> Tensor:
+        """`x`, the float value of the quantized tensor `node`, on its grid."""
+        return fake_quantize(x, self.qparams(node))
+
+    def constants(self, node: Node) -> tuple[Tensor, Tensor | None]:
+        """Dequantized weight and snapped bias of a layer."""
+        key, source = self.weighted[node]
+        _, bias_at, axis = WEIGHTED[kind_of(node) or ""]
+        integers, scale = self.resolved.weights[key], self.resolved.scales[key]
+        shape = [1] * integers.dim()
+        shape[axis] = -1
+        bias_node = node_arg(node, bias_at, None)
+        bias = self.resolved.biases.get(key, constant(self.captured.module, bias_node)) if bias_node is not None else None
+        if bias is not None and source is not None:
+            bias = snap_bias(bias, scale, self.qparams(source).scale[0])
+        return integers.float() * scale.view(shape), bias
+
+
+class Twins:
+    """Runs nodes of the captured graph on both sides; values pass through the cache and leave it after their last use.
+
+    Frames are stacked along the first axis where the network allows it. Cache names: `float <node>` and, for whatever
+    differs from it, `quantized <node>`, int8 where the node's value is quantized.
+    """
+
+    def __init__(self, numbers: Numbers, cache: Cache) -> None:
+        """`cache` holds the float value of every placeholder."""
+        self.numbers, self.cache = numbers, cache
+        graph = numbers.captured.module.graph
+        self.nodes = [n for n in graph.nodes if n.op == "call_function"]
+        self.pending = {n: {u for u in n.users if u.op == "call_function"} for n in graph.nodes}
+        self.first = numbers.captured.example[0].shape[0]  # examples in one frame
+        largest = max((value(n).numel() for n in graph.nodes if n.op in ("placeholder", "call_function") and _single(n)))
+        self.size = max(1, CHUNK // largest) if self._stackable() else 1
+
+    def chunks(self, size: int = 1 << 30) -> Iterator[tuple[int, int]]:
+        """Ranges of frames, each at most `size` and as many as are computed at once."""
+        step = min(size, self.size)
+        for start in range(0, self.cache.frames, step):
+            yield start, min(start + step, self.cache.frames)
+
+    def real(self, node: Node, start: int, stop: int) -> Tensor:
+        """The float network's value of `node` for a range of frames."""
+        return self.cache.read(f"float {node.name}", start, stop)
+
+    def seen(self, node: Node, start: int, stop: int) -> Tensor:
+        """The quantized network's value of `node` for a range of frames, before a reader of its own quantizes it."""
+        name = f"quantized {node.name}"
+        if name not in self.cache:
+            return self.real(node, start, stop)
+        found = self.cache.read(name, start, stop)
+        if node not in self.numbers.makers:
+            return found
+        qparams = self.numbers.qparams(node)
+        return (found.float() - qparams.zero_point[0]) * torch.tensor(qparams.scale[0])
+
+    def read_by(self, reader: Node, node: Node, start: int, stop: int) -> Tensor:
+        """What the quantized `reader` gets of `node`."""
+        return self.as_read(reader, node, self.seen(node, start, stop))
+
+    def as_read(self, reader: Node, node: Node, x: Tensor, numbers: Numbers | None = None) -> Tensor:
+        """A float value is quantized for the integer operators among its readers."""
+        numbers = numbers or self.numbers
+        outside = node in numbers.annotation.tensors.parent and node not in numbers.makers
+        return numbers.activation(node, x) if outside and reader in numbers.groups else x
+
+    def float_node(self, node: Node, look: Look) -> Any:
+        """Compute `node` in float; `look` gives the values it reads."""
+        args = torch.fx.map_arg(node.args, lambda n: self._constant(n) if n.op == "get_attr" else look(n))
+        kwargs = torch.fx.map_arg(node.kwargs, lambda n: self._constant(n) if n.op == "get_attr" else look(n))
+        return node.target(*self._resized(node, args), **kwargs)  # type: ignore[operator] # call_function
+
+    def quantized_node(self, node: Node, look: Look, numbers: Numbers | None = None) -> Any:
+        """Compute `node` with the quantized constants and put its value on its grid where it has one."""
+        numbers = numbers or self.numbers
+
+        def read(n: Node) -> Any:
+            return self._constant(n) if n.op == "get_attr" else self.as_read(node, n, look(n), numbers)
+
+        args = list(torch.fx.map_arg(node.args, read))
+        if node in numbers.weighted:
+            weight_at, bias_at, _ = WEIGHTED[kind_of(node) or ""]
+            weight, bias = numbers.constants(node)
+            args[weight_at] = weight
+            if bias is not None:
+                args[bias_at] = bias
+        result = node.target(*self._resized(node, args), **torch.fx.map_arg(node.kwargs, read))  # type: ignore[operator] # call_function
+        return numbers.activation(node, result) if node in numbers.makers else result
+
+    def advance(self, nodes: Sequence[Node], *, real: bool = True, keep: Iterable[Node] = ()) -> None:
+        """Compute `nodes` for all frames on both sides (`real` false: the quantized side again), and drop what is done.
+
+        keep: values that stay although every reader is computed.
+        """
+        inside = set(nodes)
+        outside = list(dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in inside and i.op != "get_attr"))
+        wanted = [n for n in nodes if not set(n.users) <= inside or n in keep or _answers(n)]
+        with torch.no_grad():
+            for start, stop in self.chunks():
+                if real:
+                    floats = self.run(nodes, {n: self.real(n, start, stop) for n in outside}, self.float_node)
+                    for n in wanted:
+                        self.cache.write(f"float {n.name}", start, floats[n], stop - start)
+                values = self.run(nodes, {n: self.seen(n, start, stop) for n in outside}, self.quantized_node)
+                for n in wanted:
+                    result = stored(values[n], self.numbers.qparams(n)) if n in self.numbers.makers else values[n]
+                    self.cache.write(f"quantized {n.name}", start, result, stop - start)
+
+    def run(self, nodes: Iterable[Node], values: dict[Node, Any], compute: Callable[[Node, Look], Any]) -> dict[Node, Any]:
+        """`values` with those of `nodes` added, tuples left out."""
+        for node in nodes:
+            values[node] = compute(node, values.__getitem__)
+        return values
+
+    def release(self, nodes: Iterable[Node], keep: Iterable[Node] = ()) -> None:
+        """Count `nodes` as computed and drop every value that nobody will read, but those of `keep`."""
+        kept = set(keep)
+        for node in nodes:
+            for source in (*node.all_input_nodes, node):
+                self.pending[source].discard(node)
+                if not self.pending[source] and source not in kept:
+                    self.cache.drop(f"float {source.name}")
+                    self.cache.drop(f"quantized {source.name}")
+
+    def _constant(self, node: Node) -> Tensor:
+        return constant(self.numbers.captured.module, node)
+
+    def _resized(self, node: Node, args: Sequence[Any]) -> Sequence[Any]:
+        """Reshapes name the number of examples in a frame; stacked frames have more."""
+        if kind_of(node) != "reshape" or len(args) < 2 or not isinstance(args[1], (list, tuple)):
+            return args
+        sizes = list(args[1])
+        same = isinstance(args[0], Tensor) and sizes and sizes[0] == self.first == value(node.args[0]).shape[0]
+        return [args[0], [args[0].shape[0], *sizes[1:]], *args[2:]] if same else args
+
+    def _stackable(self) -> bool:
+        """Whether two frames at once give what each gives alone."""
+        placeholders = [n for n in self.numbers.captured.module.graph.nodes if n.op == "placeholder"]
+        if any(value(n).dim() == 0 or value(n).shape[0] != self.first for n in placeholders) or self.cache.frames < 2:
+            return False
+        both = [self.run(self.nodes, {n: self.real(n, i, i + 1) for n in placeholders}, self.float_node) for i in (0, 1)]
+        try:
+            stacked = self.run(self.nodes, {n: self.real(n, 0, 2) for n in placeholders}, self.float_node)
+        except (RuntimeError, IndexError):  # a size that counts examples otherwise
+            return False
+        return all(
+            stacked[n].shape[0] == 2 * self.first
+            and torch.allclose(stacked[n], torch.cat([b[n] for b in both]), rtol=1e-3, atol=1e-4)
+            for n in self.nodes
+            if isinstance(stacked[n], Tensor) and stacked[n].dim()
+        )
+
+
+def _single(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def _answers(node: Node) -> bool:
+    return any(u.op == "output" for u in node.users)
