@@ -123,12 +123,26 @@ def test_a_car_behind_a_wall_is_neither_hit_nor_labelled():
     assert walled.points[ahead, 0].max() < 12.2
 
 
-def test_a_wall_is_hit_where_it_stands():
-    wall = Thing("wall", 10, 0, 60, 0.5, 8, np.pi / 2)
-    points = render("wall", [wall], FLAT, NOISE_FREE, np.random.default_rng(0)).points
-    on_wall = points[(points[:, 2] > -1.7)]
+def test_of_two_things_on_a_ray_the_nearer_is_hit():
+    car, pole = Thing("Car", 10, 0, 4, 1.6, 1.5, np.pi / 2), Thing("pole", 7, 0, 0.3, 0.3, 6, 0.0)
+    alone, together = (
+        render("pole", things, FLAT, NOISE_FREE, np.random.default_rng(0)).points for things in ([pole], [pole, car])
+    )
+    on_pole = [
+        (points[:, 0] < 7.2) & (np.abs(points[:, 1]) < 0.2) & (points[:, 2] > -1.7) for points in (alone, together)
+    ]
+    assert on_pole[0].sum() == on_pole[1].sum() > 200
+
+
+@pytest.mark.parametrize("x", [10.0, -10.0])
+def test_a_wall_is_hit_where_it_stands(x: float):
+    whole_turn = replace(NOISE_FREE, field_of_view=None)
+    wall = Thing("wall", x, 0, 16, 0.5, 8, np.pi / 2)
+    points = render("wall", [wall], FLAT, whole_turn, np.random.default_rng(0)).points
+    on_wall = points[points[:, 2] > -1.7 + 1e-2 * np.abs(points[:, 0])]
     assert len(on_wall) > 1000
-    np.testing.assert_allclose(on_wall[:, 0], 9.75, atol=1e-3)
+    np.testing.assert_allclose(on_wall[:, 0], x - np.sign(x) * 0.25, atol=1e-3)
+    np.testing.assert_allclose([on_wall[:, 1].min(), on_wall[:, 1].max()], [-8, 8], atol=0.1)
 
 
 def test_the_ground_is_hit_where_it_lies():
