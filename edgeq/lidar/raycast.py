@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,13 @@ class Sensor:
     range_noise: float = 0.02
     dropout: float = 0.02
     field_of_view: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: the elevations do not rise, or the range is beyond the ground that is sampled."""
+        if any(low >= high for low, high in pairwise(self.elevations)):
+            raise ValueError("a sensor's elevations must rise from the lowest beam to the highest")
+        if not 0 < self.max_range <= FARTHEST:
+            raise ValueError(f"a sensor's max_range must lie within 0..{FARTHEST:.0f} m, not be {self.max_range}")
 
 
 def _degrees(*pieces: tuple[float, float, int]) -> tuple[float, ...]:

@@ -192,3 +192,10 @@ def test_the_forward_view_is_as_dense_as_kittis(frames: list[Frame]):
         across, down = 609.6 - 721.5 * y / x, 172.9 - 721.5 * z / x  # KITTI's camera 2, its pinhole at the lidar
         counts.append(((across >= 0) & (across < 1242) & (down >= 0) & (down < 375)).sum())
     assert 15_000 < np.median(counts) < 21_000
+
+
+def test_a_sensor_that_cannot_be_cast_is_refused():
+    with pytest.raises(ValueError, match="must rise"):
+        replace(HDL64, elevations=HDL64.elevations[::-1])
+    with pytest.raises(ValueError, match="max_range"):
+        replace(HDL64, max_range=250.0)
