@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgeq.lidar import kitti, pipeline
 from edgeq.lidar.anchors import anchor_head
 from edgeq.lidar.average_precision import average_precision, match
-from edgeq.lidar.detectors import Detector
+from edgeq.lidar.detectors import SPLIT, Detector
 from edgeq.lidar.evaluate import agreement
 from edgeq.lidar.networks import PointPillars
 from edgeq.lidar.positives import positives as task_guided
@@ -37,6 +37,7 @@ PIPELINE = META and {
         "feature_bias": META["feature_bias"],
     },
     "head": anchor_head(META),
+    "split": SPLIT,
 }
 PREPROCESSING = {"pipeline": PIPELINE}
 

@@ -49,6 +49,9 @@ _VOXELS: dict[str, Any] = {
     "limits": [12288, 10240, 6144],
 }
 
+# layers on both sides of the scatter, where a bundle cuts a pillar detector in two
+SPLIT: Final = {"rows": "encoder/reshape", "image": "permute"}
+
 
 @dataclass(frozen=True, slots=True)
 class Detector:
@@ -87,7 +90,7 @@ class Detector:
 DETECTORS: Final[dict[str, Detector]] = {
     d.name: d
     for d in (
-        Detector("centerpoint_pillar", CenterPointPillar, {"encoder": _PILLARS, "head": _CENTRE}),
+        Detector("centerpoint_pillar", CenterPointPillar, {"encoder": _PILLARS, "head": _CENTRE, "split": SPLIT}),
         Detector("centerpoint_voxel", CenterPointVoxel, {"encoder": _VOXELS, "head": _CENTRE}),
     )
 }
