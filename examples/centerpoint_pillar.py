@@ -1,25 +1,20 @@
 """CenterPoint with pillars on synthetic lidar scenes: vehicles, pedestrians and cyclists; weights come with edgeq.
 
-The whole network is one graph: pillar encoder, scatter (a gather by a table), backbone, neck and centre heads. Copy this
-file for a detector of your own: `PIPELINE` says how points become inputs and heads become boxes.
+The whole network is one graph: pillar encoder, scatter (a gather by a table), backbone, neck and centre heads. For a
+detector of your own copy this file; `PIPELINE` says how points become inputs and heads become boxes.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from edgeq.lidar import pipeline
+from edgeq.lidar import synthetic
 from edgeq.lidar.detectors import DETECTORS
-from edgeq.lidar.evaluate import agreement, summary
 from edgeq.lidar.positives import positives as task_guided
-from edgeq.lidar.scenes import HDL64_FRONT, scene
 
 DETECTOR = DETECTORS["centerpoint_pillar"]
 PIPELINE = DETECTOR.pipeline
 PREPROCESSING = {"pipeline": PIPELINE}
-CALIBRATION = 10_000  # seed of the first calibration scene; evaluation scenes are 0 to 499
 
 
 def model() -> nn.Module:
@@ -29,12 +24,12 @@ def model() -> nn.Module:
 
 def example_inputs() -> tuple[Tensor, ...]:
     """Pillars float32 [1, 10, 10240, 16] and the table int64 [65536] of one scene."""
-    return prepared(CALIBRATION)
+    return next(calibration())
 
 
-def calibration(count: int = 64) -> Iterator[tuple[Tensor, ...]]:
-    """Scenes that no evaluation sees; EDGEQ_FRAMES of them."""
-    return (prepared(CALIBRATION + i) for i in range(int(os.environ.get("EDGEQ_FRAMES", count))))
+def calibration() -> Iterator[tuple[Tensor, ...]]:
+    """64 scenes that no evaluation sees; EDGEQ_FRAMES changes how many."""
+    return synthetic.calibration(DETECTOR)
 
 
 def positives(outputs: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
@@ -43,16 +38,5 @@ def positives(outputs: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
 
 
 def evaluate(predict: Callable[..., tuple[Tensor, ...]]) -> dict[str, float]:
-    """AP (R40, BEV) by class on EDGEQ_LIMIT unseen scenes, and vehicle agreement with the float network's boxes."""
-    frames = [scene(seed, HDL64_FRONT) for seed in range(int(os.environ.get("EDGEQ_LIMIT", "20")))]
-    found = [DETECTOR.detect(f.points, predict) for f in frames]
-    network = model()
-    wanted = [DETECTOR.detect(f.points, network) for f in frames]
-    by_class = summary(found, frames, PIPELINE["encoder"]["point_range"], PIPELINE["head"]["classes"])
-    return {**by_class, "agreement": agreement(found, wanted, "Vehicle")}
-
-
-def prepared(seed: int) -> tuple[Tensor, ...]:
-    """One scene as the network's inputs."""
-    ready = pipeline.prepare(scene(seed, HDL64_FRONT).points, PIPELINE)
-    return tuple(torch.from_numpy(a) for a in ready.inputs)
+    """AP (R40, BEV) by class on 20 unseen scenes (EDGEQ_LIMIT changes how many), and agreement with the float boxes."""
+    return synthetic.evaluate(DETECTOR, predict)

@@ -20,9 +20,10 @@ from edgeq.lidar import pipeline
 from edgeq.lidar.detectors import DETECTORS, WEIGHTS, Detector
 from edgeq.lidar.frame import Frame
 from edgeq.lidar.scenes import HDL64_FRONT, scene
+from edgeq.lidar.synthetic import TRAINING
 from edgeq.lidar.training import augment, collate, losses, samples, targets
 
-FIRST_SEED = 1_000_000
+FIRST_SEED = TRAINING
 BANK_SCENES = 150
 
 
