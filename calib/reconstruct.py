@@ -86,7 +86,7 @@ class Engine:
             if not torch.equal(scale, resolved.scales[key]):
                 resolved.scales[key] = scale
                 resolved.weights[key] = rounding(self.recipe.rounding)(weight, scale, axis, spec)
-        layer = adaround.Layer(self.sums(node, weight), weight, resolved.scales[key], spec, bias=bias is not None)
+        layer = adaround.Layer(self.sums(node, bias), weight, resolved.scales[key], spec, bias=bias is not None)
         start = layer.split(resolved.weights[key].float())
         before = float(layer.errors(start, torch.zeros_like(layer.scales)).sum())
         integers = adaround.learn(layer, resolved.weights[key], self.plan.steps)
@@ -104,7 +104,7 @@ class Engine:
         assert wanted.weight is not None
         return wanted.weight
 
-    def sums(self, node: Node, weight: Tensor) -> list[Gram]:
+    def sums(self, node: Node, bias: Tensor | None) -> list[Gram]:
         """A layer's sums over sampled output cells of all frames."""
         twins, source = self.twins, node.args[0]
         assert isinstance(source, Node)
@@ -114,10 +114,13 @@ class Engine:
         with torch.no_grad():
             for start, stop in twins.chunks():
                 real, seen = twins.real(source, start, stop), twins.read_by(node, source, start, stop)
+                wanted = twins.float_node(node, {source: real}.__getitem__)
+                if bias is not None:
+                    wanted = wanted - (bias if kind_of(node) == "linear" else bias.view(-1, *[1] * (wanted.dim() - 2)))
                 for gram, total in zip(grams, everything, strict=True):
                     cells = gram.rows.cells_in(real.shape)
                     count = max(1, round(share_to_sample(gram.rows, total) * cells))
                     picked = torch.randperm(cells, generator=generator)[:count]
                     mass = torch.ones(count)
-                    gram.add(gram.rows.patches(seen, picked), gram.rows.patches(real, picked), weight, mass)
+                    gram.add(gram.rows.patches(seen, picked), gram.rows.answers(wanted, picked), mass)
         return [g.finish() for g in grams]

@@ -55,21 +55,19 @@ class _Part:
     room: Tensor
 
     def drift(self, weights: Tensor) -> Tensor:
-        """Mean of Ŵx̂ − Wx, [G, R]."""
-        gram = self.gram
-        return (weights @ gram.mean_quantized[..., None] - self.real @ gram.mean[..., None])[..., 0]
+        """Mean of Ŵx̂ − y, [G, R]."""
+        return (weights @ self.gram.inputs[..., None])[..., 0] - self.gram.outputs
 
     def error(self, weights: Tensor, shift: Tensor) -> Tensor:
         """Mean squared output error of each row [G, R] where the bias moves by `shift` [G, R]."""
         gram = self.gram
-        square = (weights @ gram.quantized * weights - 2 * (weights @ gram.mixed) * self.real).sum(-1) + gram.power
+        square = ((weights @ gram.quantized - 2 * gram.target) * weights).sum(-1) + gram.power
         return square + 2 * shift * self.drift(weights) + shift.square()
 
     def slope(self, weights: Tensor, shift: Tensor) -> Tensor:
         """Gradient of `error` with respect to the weights, [G, R, D]."""
         gram = self.gram
-        pull = weights @ gram.quantized - self.real @ gram.mixed.transpose(1, 2)
-        return 2 * (pull + shift[..., None] * gram.mean_quantized[:, None])
+        return 2 * (weights @ gram.quantized - gram.target + shift[..., None] * gram.inputs[:, None])
 
 
 class Layer:
@@ -141,24 +139,46 @@ def _descend(layer: Layer, steps: int) -> list[Tensor]:
     nearest = [p.floor + torch.round(h) * p.room for p, h in zip(parts, exact, strict=True)]
     reference = float(layer.errors(nearest, layer.shift(nearest)).sum()) * len(parts)
     unit = sum(h.numel() for h in exact) / max(reference, torch.finfo(torch.float32).tiny)
-    variables = [harden(h.clamp(0.01, 0.99)).requires_grad_() for h in exact]
-    adam = torch.optim.Adam(variables, lr=RATE)
+    variables = [harden(h.clamp(0.01, 0.99)) for h in exact]
+    adam = Adam(variables, RATE)
     for step in range(steps):
-        adam.zero_grad()
-        with torch.enable_grad():
-            soft = [soften(v) for v in variables]
-        with torch.no_grad():
-            rows = [p.floor + h * p.room for p, h in zip(parts, soft, strict=True)]
-            shift = layer.shift(rows)
-            power = beta(step / steps)
-            for part, h, row in zip(parts, soft, rows, strict=True):
-                slope = part.slope(row * part.scale, shift[part.gram.rows.channels]) * part.scale * part.room * unit
-                if step >= FREE * steps:
-                    side = 2 * h - 1
-                    slope -= 2 * PULL * power * side.abs() ** (power - 1) * side.sign()
-                h.backward(slope)
-        adam.step()
-    return [p.floor + (soften(v.detach()) >= 0.5) * p.room for p, v in zip(parts, variables, strict=True)]
+        soft = [soften(v) for v in variables]
+        rows = [p.floor + h * p.room for p, h in zip(parts, soft, strict=True)]
+        shift, slopes = layer.shift(rows), []
+        for part, v, h, row in zip(parts, variables, soft, rows, strict=True):
+            slope = part.slope(row * part.scale, shift[part.gram.rows.channels]) * (part.scale * unit) * part.room
+            if step >= FREE * steps:
+                slope += PULL * pull(h, beta(step / steps))
+            s = torch.sigmoid(v)
+            slopes.append(slope * (s - s * s) * ((h > 0) & (h < 1)))
+        adam.step(slopes)
+    return [p.floor + (soften(v) >= 0.5) * p.room for p, v in zip(parts, variables, strict=True)]
+
+
+def pull(h: Tensor, power: float) -> Tensor:
+    """Gradient of the regulariser 1 − |2h − 1|^power with respect to h."""
+    side = 2 * h - 1
+    return -2 * power * side.abs().pow(power - 1).copysign(side)
+
+
+class Adam:
+    """Kingma and Ba 2015 (arXiv 1412.6980, algorithm 1) on tensors changed in place, where autograd would cost more than
+    the arithmetic."""
+
+    def __init__(self, variables: Sequence[Tensor], rate: float) -> None:
+        """Moments start at 0."""
+        self.variables, self.rate, self.count = variables, rate, 0
+        self.first = [torch.zeros_like(v) for v in variables]
+        self.second = [torch.zeros_like(v) for v in variables]
+
+    def step(self, slopes: Sequence[Tensor]) -> None:
+        """One step down `slopes`."""
+        self.count += 1
+        rate = self.rate * math.sqrt(1 - 0.999**self.count) / (1 - 0.9**self.count)
+        for v, g, first, second in zip(self.variables, slopes, self.first, self.second, strict=True):
+            first.lerp_(g, 0.1)
+            second.mul_(0.999).addcmul_(g, g, value=0.001)
+            v.addcdiv_(first, second.sqrt().add_(1e-8), value=-rate)
 
 
 def flip(layer: Layer, rows: Sequence[Tensor]) -> list[Tensor]:
@@ -167,7 +187,7 @@ def flip(layer: Layer, rows: Sequence[Tensor]) -> list[Tensor]:
     for index, part in enumerate(layer.parts):
         gram, row, share = part.gram, found[index], (1.0 / len(layer.parts) if layer.bias else 0.0)
         slope = part.slope(row * part.scale, layer.shift(found)[gram.rows.channels])
-        means = gram.mean_quantized
+        means = gram.inputs
         curve = (gram.quantized.diagonal(dim1=1, dim2=2) - share * means.square())[:, None]
         scale = part.scale
         least = 1e-6 * float(layer.errors(found, layer.shift(found)).mean())  # what float32 can tell from nothing
