@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from torch import Tensor
 from edgeq import backends
 from edgeq.graph.capture import flatten
 from edgeq.graph.package import MANIFEST, QuantizedModel, read_json, versions
-from edgeq.pages import words
+from edgeq.pages import template, words
 from edgeq.run.files import exported, find
 from edgeq.run.tensors import TensorStats, tensors
 from edgeq.spec import Artifact, EdgeqError
@@ -40,25 +38,7 @@ def write_page(model: QuantizedModel, path: Path) -> Path:
     Raises:
         EdgeqError: jinja2 is not installed, the model is not saved, or verify.json or profile.json is no JSON.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise EdgeqError("the report needs jinja2: pip install 'edgeq[report]'") from error
-    environment = Environment(
-        loader=PackageLoader("edgeq.pages", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    said = ("title", "number", "plain", "share", "percent", "decibel", "size")
-    environment.filters.update({name: getattr(words, name) for name in said})
-    text = environment.get_template("page.html").render(contents(model))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-    return path
+    return template.write("page.html", contents(model), path)
 
 
 def contents(model: QuantizedModel) -> dict[str, Any]:
@@ -178,13 +158,10 @@ def _verdicts(
 ) -> list[tuple[str, str]]:
     """(mark, sentence), what is wrong first: a slower backend, then parity beyond 1 LSB."""
     shown = [("warn", sentence) for sentence in words.slower(latency)]
-    shown += _parity_verdicts(parity)
+    shown += words.parity((parity or {}).get("backends", {}))
     if parity and parity["float_metric"]:
         shown.append(("info", _accuracy_verdict(parity)))
-    fast = [r for r in runtimes if r.speedup is not None and r.speedup >= 1]
-    if fast:
-        gains = words.join([f"{words.title(r.name)} {r.speedup:.2f}×" for r in fast])
-        shown.append(("good", f"int8 is faster than float on the same runtime: {gains}."))
+    shown += [("good", sentence) for sentence in words.faster(latency)]
     untimed = [words.title(r.name) for r in runtimes if r.timed and r.int8 is None]
     if untimed:
         shown.append(("info", f"{words.join(untimed)} cannot be timed on this host, so no latency is claimed for it."))
@@ -193,26 +170,6 @@ def _verdicts(
     elif model.islands:
         shown.append(("info", f"{len(model.islands)} of the network's operators stay in float, for the reasons below."))
     return sorted(shown, key=lambda verdict: verdict[0] != "warn")
-
-
-def _parity_verdicts(parity: Found | None) -> list[tuple[str, str]]:
-    rows = (parity or {}).get("backends", {})
-    if not rows:
-        return []
-    far = [f"{words.title(n)} by {words.plain(r['max_lsb'])} LSB" for n, r in rows.items() if r["max_lsb"] > 1]
-    exact = [words.title(n) for n, r in rows.items() if r["max_lsb"] == 0]
-    near = [
-        f"{words.title(n)} ({words.share(r['exact_share'])} of its elements equal)"
-        for n, r in rows.items()
-        if 0 < r["max_lsb"] <= 1
-    ]
-    said = [("warn", f"Further than 1 LSB from its own simulation: {words.join(far)}.")] if far else []
-    if exact:
-        equal = "equals its runtime's simulation" if len(exact) == 1 else "equal their runtimes' simulation"
-        said.append(("good", f"{words.join(exact)} {equal} in every element."))
-    if near:
-        said.append(("good", f"Within 1 LSB of its simulation: {words.join(near)}."))
-    return said
 
 
 def _accuracy_verdict(parity: Found) -> str:
@@ -315,8 +272,7 @@ def _data(stats: Sequence[TensorStats]) -> str:
         }
         for s in stats
     ]  # fmt: skip
-    text = json.dumps(rows, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    return template.embedded(rows)
 
 
 def _versions(model: QuantizedModel, parity: Found | None, latency: Found | None) -> list[tuple[str, list[str]]]:

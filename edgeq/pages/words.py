@@ -58,6 +58,23 @@ def decibel(value: float | None) -> str:
     return "∞" if value is None or math.isinf(value) else f"{value:.1f}".replace("-", "−")
 
 
+def ap(value: float | None) -> str:
+    """An average precision in percent with one digit, as its literature gives it."""
+    return number(value) if value is None or not math.isfinite(value) else f"{100 * value:.1f}"
+
+
+def points(value: float | None, reference: float | None) -> float | None:
+    """Points of AP between the two as `ap` says them, so that a reader's subtraction comes out the same."""
+    if value is None or reference is None or not math.isfinite(value - reference):
+        return None
+    return round(round(100 * value, 1) - round(100 * reference, 1), 1)
+
+
+def signed(value: float | None) -> str:
+    """A difference in points with its sign: `−3.1`, `+0.2`, `±0`."""
+    return NOTHING if value is None else f"{value:+.1f}".replace("-", "−") if value else "±0"
+
+
 def size(count: int) -> str:
     """Bytes in kB or MB."""
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
@@ -79,6 +96,48 @@ def slower(found: Mapping[str, Any] | None) -> list[str]:
                 f"{title(name)}: int8 is slower than float here, {number(int8)} ms against {number(floating)} ms."
             )
     return sentences
+
+
+def faster(found: Mapping[str, Any] | None) -> list[str]:
+    """A sentence with all backends of a profile whose int8 artefact is not slower than its float twin; none without one."""
+    gains = [
+        f"{title(name)} {row['speedup']:.2f}×"
+        for name, row in (found or {}).get("backends", {}).items()
+        if row.get("speedup") is not None and row["speedup"] >= 1
+    ]
+    return [f"int8 is faster than float on the same runtime: {join(gains)}."] if gains else []
+
+
+def medians(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A demo's backends with their `latency_ms`, as a profile that `speed`, `slower` and `faster` read."""
+    found = {}
+    for name, row in rows.items():
+        int8, floating = ((row["latency_ms"] or {}).get(k) for k in ("int8", "float"))
+        found[name] = {
+            "int8": {"median_ms": int8} if int8 is not None else None,
+            "float": {"median_ms": floating} if floating is not None else None,
+            "speedup": floating / int8 if int8 and floating is not None else None,
+        }
+    return {"backends": found}
+
+
+def parity(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(mark, sentence) of how far backends' artefacts are from their simulations; what was not compared is left out."""
+    known = {name: row for name, row in rows.items() if row["max_lsb"] is not None}
+    far = [f"{title(n)} by {plain(r['max_lsb'])} LSB" for n, r in known.items() if r["max_lsb"] > 1]
+    exact = [title(n) for n, r in known.items() if r["max_lsb"] == 0]
+    near = [
+        f"{title(n)} ({share(r['exact_share'])} of its elements equal)"
+        for n, r in known.items()
+        if 0 < r["max_lsb"] <= 1
+    ]
+    said = [("warn", f"Further than 1 LSB from its own simulation: {join(far)}.")] if far else []
+    if exact:
+        equal = "equals its runtime's simulation" if len(exact) == 1 else "equal their runtimes' simulation"
+        said.append(("good", f"{join(exact)} {equal} in every element."))
+    if near:
+        said.append(("good", f"Within 1 LSB of its simulation: {join(near)}."))
+    return said
 
 
 @dataclass(slots=True)
