@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeq.lidar.networks import PillarEncoder, SparseConv3d, conv, gather_rows
+
 
 class InvertedResidual(nn.Module):
     """MobileNet-like: expand, depthwise, project, residual add, global mean, linear."""
@@ -71,12 +73,36 @@ class TwoInputs(nn.Module):
         return F.max_pool2d(y, 2), [y.mean((2, 3)), F.avg_pool2d(y, 2)]
 
 
+class Pillars(nn.Module):
+    """A pillar detector's front: points encoded, pooled, scattered to an image by a table of cells, two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = PillarEncoder(10, 12)
+        self.convs = nn.Sequential(conv(12, 16, 2), conv(16, 8))
+
+    def forward(self, pillars: Tensor, table: Tensor) -> Tensor:
+        rows = self.encoder(pillars)
+        return self.convs(gather_rows(rows, table).view(1, 8, 12, 12).permute(0, 3, 1, 2))
+
+
+class Sparse(nn.Module):
+    """Two sparse 3D convolutions, the first on the network's input, and a table of two axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = SparseConv3d(6, 9), SparseConv3d(9, 16, taps=8)
+
+    def forward(self, voxels: Tensor, same: Tensor, down: Tensor) -> Tensor:
+        return self.second(self.first(voxels, same), down)
+
+
 def seeded(network: type[nn.Module]) -> nn.Module:
     """`network` with fixed weights and BatchNorm statistics that are not the identity."""
     torch.manual_seed(0)
     made = network()
     for module in made.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.2)
             nn.init.normal_(module.running_mean, 0, 0.2)  # type: ignore[arg-type] # a buffer
@@ -92,7 +118,13 @@ def inputs(network: type[nn.Module], seed: int = 0) -> tuple[Any, ...]:
         return (torch.randint(0, 50, (1, 6), generator=generator),)
     if network is TwoInputs:
         return image, {"depth": torch.randn(1, 2, 16, 16, generator=generator)}
+    if network is Pillars:  # 20 pillars of 5 points in 96 cells; 20 picks the row of zeros
+        cells = torch.randint(0, 21, (96,), generator=generator)
+        return torch.randn(1, 10, 20, 5, generator=generator), cells
+    if network is Sparse:  # 30 sites and their 27 neighbours, 7 coarser sites
+        tables = [torch.randint(0, 31, shape, generator=generator) for shape in ((30, 27), (7, 8))]
+        return torch.randn(30, 6, generator=generator), *tables
     return (image,)
 
 
-ALL: tuple[type[nn.Module], ...] = (InvertedResidual, Neck, Attention, TwoInputs)
+ALL: tuple[type[nn.Module], ...] = (InvertedResidual, Neck, Attention, TwoInputs, Pillars, Sparse)

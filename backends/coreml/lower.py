@@ -19,11 +19,12 @@ from torch.utils import _pytree as pytree
 from edgeq.backends.coreml.package import Operation, Program, coremltools, normalise, read, replace
 from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, tensor_qparams
 from edgeq.graph.quiet import quiet
-from edgeq.spec import Artifact, EdgeqError, OpPlacement
+from edgeq.spec import Artifact, EdgeqError, OpPlacement, Status
 
 aten = torch.ops.aten
 CLAMPS = (aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default)
 CLIPS = frozenset({"relu", "relu6", "clip"})
+VALUES = frozenset({"fp16", "fp32", "int8", "uint8"})  # activations; every other type holds indices or truth values
 PLUMBING = frozenset({"quantize", "dequantize", "constexpr_affine_dequantize", "cast"})
 
 # It rewrites add and sub so that one operand's scale is 1 and stores scales that the program never had; the sums
@@ -204,14 +205,16 @@ def _key(name: str, sources: Any, layers: Mapping[str, str]) -> str | None:
 def _coverage(program: Program, layers: Mapping[str, str]) -> tuple[OpPlacement, ...]:
     """One row for each computing operator of the saved program."""
     made = {o.name: op for op in program.operations for o in op.outputs}
+    dtypes = {v.name: v.dtype for v in (*program.inputs, *(o for op in program.operations for o in op.outputs))}
     readers: dict[str, list[Operation]] = {}
     for op in program.operations:
         for name in _sources(op):
             readers.setdefault(name, []).append(op)
 
     def fed(op: Operation) -> bool:
-        """Whether all that `op` reads comes from integers: dequantised, or already int8."""
-        sources = [made[n] for n in _sources(op) if n in made and made[n].type != "constexpr_affine_dequantize"]
+        """Whether all values that `op` reads come from integers: dequantised, or already int8; indices left out."""
+        read = [made[n] for n in _sources(op) if n in made and made[n].type != "constexpr_affine_dequantize"]
+        sources = [s for s in read if s.outputs[0].dtype in VALUES]
         return bool(sources) and all(s.type in ("dequantize", "quantize") for s in sources)
 
     def drained(op: Operation) -> bool:
@@ -234,8 +237,10 @@ def _coverage(program: Program, layers: Mapping[str, str]) -> tuple[OpPlacement,
         placed = (layers[op.name],) if op.name in layers else ()
         if op.outputs[0].dtype in ("int8", "uint8"):
             rows.append(OpPlacement(op.name, op.type, "eligible", "it moves int8 values", placed))
-        elif op.outputs[0].dtype not in ("fp16", "fp32"):
-            rows.append(OpPlacement(op.name, op.type, "float island", "integer or logical values", placed))
+        elif op.outputs[0].dtype not in VALUES:
+            compares = any(dtypes.get(n) in VALUES for n in _sources(op))
+            status: Status = "float island" if compares else "eligible"
+            rows.append(OpPlacement(op.name, op.type, status, "integer or logical values", placed))
         elif not sandwiched(op):
             stored = any(made[n].type == "constexpr_affine_dequantize" for n in _sources(op) if n in made)
             reason = "float activations; its weights are stored as int8" if stored else "float activations"

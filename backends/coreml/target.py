@@ -7,7 +7,7 @@ from edgeq.spec import OpSupport, Target
 _FUSED = ("relu", "relu6", "clamp")
 _FUSING = ("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear", "add", "sub", "mul")
 _PLAIN = ("avg_pool2d", "mean", "matmul", "softmax", "sigmoid", "tanh", "relu", "relu6", "clamp")
-_MOVING = ("cat", "max_pool2d", "reshape", "permute", "slice", "pad", "upsample_nearest")
+_MOVING = ("cat", "max_pool2d", "reshape", "permute", "slice", "pad", "upsample_nearest", "gather")
 
 TARGET = Target(
     name="coreml",

@@ -109,7 +109,8 @@ def _next_of(kernels: list[tuple[str, str | None]], kernel: str) -> str | None:
 
 def _judge(op: PteOp) -> tuple[Status, str]:
     if not op.delegated:
-        return "float island", "not delegated: ExecuTorch's own kernel runs it between two calls of XNNPACK"
+        status: Status = "float island" if FLOATS & {*op.reads} else "integer"
+        return status, "not delegated: ExecuTorch's own kernel runs it between two calls of XNNPACK"
     if not FLOATS & {*op.reads, op.writes}:
         return "integer", ""
     if op.weight is not None and op.weight not in FLOATS:

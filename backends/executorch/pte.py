@@ -6,6 +6,7 @@ import importlib.resources
 import json
 import re
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ class PteOp:
 
     name: unique in the file (`0.3 Conv2d`: instruction, ordinal in the delegate, XNNPACK's type; `1 aten::mean`).
     type: XNNPACK's operator type, or the kernel's name.  instruction: index in the method's chain.
-    delegated: whether XNNPACK runs it.  reads, writes: XNNPACK datatypes (`fp32`, `qint8`, ...) of the activations.
+    delegated: whether XNNPACK runs it.  reads, writes: XNNPACK datatypes (`fp32`, `qint8`, ...) of the activations; of
+        a kernel `reads` has all its tensors, in ExecuTorch's words (`char`, `long`, ...) where XNNPACK has none.
     weight: datatype of the constant operand, if any.  handle: ExecuTorch's debug handle, None where inserted.
     """
 
@@ -86,12 +88,26 @@ def read_pte(data: bytes) -> tuple[PteOp, ...]:
         call = instruction.instr_args
         if isinstance(call, KernelCall):
             kernel = plan.operators[call.op_index].name
-            found.append(PteOp(f"{index} {kernel}", kernel, index, delegated=False))
+            touched = tuple(_datatypes(plan.values, call.args))
+            found.append(PteOp(f"{index} {kernel}", kernel, index, delegated=False, reads=touched))
         elif isinstance(call, DelegateCall):
             delegate = plan.delegates[call.delegate_index]
             payload = bytes(program.backend_delegate_data[delegate.processed.index].data)
             found += _delegate_ops(_xnnpack_graph(payload), index)
     return tuple(found)
+
+
+def _datatypes(values: Sequence[Any], indices: Sequence[int]) -> Iterator[str]:
+    """Datatypes of the tensors among a kernel's arguments, lists opened."""
+    from executorch.exir.schema import OptionalTensorList, Tensor, TensorList
+
+    for at in indices:
+        argument = values[at].val if at >= 0 else None
+        if isinstance(argument, Tensor):
+            name = argument.scalar_type.name.lower()
+            yield {"float": "fp32", "half": "fp16"}.get(name, name)
+        elif isinstance(argument, (TensorList, OptionalTensorList)):
+            yield from _datatypes(values, argument.items)
 
 
 def _xnnpack_graph(payload: bytes) -> dict[str, Any]:

@@ -10,7 +10,17 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, IntegerOp, read
-from edgeq.graph.ops import ACTIVATIONS, WEIGHTED, clip_bounds, constant, kind_of, node_arg, set_constant, value
+from edgeq.graph.ops import (
+    ACTIVATIONS,
+    WEIGHTED,
+    clip_bounds,
+    constant,
+    data_inputs,
+    kind_of,
+    node_arg,
+    set_constant,
+    value,
+)
 from edgeq.spec import EdgeqError, QParams
 
 aten = torch.ops.aten
@@ -81,6 +91,8 @@ def _operator(editor: _Editor, node: Node) -> None:
         _upsample(editor, node)
     elif kind == "reshape" and node.target not in (aten.view.default, aten.reshape.default):
         editor.replace(node, editor.call(node, aten.reshape.default, node.args[0], list(value(node).shape)))
+    elif kind == "gather" and _numbers(node) is not None:
+        _gather(editor, node)
     elif kind == "matmul" and node.target is aten.matmul.default:
         _matmul(editor, node)
     elif kind in WEIGHTED:
@@ -89,7 +101,7 @@ def _operator(editor: _Editor, node: Node) -> None:
 
 def _numbers(node: Node) -> tuple[Any, ...] | None:
     """Arguments of the quantize node behind an integer operator (its activation aside); None in a float island."""
-    if any(s.target is not DEQUANTIZE for s in node.all_input_nodes if s.op != "get_attr") or len(node.users) != 1:
+    if any(s.target is not DEQUANTIZE for s in data_inputs(node, kind_of(node) or "")) or len(node.users) != 1:
         return None
     (user,) = node.users
     if kind_of(user) in ACTIVATIONS and len(user.users) == 1:
@@ -186,6 +198,13 @@ def _upsample(editor: _Editor, node: Node) -> None:
     tall = repeat(wide, [batch * height, 1, after[3] * channels], after[2] // height)
     image = step(aten.reshape.default, tall, [batch, after[2], after[3], channels])
     editor.replace(node, editor.call(node, aten.permute.default, image, [0, 3, 1, 2]))
+
+
+def _gather(editor: _Editor, node: Node) -> None:
+    """XNNPACK picks no rows; ExecuTorch's own kernel does so on the integers, between two calls of the delegate."""
+    source, (quantize,) = node.args[0], node.users
+    assert isinstance(source, Node)
+    quantize.replace_all_uses_with(editor.call(node, aten.index_select.default, source.args[0], 0, node.args[2]))
 
 
 def _matmul(editor: _Editor, node: Node) -> None:

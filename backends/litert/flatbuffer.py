@@ -24,6 +24,7 @@ VERSIONS = {
     "DEPTHWISE_CONV_2D": 3,
     "DEQUANTIZE": 2,
     "FULLY_CONNECTED": 5,
+    "GATHER": 2,
     "LOGISTIC": 2,
     "MAXIMUM": 2,
     "MAX_POOL_2D": 2,

@@ -138,7 +138,10 @@ class _Walk:
 
     def _integer(self, op: IntegerOp) -> Value:
         by_name = {n.name: n for n in self.graph.nodes}
-        return self.emitter.emit(op, [self.values[by_name[name]] for name in op.inputs])
+        inputs = [self.values[by_name[name]] for name in op.inputs]
+        if op.table is not None:
+            return self.emitter.gather(op, inputs[0], self.floats[op.table])
+        return self.emitter.emit(op, inputs)
 
     def _output(self, node: Node) -> int:
         if node.target is not DEQUANTIZE:

@@ -66,6 +66,7 @@ class Emitter:
             "requantize": self._requantize,
         }
         self._copies: dict[tuple[int, Perm], Value] = {}
+        self._tables: dict[int, int] = {}  # index tensor → the same, flattened
 
     def emit(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
         """Append `op`; its output tensor carries op.name.
@@ -400,6 +401,28 @@ class Emitter:
             op, out, lambda target: self._operator("RESIZE_NEAREST_NEIGHBOR", [x.index, size], target, table=table)
         )
         return Value(out.index, shape, out.perm, op.output_qparams)
+
+    def gather(self, op: IntegerOp, source: Value, table: int) -> Value:
+        """Append `op`, which picks rows of `source` by tensor `table` of the file: int32 or int64, any shape."""
+        x, places = self.plain(source), self._flattened(table)
+        shape = tuple(value(op.node).shape)
+        out = self._value(op.name, shape, tuple(range(len(shape))), op.output_qparams)
+        self._activated("GATHER", [x.index, places], out, 0, self._bounds(op), table="GatherOptions", axis=0)
+        return out
+
+    def _flattened(self, table: int) -> int:
+        tensor = self.writer.tensors[table]
+        if len(tensor.shape) == 1:
+            return table
+        if table not in self._tables:
+            types = self.writer.schema.TensorType
+            dtype = "int64" if tensor.type == types.INT64 else "int32"
+            shape = [prod(int(n) for n in tensor.shape)]
+            new = np.asarray(shape, np.int32)
+            flat = self.writer.tensor(f"{self._name(table)}_flat", shape, dtype)
+            self.writer.operator("RESHAPE", [table, self._ints(shape)], [flat], table="ReshapeOptions", newShape=new)
+            self._tables[table] = flat
+        return self._tables[table]
 
     def requantized(self, x: Value, wanted: QParams, name: str) -> Value:
         """`x` with other numbers, by a QUANTIZE operator where they differ."""

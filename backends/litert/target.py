@@ -18,7 +18,7 @@ TARGET = Target(
         OpSupport("avg_pool2d", shared_scale=True, constraint=AVERAGE, limits=("xnnpack_average",)),
         OpSupport("max_pool2d", shared_scale=True, constraint="4-D, no dilation", limits=("litert_max_pool",)),
         *(OpSupport(kind) for kind in CLIPS),
-        *(OpSupport(kind, shared_scale=True) for kind in ("cat", "reshape", "permute")),
+        *(OpSupport(kind, shared_scale=True) for kind in ("cat", "reshape", "permute", "gather")),
         OpSupport("slice", shared_scale=True, constraint="at most 5 axes", limits=("litert_slice",)),
         OpSupport("pad", shared_scale=True, constraint="no negative amounts", limits=("litert_pad",)),
         OpSupport("upsample_nearest", shared_scale=True, constraint="whole factors, 4-D", limits=("xnnpack_upsample",)),

@@ -19,6 +19,8 @@ def placement(function: Any, name: str, kind: str, layers: tuple[str, ...]) -> O
     """
     if not kind and all(str(p.dtype) == "int8" for p in function.params):
         return OpPlacement(name, "reshape", "integer", "the same bytes under another shape", layers)
+    if not kind and not any("float" in str(p.dtype) for p in function.params):
+        return OpPlacement(name, name.removeprefix("fused_"), "integer", "integer or logical values", layers)
     if not kind:
         reason = "computed in float32 by TVM's own operators"
         return OpPlacement(name, name.removeprefix("fused_"), "float island", reason, layers)

@@ -195,6 +195,10 @@ class _Emitter:
             packed = sums.pack(op, shape, weight, self.device)
             function = sums.kernel(op, shape, packed, self.device, moves.lying(shapes[0]), memory)
             constants: tuple[Any, ...] = (packed.weight, packed.bias, packed.multiplier)
+        elif op.table is not None:
+            places = value(op.table)
+            function, constants = moves.gather(op, shapes[0], tuple(places.shape), _dtype(places.dtype)), ()
+            inputs.append(self.floats[op.table])
         elif moves.is_view(op, shapes[0], out):
             return self.builder.emit(self.relax.op.reshape(inputs[0], memory))
         else:

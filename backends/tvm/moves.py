@@ -22,6 +22,7 @@ from edgeq.spec import EdgeqError, QParams
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 CHUNK = 4096  # elements per task of a flat loop
+ROWS = 1024  # rows per task of a gather
 
 
 def lying(shape: Shape) -> Shape:
@@ -412,6 +413,24 @@ KERNELS: dict[str, Callable[..., None]] = {
     "pad": _move(_pad),
     "upsample_nearest": _move(_upsample),
 }
+
+
+def gather(op: IntegerOp, x: Shape, places: Shape, dtype: str) -> Any:
+    """The PrimFunc (x, table) → rows of x by a table of shape `places`; x is a torch shape."""
+    row, count = math.prod(x[1:]), math.prod(places)
+    lanes = math.gcd(row, 64)
+
+    def body(T: Any, buffers: list[Any]) -> None:
+        source, table, to = (flat(T, b) for b in buffers)
+        with T.parallel(0, -(-count // ROWS)) as task, T.serial(0, T.min(ROWS, count - task * ROWS)) as i:
+            place = T.Bind(task * ROWS + i)
+            start = T.Bind(T.cast(table[place], "int32") * row)
+            with T.serial(0, row // lanes) as part:
+                taken = _at(T, source, start + part * lanes, lanes)
+                store_all(T, to, place * row + part * lanes, _scaled(T, op, taken, lanes), lanes)
+
+    out = (count, *x[1:])
+    return prim_func("gather", [("x", lying(x), "int8"), ("table", places, dtype), ("out", lying(out), "int8")], body)
 
 
 def quantize(shape: Shape, qparams: QParams) -> Any:

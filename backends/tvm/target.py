@@ -14,6 +14,7 @@ TARGET = Target(
     ops=(
         *(OpSupport(kind, fused=CLIPS) for kind in (*WEIGHTED, "add", "sub", "mul")),
         *(OpSupport(kind) for kind in ("cat", "max_pool2d", "avg_pool2d", "mean", *CLIPS)),
+        OpSupport("gather", shared_scale=True),
         *(OpSupport(kind) for kind in ("reshape", "permute", "slice", "pad", "upsample_nearest", "requantize")),
     ),
     weight_only=WEIGHTED,

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from edgeq.graph.capture import Captured
 from edgeq.graph.limits import LIMITS
-from edgeq.graph.ops import ACTIVATIONS, KINDS, MOVES, WEIGHTED, data_inputs, kind_of, value
+from edgeq.graph.ops import ACTIVATIONS, KINDS, MOVES, WEIGHTED, data_inputs, integral, kind_of, value
 from edgeq.spec import EdgeqError, OpSupport, Precision, QParams, QuantPlan, QuantSpec, Target, precision
 
 ALWAYS = frozenset({*WEIGHTED, "softmax", "sigmoid", "tanh", "matmul"})  # worth a quantize of their own
@@ -102,7 +102,7 @@ def default_plan(captured: Captured, target: Target, recipe: str, name: str = "w
     layers = {}
     nodes = {n.name: n for n in captured.module.graph.nodes}
     for node_name, key in captured.keys.items():
-        kind = kind_of(nodes[node_name])
+        kind = None if integral(nodes[node_name]) else kind_of(nodes[node_name])
         if precision(name).dtype == "float16":
             allowed = kind in HALVES
         elif precision(name).weight is not None and precision(name).activation is None:  # weights only
@@ -128,7 +128,7 @@ def annotate(captured: Captured, target: Target, plan: QuantPlan) -> Annotation:
     halves: list[Node] = []
     islands: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op != "call_function" or node in fused:
+        if node.op != "call_function" or node in fused or integral(node):
             continue
         key, kind = captured.keys[node.name], kind_of(node)
         wanted = precision(plan.layers.get(key, "fp32"))
@@ -170,7 +170,7 @@ def annotate(captured: Captured, target: Target, plan: QuantPlan) -> Annotation:
 
 def _support(kind: str | None, target: Target) -> OpSupport | None:
     if kind is not None and target.any_precision:
-        shared = kind in MOVES or kind in ("max_pool2d", "cat")
+        shared = kind in MOVES or kind in ("gather", "max_pool2d", "cat")
         return OpSupport(kind, fused=EVERYTHING_FUSES if kind not in MOVES else (), shared_scale=shared)
     return None if kind is None else target.support(kind)
 
@@ -221,7 +221,7 @@ def _prune(groups: list[Group], islands: dict[str, str]) -> list[Group]:
             if g.kind not in ALWAYS
             and g.output not in reading
             and not any(i in outputs for i in g.inputs)
-            and g.kind in MOVES
+            and (g.kind in MOVES or g.kind == "gather")
         ]
         changed = bool(idle)
         for group in idle:
@@ -251,7 +251,7 @@ def _tensors(groups: list[Group]) -> Tensors:
 
 def _why_float(kind: str | None, target: Target, planned: bool, known_target: bool) -> str:
     if kind is None and known_target:
-        return "it has no integer form with these operands (a constant, an alpha or a size among them)"
+        return "it has no integer form with these operands (a constant, an alpha, an axis or a size among them)"
     if kind is None or (not target.any_precision and target.support(kind) is None):
         return f"target {target.name} has no integer kernel for it"
     return "the plan keeps it in fp32" if planned else "it is not in the plan"

@@ -15,7 +15,18 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the qu
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from edgeq.graph.ops import ACTIVATIONS, WEIGHTED, clip_bounds, constant, conv_attrs, data_inputs, kind_of, node_arg
+from edgeq.graph.ops import (
+    ACTIVATIONS,
+    WEIGHTED,
+    clip_bounds,
+    constant,
+    conv_attrs,
+    data_inputs,
+    integral,
+    kind_of,
+    node_arg,
+    table,
+)
 from edgeq.spec import QParams
 
 qd = torch.ops.quantized_decomposed
@@ -35,6 +46,7 @@ class IntegerOp:
         input scale × weight scale.
     attrs: ConvAttrs of a convolution, else None: read `node` (the aten call) instead.
     low, high: clip bounds of the output integers; a fused activation has narrowed them.
+    table: the program's input that a gather picks its rows by, flattened; its scales before and after are the same.
     """
 
     name: str
@@ -50,6 +62,7 @@ class IntegerOp:
     bias: Tensor | None = None
     attrs: Any = None
     absorbed: tuple[str, ...] = ()
+    table: Node | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +71,8 @@ class IntegerProgram:
 
     module: the program with parameters as attributes; inputs and outputs in the order of its graph.
     ops: quantize node name → integer operator. A quantize node not in `ops` quantizes a float value.
-    floats: nodes that compute in float (the islands), in order; quantize, dequantize and constants left out.
+    floats: nodes that compute in float (the islands), in order; quantize, dequantize, constants and what reshapes
+        tables left out.
     """
 
     module: GraphModule
@@ -78,7 +92,9 @@ def read(program: ExportedProgram) -> IntegerProgram:
             absorbed.update(op.absorbed)
     plumbing = {QUANTIZE, DEQUANTIZE, DEQUANTIZE_CHANNEL}
     floats = tuple(
-        n for n in module.graph.nodes if n.op == "call_function" and n.target not in plumbing and n.name not in absorbed
+        n
+        for n in module.graph.nodes
+        if n.op == "call_function" and n.target not in plumbing and n.name not in absorbed and not integral(n)
     )
     return IntegerProgram(module, ops, floats)
 
@@ -131,6 +147,8 @@ def _group(module: GraphModule, quantize: Node) -> IntegerOp | None:
         return None
     weight = scale = bias = attrs = None
     in_qparams = tuple(tensor_qparams(s) for s in sources)
+    if kind == "gather" and in_qparams != (out,):
+        return None
     if kind in WEIGHTED:
         weight_at, bias_at, axis = WEIGHTED[kind]
         dequantize = node.args[weight_at]
@@ -149,7 +167,20 @@ def _group(module: GraphModule, quantize: Node) -> IntegerOp | None:
         low, high = _narrow(node, kind, out, low, high)
     names = tuple(s.all_input_nodes[0].name for s in sources)
     return IntegerOp(
-        quantize.name, kind, node, names, in_qparams, out, low, high, weight, scale, bias, attrs, tuple(absorbed)
+        quantize.name,
+        kind,
+        node,
+        names,
+        in_qparams,
+        out,
+        low,
+        high,
+        weight,
+        scale,
+        bias,
+        attrs,
+        tuple(absorbed),
+        table(node) if kind == "gather" else None,
     )
 
 

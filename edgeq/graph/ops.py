@@ -45,6 +45,7 @@ KINDS: dict[Any, str] = {
     aten.constant_pad_nd.default: "pad",
     aten.upsample_nearest2d.vec: "upsample_nearest",
     aten.upsample_nearest2d.default: "upsample_nearest",
+    aten.index_select.default: "gather",
     aten.softmax.int: "softmax",
     aten.sigmoid.default: "sigmoid",
     aten.tanh.default: "tanh",
@@ -63,7 +64,8 @@ WEIGHTED: dict[str, tuple[int, int, int]] = {
 
 ACTIVATIONS = frozenset({"relu", "relu6", "clamp"})  # applied as clip bounds behind a kernel that fuses them
 
-# pure data movement: the integers pass unchanged, so input and output share scale and zero point
+# pure data movement: the integers pass unchanged, so input and output share scale and zero point; so do those of
+# `gather`, whose rows a table picks that is an input of the network
 MOVES = frozenset({"reshape", "permute", "slice", "pad", "upsample_nearest"})
 
 
@@ -71,7 +73,8 @@ def kind_of(node: Node) -> str | None:
     """The kind of `node`, or None for an operator edgeq knows no integer form of.
 
     A conv2d with one input channel per group and as many groups as inputs is `depthwise_conv2d`. add, sub and mul
-    count only between two tensors, adaptive_avg_pool2d only to 1×1, pad only with a constant 0.
+    count only between two tensors, adaptive_avg_pool2d only to 1×1, pad only with a constant 0, gather only along the
+    first axis by an input of the graph.
     """
     if node.op != "call_function":
         return None
@@ -91,7 +94,23 @@ def kind_of(node: Node) -> str | None:
         fill = node_arg(node, 2, 0) if node.target is aten.constant_pad_nd.default else node_arg(node, 3, None)
         if not constant or (fill or 0) != 0:
             return None
+    elif kind == "gather" and (node.args[1] not in (0, -value(node.args[0]).dim()) or table(node) is None):
+        return None
     return kind
+
+
+def table(node: Node) -> Node | None:
+    """The graph's input that a gather picks its rows by, behind changes of its shape; None where it is computed."""
+    found = node.args[2]
+    while isinstance(found, Node) and KINDS.get(found.target) == "reshape":
+        found = found.args[0]
+    return found if isinstance(found, Node) and found.op == "placeholder" else None
+
+
+def integral(node: Node) -> bool:
+    """Whether `node` makes integers (or truth values) of nothing else: tables and indices, which keep their type."""
+    tensors = [n.meta.get("val") for n in (node, *node.all_input_nodes)]
+    return all(isinstance(t, Tensor) and not t.is_floating_point() for t in tensors)
 
 
 def node_arg(node: Node, index: int, default: Any) -> Any:

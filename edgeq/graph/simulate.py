@@ -50,6 +50,9 @@ def simulate(
                 op = program.ops.get(node.name)
                 if op is None:
                     values[node] = quantize(values[node.args[0]], tensor_qparams(node))
+                elif op.table is not None:  # every kernel set copies rows alike
+                    rows = values[by_name[op.inputs[0]]].index_select(0, values[op.table].flatten())
+                    values[node] = rows.clamp(op.low, op.high)
                 else:
                     values[node] = compute(op, [values[by_name[name]] for name in op.inputs])
                 if watch is not None:
