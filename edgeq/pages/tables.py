@@ -13,13 +13,17 @@ from rich.text import Text
 
 from edgeq.pages.words import (
     NOTHING,
+    ap,
     decibel,
     grouped,
     join,
     label,
+    medians,
     number,
     plain,
+    points,
     share,
+    signed,
     slower,
     speed,
     title,
@@ -33,7 +37,7 @@ SHOWN = 10  # slowest operators listed; the page has all
 def demo_table(found: Found) -> list[RenderableType]:
     """The demo: one row a runtime, warnings before it, accuracy and the page behind it."""
     rows = found["backends"]
-    latency = {"backends": {name: _as_profile(row["latency_ms"]) for name, row in rows.items()}}
+    latency = medians(rows)
     table = _table("runtime", "LSB", "equal", "to QDQ", "int8 ms", "float ms", "speedup", "operators")
     for name, row in rows.items():
         int8, floating, gain = speed(latency["backends"][name])
@@ -59,6 +63,47 @@ def demo_table(found: Found) -> list[RenderableType]:
         Text(legend, style="dim"),
         *([accuracy] if accuracy else []),
         Text.assemble("page  ", (str(found["report"]), "bold")),
+    ]
+
+
+def lidar_table(found: Found) -> list[RenderableType]:
+    """The lidar demo: what int8 loses of the vehicles' AP, one row a runtime, and where page and bundles lie."""
+    rows, average = found["backends"], found["ap"]
+    latency = medians(rows)
+    lost = {k: signed(points(average[k], average["float"])) for k in ("minmax", "lidar_ptq")}
+    table = _table("runtime", "LSB", "equal", "AP", "int8 ms", "float ms", "speedup", "operators")
+    for name, row in rows.items():
+        int8, floating, gain = speed(latency["backends"][name])
+        table.add_row(
+            title(name),
+            _lsb(row["max_lsb"]),
+            share(row["exact_share"]),
+            ap((row["metric"] or {}).get("vehicle_ap")),
+            number(int8),
+            number(floating),
+            _gain(gain),
+            "/".join(plain(row.get(k)) for k in ("integer_ops", "eligible_ops", "float_ops")),
+        )
+    legend = (
+        "LSB, equal: the artefact against its runtime's own simulation; AP: vehicles found\n"
+        "by the artefact; operators: integer/eligible (the device decides)/float"
+    )
+    frames = found["frames"]
+    bundles = [(title(name), str(row["bundle"])) for name, row in rows.items() if row.get("bundle")]
+    width = max((len(name) for name, _ in bundles), default=0)
+    return [
+        *_warnings(latency),
+        _head(found["network"], f"{frames['calibration']} frames to calibrate, {frames['evaluation']} to measure"),
+        Text.assemble(
+            f"vehicle AP  float {ap(average['float'])} → minmax {ap(average['minmax'])} ({lost['minmax']}) → lidar-ptq ",
+            (ap(average["lidar_ptq"]), "bold"),
+            f" ({lost['lidar_ptq']})",
+        ),
+        Text(f"agreement   {ap(found['agreement'])}: AP of the int8 boxes with float's as the truth"),
+        table,
+        Text(legend, style="dim"),
+        Text.assemble("page    ", (str(found["report"]), "bold")),
+        *(Text.assemble("bundle  ", f"{name:<{width}}  ", (path, "bold")) for name, path in bundles),
     ]
 
 
@@ -247,15 +292,6 @@ def _parting(name: str, row: Found) -> list[RenderableType]:
 
 def _warnings(profile: Found) -> list[RenderableType]:
     return [Text(f"! {sentence}", style="bold yellow") for sentence in slower(profile)]
-
-
-def _as_profile(latency: Mapping[str, float | None]) -> dict[str, Any]:
-    int8, floating = latency["int8"], latency["float"]
-    return {
-        "int8": {"median_ms": int8} if int8 is not None else None,
-        "float": {"median_ms": floating} if floating is not None else None,
-        "speedup": floating / int8 if int8 and floating is not None else None,
-    }
 
 
 def _lsb(value: float | None) -> Text:
