@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import tempfile
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +13,22 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from edgeq.calib.cache import Cache
-from edgeq.calib.ranges import method
+from edgeq.calib.objectives.tgpl import TaskLoss
+from edgeq.calib.ranges import method, sparsity
 from edgeq.calib.ranges.affine import affine
 from edgeq.calib.ranges.observe import Observer
 from edgeq.calib.ranges.weights import channel_scales
-from edgeq.calib.reconstruct import Engine, Progress
+from edgeq.calib.ratios import keep_ratios
+from edgeq.calib.reconstruct import Engine
 from edgeq.calib.rounding import method as rounding
 from edgeq.calib.twins import Numbers, Twins
+from edgeq.calib.workspace import workspace
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured, flatten
 from edgeq.graph.convert import Resolved, snap_weight_scale
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
-from edgeq.spec import EdgeqError, Precision, QParams, QuantSpec, Recipe
+from edgeq.spec import EdgeqError, Precision, Progress, QParams, QuantSpec, Recipe
+from edgeq.task import Positives
 
 Spool = Callable[[int, tuple[Tensor, ...], tuple[Tensor, ...]], None]
 
@@ -63,28 +65,85 @@ def batches(captured: Captured, data: Iterable[Any]) -> Iterator[tuple[Tensor, .
 
 
 def calibrate(
-    captured: Captured, annotation: Annotation, recipe: Recipe, data: Iterable[Any], progress: Progress
+    captured: Captured,
+    annotation: Annotation,
+    recipe: Recipe,
+    data: Iterable[Any],
+    progress: Progress,
+    *,
+    positives: Positives | None = None,
+    output: Path | None = None,
 ) -> Resolved:
-    """Resolve every scale of `annotation` by `recipe` on calibration `data` (batches like the example inputs)."""
-    if recipe.reconstruction is None:
+    """Resolve every scale of `annotation` by `recipe` on calibration `data` (batches like the example inputs).
+
+    positives: for the objective `tgpl`, see edgeq.calib.objectives.tgpl. output: beside it, in `<output>.partial`, lies
+    what a reconstruction has finished; an interrupted calibration goes on from there, and the caller removes the folder
+    once the result is safe.
+
+    Raises:
+        EdgeqError: the data does not fit the network, or the recipe needs positives that are not there.
+    """
+    plan, search = recipe.reconstruction, method(recipe.activations).search
+    if plan is None and search is None:
         return resolve(captured, annotation, recipe, observe(captured, annotation, recipe, data, progress))
-    with tempfile.TemporaryDirectory() as folder:
-        cache = Cache(Path(folder))
+    guided = plan is not None and "tgpl" in plan.objectives
+    if guided and positives is None:
+        raise EdgeqError(
+            f"recipe {recipe.name!r} looks at the cells where the detector's answers are: add positives(outputs) to the "
+            "task file, which takes the float outputs of one batch and returns one mask per output (1 at positives); see "
+            "examples/centerpoint_pillar.py, or use recipe 'adaround', which needs none"
+        )
+    with workspace(output if plan is not None else None) as home:
+        cache, key = Cache(home.cache), fingerprint(captured, annotation, recipe)
+        task = TaskLoss(cache, positives, [o.name for o in captured.outputs]) if guided and positives else None
         placeholders = [n for n in captured.module.graph.nodes if n.op == "placeholder"]
 
         def spool(index: int, batch: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
             for node, tensor in zip(placeholders, batch, strict=True):
                 cache.write(f"float {node.name}", index, tensor, 1)
+                key.update(tensor.contiguous().numpy().tobytes())
+            if task is not None:
+                for mask in task.add(index, outputs):
+                    key.update(mask.numpy().tobytes())
 
-        observers = observe(captured, annotation, recipe, data, progress, spool)
-        resolved = resolve(captured, annotation, recipe, observers)
-        Engine(Twins(Numbers(captured, annotation, resolved), cache), recipe, progress).run()
+        resolved = resolve(captured, annotation, recipe, observe(captured, annotation, recipe, data, progress, spool))
+        numbers = Numbers(captured, annotation, resolved)
+        if search is not None:
+            sparsity.search(numbers, cache, search, progress)
+            settle(numbers, recipe)
+        if plan is not None:
+            home.open(key.hexdigest())
+            if task is not None:
+                _report_positives(task, cache.frames, progress)
+            Engine(Twins(numbers, cache), recipe, home, progress, task).run()
         return resolved
 
 
-def resolve(
-    captured: Captured, annotation: Annotation, recipe: Recipe, observers: Mapping[Node, Observer]
-) -> Resolved:
+def fingerprint(captured: Captured, annotation: Annotation, recipe: Recipe) -> hashlib._Hash:
+    """A hash of everything but the data that decides the numbers."""
+    found = hashlib.sha256(repr((recipe, annotation.groups, annotation.weight_only, torch.__version__)).encode())
+    for name, tensor in sorted(captured.module.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().contiguous().numpy().tobytes())
+    return found
+
+
+def _report_positives(task: TaskLoss, frames: int, progress: Progress) -> None:
+    """Say how many frames the task-guided loss leaves out.
+
+    Raises:
+        EdgeqError: all of them.
+    """
+    missing = frames - len(task.frames)
+    if not task.frames:
+        raise EdgeqError(
+            f"positives() marks nothing in any of the {frames} calibration batches: give frames in which the float network "
+            "finds objects, or lower the score that positives() asks for"
+        )
+    progress(f"positives: {missing} of {frames} batches have none and guide nothing", len(task.frames), frames)
+
+
+def resolve(captured: Captured, annotation: Annotation, recipe: Recipe, observers: Mapping[Node, Observer]) -> Resolved:
     """Scales and weights from what was observed, nothing learned yet."""
     interval = method(recipe.activations)
     activations: dict[Node, QParams] = {}
@@ -92,48 +151,23 @@ def resolve(
         fixed = annotation.tensors.fixed.get(root)
         spec = annotation.tensors.specs[root]
         activations[root] = fixed or affine(*interval(observers[root], spec), spec)
-    layers = list(weighted_layers(captured, annotation))
-    scales = {x.key: channel_scales(x.weight, x.axis, x.spec, recipe.weights) for x in layers}
-    keep_ratios(annotation, activations, scales)
+    resolved = Resolved(activations, {}, {})
+    settle(Numbers(captured, annotation, resolved), recipe)
+    return resolved
+
+
+def settle(numbers: Numbers, recipe: Recipe) -> None:
+    """Weight scales and integers for the activation scales in `numbers`, which are widened where a kernel needs it."""
+    annotation, resolved = numbers.annotation, numbers.resolved
+    layers = list(weighted_layers(numbers.captured, annotation))
+    resolved.scales.update({x.key: channel_scales(x.weight, x.axis, x.spec, recipe.weights) for x in layers})
+    keep_ratios(annotation, resolved.activations, resolved.scales)
     for layer in layers:
         if layer.source is not None:
-            in_scale = activations[annotation.tensors.find(layer.source)].scale[0]
-            scales[layer.key] = snap_weight_scale(scales[layer.key], layer.bias, in_scale)
+            in_scale = resolved.activations[annotation.tensors.find(layer.source)].scale[0]
+            resolved.scales[layer.key] = snap_weight_scale(resolved.scales[layer.key], layer.bias, in_scale)
     nearby = rounding(recipe.rounding)
-    weights = {x.key: nearby(x.weight, scales[x.key], x.axis, x.spec) for x in layers}
-    return Resolved(activations, scales, weights)
-
-
-def keep_ratios(annotation: Annotation, activations: dict[Node, QParams], scales: dict[str, Tensor]) -> None:
-    """Widen activation scales until every operator's ratio of input to output scale is one its kernels take.
-
-    Only scales so far apart that the finer one was beyond the coarser one's reach anyway are changed.
-    """
-    tensors = annotation.tensors
-
-    def widen(node: Node, least: float) -> bool:
-        root = tensors.find(node)
-        if activations[root].scale[0] >= least or root in tensors.fixed:
-            return False
-        wider = float(torch.tensor(least * (1 + 2**-20), dtype=torch.float32))
-        activations[root] = dataclasses.replace(activations[root], scale=(wider,))
-        return True
-
-    changed = True
-    while changed:
-        changed = False
-        for group in annotation.groups:
-            if group.support.ratio is None:
-                continue
-            low, high = group.support.ratio
-            ins = [activations[tensors.find(node)].scale[0] for node in group.inputs]
-            out = activations[tensors.find(group.output)].scale[0]
-            if group.kind in ("add", "sub"):
-                changed |= widen(group.output, max(ins) / high)
-                changed |= any([widen(node, out * low) for node in group.inputs])
-            else:
-                factor = float(scales[group.key].max()) if group.key in scales else 1.0
-                changed |= widen(group.output, math.prod(ins) * factor / high)
+    resolved.weights.update({x.key: nearby(x.weight, resolved.scales[x.key], x.axis, x.spec) for x in layers})
 
 
 @dataclass(frozen=True, slots=True)

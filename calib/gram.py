@@ -73,13 +73,18 @@ class Rows:
         found = padded.reshape(-1, padded.shape[-1]).index_select(0, at.reshape(-1))  # [P · J, C_in]
         return found.view(len(picked), len(self.offsets), groups, -1).permute(2, 0, 1, 3).reshape(groups, -1, width)
 
-    def answers(self, y: Tensor, picked: Tensor) -> Tensor:
-        """The layer's output `y` [N, C_out, ...] (linear [..., C_out]) at output cells `picked`: [G, P, R]."""
+    def select(self, y: Tensor, picked: Tensor) -> Tensor:
+        """`y` [N, C, ...] on the layer's output cells (linear [..., C]) at `picked`: [P, C]."""
         if self.cells:
-            y = y[(slice(None), slice(None), *(slice(f, None, s) for f, s in zip(self.phase, self.stride, strict=True)))]
+            y = y[
+                (slice(None), slice(None), *(slice(f, None, s) for f, s in zip(self.phase, self.stride, strict=True)))
+            ]
             y = y.movedim(1, -1)
-        found = y.reshape(-1, y.shape[-1])[picked]
-        return found.view(len(picked), *self.channels.shape).transpose(0, 1)
+        return y.reshape(-1, y.shape[-1])[picked]
+
+    def answers(self, y: Tensor, picked: Tensor) -> Tensor:
+        """The layer's output `y` at `picked` by rows: [G, P, R]."""
+        return self.select(y, picked).view(len(picked), *self.channels.shape).transpose(0, 1)
 
 
 def rows_of(node: Node) -> list[Rows]:
@@ -87,8 +92,8 @@ def rows_of(node: Node) -> list[Rows]:
     kind, weight = kind_of(node) or "", value(node.args[1])
     numbers = torch.arange(weight.numel()).view(weight.shape)
     if kind == "linear":
-        offsets = torch.zeros(1, 0, dtype=torch.long)
-        return [Rows(numbers[None], torch.arange(weight.shape[0])[None], offsets, (), (), (), ())]
+        none = torch.zeros(1, 0, dtype=torch.long)
+        return [Rows(numbers[None], torch.arange(weight.shape[0])[None], none, (), (), (), ())]
     attrs, cells, kernel = conv_attrs(node, kind), tuple(value(node).shape[2:]), tuple(weight.shape[2:])
     axes = range(len(kernel))
     if kind != "conv_transpose2d":
@@ -96,7 +101,9 @@ def rows_of(node: Node) -> list[Rows]:
         offsets = [[t * attrs.dilation[a] - attrs.padding[a] for t in range(kernel[a])] for a in axes]
         index = numbers.movedim(1, -1).reshape(*channels.shape, -1)
         ones, zeros = tuple(1 for _ in axes), tuple(0 for _ in axes)
-        return [Rows(index, channels, torch.tensor(list(itertools.product(*offsets))), attrs.stride, cells, zeros, ones)]
+        return [
+            Rows(index, channels, torch.tensor(list(itertools.product(*offsets))), attrs.stride, cells, zeros, ones)
+        ]
     # output cell stride·m + phase reads input cell m + (phase + padding − dilation·tap) / stride where that is whole
     channels = torch.arange(weight.shape[1] * attrs.groups).view(attrs.groups, -1)
     shaped = numbers.view(attrs.groups, -1, *weight.shape[1:])  # [G, C_in/G, R, ...]
@@ -127,14 +134,15 @@ class Gram:
     inputs: Tensor
     outputs: Tensor
     power: Tensor
-    mass: float = 0.0
+    mass: float
 
     @classmethod
     def empty(cls, rows: Rows) -> Gram:
         """No cell seen yet; sums are float64."""
         groups, count, width = rows.taps.shape
         shapes = ((groups, width, width), (groups, count, width), (groups, width), (groups, count), (groups, count))
-        return cls(rows, *(torch.zeros(s, dtype=torch.float64) for s in shapes))
+        square, wide, line, row, power = (torch.zeros(s, dtype=torch.float64) for s in shapes)
+        return cls(rows, square, wide, line, row, power, 0.0)
 
     def add(self, seen: Tensor, wanted: Tensor, mass: Tensor) -> None:
         """Take in the quantized network's patches [G, P, D] and the wanted outputs [G, P, R], with `mass` [P] each."""
@@ -149,7 +157,8 @@ class Gram:
     def finish(self) -> Gram:
         """Sums to means, float32."""
         parts = (self.quantized, self.target, self.inputs, self.outputs, self.power)
-        return Gram(self.rows, *((p / self.mass).float() for p in parts), mass=1.0)
+        square, wide, line, row, power = ((p / self.mass).float() for p in parts)
+        return Gram(self.rows, square, wide, line, row, power, 1.0)
 
 
 def share_to_sample(rows: Rows, cells: int) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from edgeq.spec import EdgeqError, Reconstruction, Recipe
+from edgeq.spec import EdgeqError, Recipe, Reconstruction
 
 _JACOB = "Jacob et al. 2018, arXiv 1712.05877"
+_ZHOU = "Zhou et al. 2024 (LiDAR-PTQ), arXiv 2401.15865"
 
 RECIPES: Final[dict[str, Recipe]] = {
     r.name: r
@@ -48,8 +49,25 @@ RECIPES: Final[dict[str, Recipe]] = {
             "adaround",
             "rounding learned layer by layer, so that outputs stay the same",
             "Nagel et al. 2020, arXiv 2004.10568",
+            weights="mse",
             rounding="squant",
             reconstruction=Reconstruction(),
+        ),
+        Recipe(
+            "lidar-minmax",
+            "extremes seen in calibration, searched around for the least error in layers' outputs",
+            f"{_ZHOU}, section 3.2",
+            activations="sparsity",
+        ),
+        Recipe(
+            "lidar-ptq",
+            "lidar-minmax, then rounding and activation scales learned so that the detector's answers stay the same",
+            _ZHOU,
+            activations="sparsity",
+            rounding="squant",
+            reconstruction=Reconstruction(
+                objectives=("mse", "tgpl"), balanced=True, polish=80, batch=2, activations=True
+            ),
         ),
     )
 }

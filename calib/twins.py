@@ -61,7 +61,9 @@ class Numbers:
         shape = [1] * integers.dim()
         shape[axis] = -1
         bias_node = node_arg(node, bias_at, None)
-        bias = self.resolved.biases.get(key, constant(self.captured.module, bias_node)) if bias_node is not None else None
+        bias = (
+            self.resolved.biases.get(key, constant(self.captured.module, bias_node)) if bias_node is not None else None
+        )
         if bias is not None and source is not None:
             bias = snap_bias(bias, scale, self.qparams(source).scale[0])
         return integers.float() * scale.view(shape), bias
@@ -81,7 +83,7 @@ class Twins:
         self.nodes = [n for n in graph.nodes if n.op == "call_function"]
         self.pending = {n: {u for u in n.users if u.op == "call_function"} for n in graph.nodes}
         self.first = numbers.captured.example[0].shape[0]  # examples in one frame
-        largest = max((value(n).numel() for n in graph.nodes if n.op in ("placeholder", "call_function") and _single(n)))
+        largest = max(value(n).numel() for n in graph.nodes if n.op in ("placeholder", "call_function") and _single(n))
         self.size = max(1, CHUNK // largest) if self._stackable() else 1
 
     def chunks(self, size: int = 1 << 30) -> Iterator[tuple[int, int]]:
@@ -144,7 +146,9 @@ class Twins:
         keep: values that stay although every reader is computed.
         """
         inside = set(nodes)
-        outside = list(dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in inside and i.op != "get_attr"))
+        outside = list(
+            dict.fromkeys(i for n in nodes for i in n.all_input_nodes if i not in inside and i.op != "get_attr")
+        )
         wanted = [n for n in nodes if not set(n.users) <= inside or n in keep or _answers(n)]
         with torch.no_grad():
             for start, stop in self.chunks():
@@ -157,7 +161,9 @@ class Twins:
                     result = stored(values[n], self.numbers.qparams(n)) if n in self.numbers.makers else values[n]
                     self.cache.write(f"quantized {n.name}", start, result, stop - start)
 
-    def run(self, nodes: Iterable[Node], values: dict[Node, Any], compute: Callable[[Node, Look], Any]) -> dict[Node, Any]:
+    def run(
+        self, nodes: Iterable[Node], values: dict[Node, Any], compute: Callable[[Node, Look], Any]
+    ) -> dict[Node, Any]:
         """`values` with those of `nodes` added, tuples left out."""
         for node in nodes:
             values[node] = compute(node, values.__getitem__)
@@ -189,7 +195,9 @@ class Twins:
         placeholders = [n for n in self.numbers.captured.module.graph.nodes if n.op == "placeholder"]
         if any(value(n).dim() == 0 or value(n).shape[0] != self.first for n in placeholders) or self.cache.frames < 2:
             return False
-        both = [self.run(self.nodes, {n: self.real(n, i, i + 1) for n in placeholders}, self.float_node) for i in (0, 1)]
+        both = [
+            self.run(self.nodes, {n: self.real(n, i, i + 1) for n in placeholders}, self.float_node) for i in (0, 1)
+        ]
         try:
             stacked = self.run(self.nodes, {n: self.real(n, 0, 2) for n in placeholders}, self.float_node)
         except (RuntimeError, IndexError):  # a size that counts examples otherwise

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+# what long work reports: stage, steps done, steps in total where known; `<stage>: <result>` ends a stage with what came of it
+Progress = Callable[[str, int, int | None], None]
 
 
 class EdgeqError(Exception):
@@ -174,7 +178,7 @@ class Reconstruction:
     span: Literal["layer", "block", "cross-block"] = "layer"
     objectives: tuple[str, ...] = ("mse",)
     balanced: bool = False
-    steps: int = 500
+    steps: int = 250
     polish: int = 0
     batch: int = 4
     activations: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ from edgeq.spec import EdgeqError
 
 T = TypeVar("T")
 Predict = Callable[..., tuple[Tensor, ...]]
+Positives = Callable[[tuple[Tensor, ...]], Sequence[Tensor | None] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class Task:
     model: makes the float network. example_inputs: the positional arguments of its forward; shapes are fixed by them.
     calibration: batches like `example_inputs`; None needs a data-free recipe.
     evaluate: takes `predict(*inputs) -> tuple of tensors`, returns named numbers. path: the file it came from.
+    positives: takes the float network's flat outputs for one calibration batch; returns one mask or weight per output
+        (broadcastable to it, or None) that is above 0 where the detector's answers are, or None where there are none.
     preprocessing: what an app must do to its input (mean, scale, layout, labels); travels in the manifest.
     """
 
@@ -33,6 +36,7 @@ class Task:
     example_inputs: Callable[[], tuple[Any, ...]]
     calibration: Callable[[], Iterable[tuple[Any, ...]]] | None = None
     evaluate: Callable[[Predict], dict[str, float]] | None = None
+    positives: Positives | None = None
     preprocessing: dict[str, Any] | None = None
     path: Path | None = None
 
@@ -56,6 +60,7 @@ def load_task(path: str | Path) -> Task:
         example_inputs=module.example_inputs,
         calibration=getattr(module, "calibration", None),
         evaluate=getattr(module, "evaluate", None),
+        positives=getattr(module, "positives", None),
         preprocessing=getattr(module, "PREPROCESSING", None),
         path=file.resolve(),
     )

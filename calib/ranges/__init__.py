@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from edgeq.calib.ranges import entropy, minmax, moving_average, mse, percentile
+from edgeq.calib.ranges import entropy, minmax, moving_average, mse, percentile, sparsity
 from edgeq.calib.ranges.observe import Observer
 from edgeq.spec import EdgeqError, QuantSpec
 
@@ -18,11 +18,13 @@ Interval = Callable[[Observer, QuantSpec], tuple[float, float]]
 class Method:
     """A range method; call it as `interval(stats, spec)` for real numbers (low, high).
 
-    needs_histogram: its observers must be made with `histogram=True`.
+    needs_histogram: its observers must be made with `histogram=True`. search: the least and the most share of the interval
+    that are tried on the layers' outputs afterwards (edgeq.calib.ranges.sparsity); None leaves the interval as it is.
     """
 
     interval: Interval
     needs_histogram: bool
+    search: tuple[float, float] | None = None
 
     def __call__(self, stats: Observer, spec: QuantSpec) -> tuple[float, float]:
         """The interval of the tensor that `stats` observed, on a grid of `spec`."""
@@ -34,6 +36,7 @@ METHODS: Final[dict[str, Method]] = {
     "moving-average": Method(moving_average.interval, needs_histogram=False),
     "percentile": Method(percentile.interval, needs_histogram=True),
     "mse": Method(mse.interval, needs_histogram=True),
+    "sparsity": Method(minmax.interval, needs_histogram=False, search=sparsity.SHARES),
     "entropy": Method(entropy.interval, needs_histogram=True),
     "entropy:nonzero": Method(partial(entropy.interval, nonzero=True), needs_histogram=True),
 }
@@ -41,6 +44,8 @@ METHODS: Final[dict[str, Method]] = {
 
 def method(text: str) -> Method:
     """The range method `text` names; `percentile:P` sets its percentage, 50 < P <= 100.
+
+    `sparsity:S` sets the smallest share of the max-min range that is tried, 0 < S <= 1; at 1 nothing is ever clipped.
 
     Raises:
         EdgeqError: there is no such method or option.
@@ -58,6 +63,14 @@ def method(text: str) -> Method:
                 f"range method {text!r} needs a percentage above 50 and up to 100, such as percentile:99.99"
             )
         return Method(partial(percentile.interval, percent=percent), needs_histogram=True)
+    if name == "sparsity":
+        try:
+            least = float(option)
+        except ValueError:
+            least = 0.0
+        if not 0.0 < least <= 1.0:
+            raise EdgeqError(f"range method {text!r} needs a share above 0 and up to 1, such as sparsity:0.5")
+        return Method(minmax.interval, needs_histogram=False, search=(least, sparsity.SHARES[1]))
     raise EdgeqError(
         f"unknown range method {text!r}: use {', '.join(METHODS)} or percentile:P, such as percentile:99.9"
     )

@@ -34,6 +34,13 @@ class Resolved:
     weights: dict[str, Tensor]
     biases: dict[str, Tensor] = field(default_factory=dict)
 
+    def update(self, other: Resolved) -> None:
+        """Take over everything that `other` holds."""
+        self.activations.update(other.activations)
+        self.scales.update(other.scales)
+        self.weights.update(other.weights)
+        self.biases.update(other.biases)
+
 
 def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> tuple[ExportedProgram, dict[str, str]]:
     """Insert quantize and dequantize nodes and export. `captured` stays as it was.

@@ -1,0 +1,82 @@
+"""Objective `tgpl`, the task-guided global positive loss: what the whole network answers where its float form sees objects.
+
+Zhou et al. 2024, LiDAR-PTQ (arXiv 2401.15865), section 3.3: the float network's final predictions are the label; boxes above
+a score, the best of them, mark the positive cells, and classification and regression outputs of both networks are
+compared there. Which cells these are only the task knows: `positives(outputs)` in the task file says it. Ours: every output's
+difference is divided by its own size at the positives, so that logits, metres and angles need no weights of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeq.calib.cache import Cache
+from edgeq.spec import EdgeqError
+from edgeq.task import Positives
+
+
+class TaskLoss:
+    """Float outputs and positive masks of every frame, in a cache; the loss against them."""
+
+    def __init__(self, cache: Cache, positives: Positives, names: Sequence[str]) -> None:
+        """`positives` takes the float outputs of one frame; `names` are theirs, for errors."""
+        self.cache, self.positives, self.names = cache, positives, names
+        self.frames: list[int] = []  # those with positives
+        self.power = torch.zeros(len(names), dtype=torch.float64)  # squared float outputs at the positives, all frames
+
+    def add(self, frame: int, outputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """Take in the float outputs of `frame`; returns its masks.
+
+        Raises:
+            EdgeqError: positives() returned something else than a mask or None for each output.
+        """
+        masks = self._masks(self.positives(outputs), outputs)
+        for i, (output, mask) in enumerate(zip(outputs, masks, strict=True)):
+            self.cache.write(f"target {i}", frame, output, 1)
+            self.cache.write(f"mask {i}", frame, mask, 1)
+            self.power[i] += (mask * output.square()).sum().double()
+        if any(bool(m.any()) for m in masks):
+            self.frames.append(frame)
+        return masks
+
+    def loss(self, outputs: Mapping[int, Tensor], start: int, stop: int) -> Tensor:
+        """Mean over outputs of squared difference over squared size at the positives; 0-d, one frame's share of them.
+
+        outputs: index → quantized network's output for frames `start` to `stop`, those that can still change.
+        """
+        total = torch.zeros(())
+        for i, found in outputs.items():
+            if self.power[i] > 0:
+                mask, target = (self.cache.read(f"{name} {i}", start, stop) for name in ("mask", "target"))
+                each = float(self.power[i]) / len(self.frames)
+                total = total + (mask * (found - target).square()).sum() / each
+        return total / (len(self.names) * (stop - start))
+
+    def _masks(self, given: Any, outputs: tuple[Tensor, ...]) -> list[Tensor]:
+        if given is None:
+            given = [None] * len(outputs)
+        if not isinstance(given, (tuple, list)) or len(given) != len(outputs):
+            raise EdgeqError(
+                f"positives() must return one mask or None for each of the {len(outputs)} outputs "
+                f"({', '.join(self.names)}), or None for a frame without positives; it returned {_described(given)}"
+            )
+        masks = []
+        for name, mask, output in zip(self.names, given, outputs, strict=True):
+            if mask is not None and not isinstance(mask, Tensor):
+                raise EdgeqError(f"positives(): the mask of output {name!r} is a {type(mask).__name__}, not a tensor")
+            try:
+                masks.append(torch.zeros_like(output) if mask is None else mask.float().expand_as(output).contiguous())
+            except RuntimeError as error:
+                raise EdgeqError(
+                    f"positives(): the mask of output {name!r} has shape {tuple(mask.shape)}, "  # type: ignore[union-attr] # None fits always
+                    f"which does not broadcast to {tuple(output.shape)}"
+                ) from error
+        return masks
+
+
+def _described(given: Any) -> str:
+    return f"{len(given)} of them" if isinstance(given, (tuple, list)) else f"a {type(given).__name__}"

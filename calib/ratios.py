@@ -1,0 +1,45 @@
+"""Ratios of scales that a target's kernels insist on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgeq.graph.annotate import Annotation
+from edgeq.spec import QParams
+
+
+def keep_ratios(annotation: Annotation, activations: dict[Node, QParams], scales: dict[str, Tensor]) -> None:
+    """Widen activation scales until every operator's ratio of input to output scale is one its kernels take.
+
+    Only scales so far apart that the finer one was beyond the coarser one's reach anyway are changed.
+    """
+    tensors = annotation.tensors
+
+    def widen(node: Node, least: float) -> bool:
+        root = tensors.find(node)
+        if activations[root].scale[0] >= least or root in tensors.fixed:
+            return False
+        wider = float(torch.tensor(least * (1 + 2**-20), dtype=torch.float32))
+        activations[root] = dataclasses.replace(activations[root], scale=(wider,))
+        return True
+
+    changed = True
+    while changed:
+        changed = False
+        for group in annotation.groups:
+            if group.support.ratio is None:
+                continue
+            low, high = group.support.ratio
+            ins = [activations[tensors.find(node)].scale[0] for node in group.inputs]
+            out = activations[tensors.find(group.output)].scale[0]
+            if group.kind in ("add", "sub"):
+                changed |= widen(group.output, max(ins) / high)
+                changed |= any([widen(node, out * low) for node in group.inputs])
+            else:
+                factor = float(scales[group.key].max()) if group.key in scales else 1.0
+                changed |= widen(group.output, math.prod(ins) * factor / high)

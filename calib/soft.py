@@ -1,0 +1,138 @@
+"""A span whose rounding, biases and activation scales can still move, and the gradient steps that move them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgeq.calib.rounding.adaround import beta, harden, soften
+from edgeq.calib.spans import Span
+from edgeq.calib.twins import Numbers
+from edgeq.graph.convert import Resolved
+from edgeq.graph.ops import WEIGHTED, constant, kind_of
+from edgeq.spec import QuantSpec
+
+CERTAIN: Final = 0.85  # h of a weight whose rounding says up, before the first step; 1 - CERTAIN where it says down
+WEIGHT_RATE: Final = 3e-2
+BIAS_RATE: Final = 1e-2  # in steps of the layer's output
+SCALE_RATE: Final = 1e-3  # of a scale's logarithm
+
+
+class Soft(Numbers):
+    """`numbers` with those of one span as variables: a differentiable stand-in for the quantized network.
+
+    A scale learns as in Esser et al. 2020 (LSQ, arXiv 1902.08153, section 2.1): rounding passes the gradient on unchanged.
+    """
+
+    def __init__(
+        self,
+        numbers: Numbers,
+        span: Span,
+        specs: dict[Node, QuantSpec],
+        scales: Iterable[Node],
+        units: dict[Node, float],
+    ) -> None:
+        """`scales`: representatives of the tensor sets whose scale may move. `units`: a bias step for each layer."""
+        super().__init__(numbers.captured, numbers.annotation, numbers.resolved)
+        self.span, self.specs, self.units = span, specs, units
+        self.floors: dict[Node, Tensor] = {}
+        self.rooms: dict[Node, Tensor] = {}
+        self.rounding: dict[Node, Tensor] = {}
+        self.biases: dict[Node, Tensor] = {}
+        for node in span.layers:
+            key, _ = self.weighted[node]
+            integers = self.resolved.weights[key].float()
+            exact = constant(self.captured.module, node.args[1]) / self._broadcast(node)  # type: ignore[arg-type] # a constant
+            floor = torch.floor(exact).clamp(specs[node].qmin, specs[node].qmax - 1)
+            up = integers - floor
+            near = (up == 0) | (up == 1)  # what lies further off stays where it is
+            self.floors[node] = torch.where(near, floor, integers)
+            self.rooms[node] = near.float()
+            start = torch.where(up > 0.5, CERTAIN, 1 - CERTAIN)
+            self.rounding[node] = harden(start).requires_grad_()
+            bias = super().constants(node)[1]
+            if bias is not None:
+                self.biases[node] = torch.zeros_like(bias).requires_grad_()
+        self.scales = {root: torch.zeros(()).requires_grad_() for root in scales}
+
+    def activation(self, node: Node, x: Tensor) -> Tensor:
+        """`x` on its grid, the gradient passed on inside the grid's ends and into the scale."""
+        qparams = self.qparams(node)
+        scale = torch.tensor(qparams.scale[0])
+        moved = self.scales.get(self.annotation.tensors.find(node))
+        if moved is not None:
+            scale = scale * moved.exp()
+        steps = x / scale
+        rounded = steps + (torch.round(steps) - steps).detach()
+        zero = qparams.zero_point[0]
+        return rounded.clamp(qparams.qmin - zero, qparams.qmax - zero) * scale
+
+    def constants(self, node: Node) -> tuple[Tensor, Tensor | None]:
+        """Weights between their two neighbours and a bias that moves, for layers of the span."""
+        weight, bias = super().constants(node)
+        if node not in self.rounding:
+            return weight, bias
+        weight = (self.floors[node] + soften(self.rounding[node]) * self.rooms[node]) * self._broadcast(node)
+        return weight, bias + self.biases[node] * self.units[node] if bias is not None else None
+
+    def regulariser(self, done: float) -> Tensor:
+        """Mean over the weights of 1 − |2h − 1|^β after a share `done` of the steps (AdaRound, equation 24)."""
+        power = beta(done)
+        sides = [2 * soften(v) - 1 for v in self.rounding.values()]
+        total = torch.stack([(1 - s.abs().clamp(min=1e-6) ** power).sum() for s in sides]).sum()
+        return total / sum(s.numel() for s in sides)
+
+    def hard(self) -> Resolved:
+        """A copy of the resolved numbers with the span's at the grid points nearest to the variables."""
+        resolved = copied(self.resolved)
+        with torch.no_grad():
+            for node, v in self.rounding.items():
+                key, _ = self.weighted[node]
+                up = (soften(v) >= 0.5) * self.rooms[node]
+                resolved.weights[key] = (self.floors[node] + up).to(torch.int8)
+                if node in self.biases:
+                    bias = super().constants(node)[1]
+                    assert bias is not None
+                    resolved.biases[key] = bias + self.biases[node] * self.units[node]
+            for root, moved in self.scales.items():
+                old = resolved.activations[root]
+                scale = float(torch.tensor(old.scale[0]) * moved.exp())
+                resolved.activations[root] = dataclasses.replace(old, scale=(scale,))
+        return resolved
+
+    def learn(self, loss: Callable[[int, int], Tensor], runs: Sequence[tuple[int, int]], steps: int) -> None:
+        """Adam on `loss(start, stop)` plus the regulariser, the `runs` of frames in turn."""
+        adam = torch.optim.Adam(
+            [
+                {"params": list(self.rounding.values()), "lr": WEIGHT_RATE},
+                {"params": list(self.biases.values()), "lr": BIAS_RATE},
+                {"params": list(self.scales.values()), "lr": SCALE_RATE},
+            ]
+        )
+        rates = [g["lr"] for g in adam.param_groups]
+        for step in range(steps):
+            fading = 0.5 * (1 + math.cos(math.pi * step / steps))
+            for group, rate in zip(adam.param_groups[1:], rates[1:], strict=True):
+                group["lr"] = rate * fading
+            adam.zero_grad()
+            total = loss(*runs[step % len(runs)]) + self.regulariser(step / steps)
+            total.backward()  # type: ignore[no-untyped-call] # torch's
+            adam.step()
+
+    def _broadcast(self, node: Node) -> Tensor:
+        key, _ = self.weighted[node]
+        axis, scale = WEIGHTED[kind_of(node) or ""][2], self.resolved.scales[key]
+        shape = [1] * self.resolved.weights[key].dim()
+        shape[axis] = -1
+        return scale.view(shape)
+
+
+def copied(resolved: Resolved) -> Resolved:
+    """`resolved` with dictionaries of its own."""
+    return Resolved(dict(resolved.activations), dict(resolved.scales), dict(resolved.weights), dict(resolved.biases))

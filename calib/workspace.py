@@ -1,0 +1,127 @@
+"""Where a long calibration keeps what it has finished, so that the same command goes on where it was interrupted.
+
+A folder `<output>.partial` beside the output: `workspace.json` says for what (a hash of recipe, integer operators, weights and
+calibration data), `span-<n>.safetensors` holds a finished span's numbers, `cache/` the activations of the running one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.fx import Node
+
+from edgeq.calib.spans import Span
+from edgeq.calib.twins import Numbers
+from edgeq.spec import EdgeqError
+
+STATE = "workspace.json"
+
+
+class Workspace:
+    """Finished spans in `folder`; `cache` is an empty folder for activations, gone after the calibration."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        """See `workspace`, which makes both folders."""
+        self.folder, self.cache = folder, cache
+
+    def open(self, key: str) -> None:
+        """Keep what was finished for the same `key`; anything else is out of date and removed."""
+        state = self.folder / STATE
+        text = state.read_text() if state.is_file() else ""
+        if text and json.loads(text).get("key") == key:
+            return
+        for old in self.folder.glob("span-*.safetensors"):
+            old.unlink()
+        _write(state, lambda part: part.write_text(json.dumps({"key": key}) + "\n"))
+
+    def load(self, index: int, span: Span, numbers: Numbers) -> tuple[float, float] | None:
+        """Put a finished span's numbers into `numbers`; returns its errors before and after, None where it is not finished."""
+        path = self._path(index)
+        if not path.is_file():
+            return None
+        tensors: dict[str, Tensor]
+        with safe_open(path, framework="pt") as file:
+            stored = json.loads(file.metadata()["span"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+        for node in span.layers:
+            key, _ = numbers.weighted[node]
+            for kind, table in _tables(numbers).items():
+                if f"{kind} {key}" in tensors:
+                    table[key] = tensors[f"{kind} {key}"]
+        resolved = numbers.resolved
+        for root in resolved.activations:
+            if root.name in stored["scales"]:
+                scale = (stored["scales"][root.name],)
+                resolved.activations[root] = dataclasses.replace(resolved.activations[root], scale=scale)
+        return stored["before"], stored["after"]
+
+    def save(self, index: int, span: Span, numbers: Numbers, errors: tuple[float, float]) -> None:
+        """Store what a span learned, whole or not at all."""
+        inside: set[Node] = set(span.nodes)
+        activations = numbers.resolved.activations
+        scales = {n.name: q.scale[0] for n, q in activations.items() if n in inside}
+        tensors = {}
+        for node in span.layers:
+            key, _ = numbers.weighted[node]
+            tensors |= {f"{kind} {key}": t[key].contiguous() for kind, t in _tables(numbers).items() if key in t}
+        about = json.dumps({"before": errors[0], "after": errors[1], "scales": scales})
+        _write(self._path(index), lambda part: save_file(tensors, part, metadata={"span": about}))
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"span-{index:03d}.safetensors"
+
+
+@contextmanager
+def workspace(output: Path | None) -> Iterator[Workspace]:
+    """A workspace beside `output` (a temporary one where there is none); its cache goes when the body ends, however it ends.
+
+    Raises:
+        EdgeqError: the folder it would use holds something else.
+    """
+    with TemporaryDirectory(prefix="edgeq-") as temporary:
+        folder = Path(temporary) if output is None else beside(output)
+        if output is not None and folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file():
+            raise EdgeqError(f"{folder}: holds other files; move it away, calibration keeps its unfinished work there")
+        cache = folder / "cache"
+        shutil.rmtree(cache, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / STATE).touch()
+        cache.mkdir()
+        try:
+            yield Workspace(folder, cache)
+        finally:
+            shutil.rmtree(cache, ignore_errors=True)
+
+
+def beside(output: Path) -> Path:
+    """The workspace's folder for a model that will be saved in `output`."""
+    return output.with_name(f"{output.name}.partial")
+
+
+def forget(output: Path) -> None:
+    """Remove the workspace beside `output`, if there is one: the result is saved."""
+    folder = beside(output)
+    if (folder / STATE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tables(numbers: Numbers) -> dict[str, dict[str, Tensor]]:
+    """What a layer learns, by kind."""
+    resolved = numbers.resolved
+    return {"weight": resolved.weights, "scale": resolved.scales, "bias": resolved.biases}
+
+
+def _write(path: Path, fill: Callable[[Path], object]) -> None:
+    """Fill a file beside `path` and rename it, so that an interruption leaves no half of it."""
+    part = path.with_name(f".{path.name}.part")
+    fill(part)
+    part.rename(path)
