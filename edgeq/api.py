@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeq import backends
-from edgeq.calib.calibrate import Progress, calibrate
+from edgeq.calib.calibrate import calibrate
 from edgeq.calib.recipes import RECIPES
 from edgeq.calib.recipes import recipe as find_recipe
+from edgeq.calib.workspace import forget
 from edgeq.devices import host
 from edgeq.graph import package
 from edgeq.graph.annotate import Annotation, annotate, default_plan
@@ -29,8 +30,8 @@ from edgeq.run.profile import pair_json
 from edgeq.run.profile import profile as profile_artifact
 from edgeq.run.verify import evaluate, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
-from edgeq.spec import Artifact, EdgeqError, QParams, QuantPlan, Target
-from edgeq.task import Task, asked, build, load_task
+from edgeq.spec import Artifact, EdgeqError, Progress, QParams, QuantPlan, Target
+from edgeq.task import Positives, Task, asked, build, load_task
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
@@ -49,7 +50,8 @@ def quantize(
 ) -> QuantizedModel:
     """Capture, plan, calibrate and convert: one QDQ program for every runtime.
 
-    A plan overrides target, recipe and precision. With `output` the model is saved there.
+    A plan overrides target, recipe and precision. With `output` the model is saved there; a recipe that learns keeps
+    what it has finished in `<output>.partial` until then, and the same call goes on after an interruption.
 
     Raises:
         EdgeqError: what is wrong with the task, its data, the plan, or which operator stands in the way.
@@ -64,11 +66,15 @@ def quantize(
     captured = capture_task(task, progress)
     followed = given or default_plan(captured, chosen, recipe, precision)
     annotation = annotate(captured, chosen, followed)
-    resolved = calibrate(captured, annotation, method, _calibration(task), progress)
+    where = Path(output) if output is not None else None
+    resolved = calibrate(
+        captured, annotation, method, _calibration(task), progress, positives=_positives(task), output=where
+    )
     progress("convert", 0, None)
     model = assemble(task, captured, annotation, resolved, followed)
-    if output is not None:
-        model.save(Path(output))
+    if where is not None:
+        model.save(where)
+        forget(where)
     return model
 
 
@@ -395,6 +401,12 @@ def _calibration(task: Task) -> Iterator[Any]:
     batches, end = iter(asked(task, "calibration", task.calibration)), object()
     while (batch := asked(task, "calibration", next, batches, end)) is not end:
         yield batch
+
+
+def _positives(task: Task) -> Positives | None:
+    """The task's positives(); what it raises becomes one sentence."""
+    function = task.positives
+    return None if function is None else lambda outputs: asked(task, "positives", function, outputs)
 
 
 def _merge(path: Path, found: dict[str, Any]) -> dict[str, Any]:
