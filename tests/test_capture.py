@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -160,3 +161,12 @@ def test_subsampling_becomes_a_kernel_that_every_runtime_has() -> None:
     kinds = [kind_of(n) for n in captured.module.graph.nodes if n.op == "call_function"]
     assert kinds == ["depthwise_conv2d", "pad"]
     assert torch.equal(captured.module(*example)[0], Shortcut()(*example))
+
+
+def test_example_inputs_may_lie_in_memory_in_any_order() -> None:
+    """A view from NumPy has stride 0 along a new axis, a permuted tensor swapped ones; runtimes refuse both."""
+    example = torch.from_numpy(np.zeros((4, 5, 3), np.float32)[None]).permute(0, 3, 1, 2)
+    captured = capture(nn.Conv2d(3, 2, 1), (example,))
+    assert captured.example[0].stride() == (60, 20, 5, 1)
+    inputs = [n.meta["val"].stride() for n in captured.module.graph.nodes if n.op == "placeholder"]
+    assert inputs == [(60, 20, 5, 1)]

@@ -40,6 +40,7 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> Captured:
     Raises:
         EdgeqError: torch.export refuses the network (data-dependent control flow, say), or an output is no tensor.
     """
+    example_inputs = pytree.tree_map_only(Tensor, _dense, example_inputs)
     was_training = model.training
     model.eval()
     try:
@@ -73,6 +74,11 @@ def unlift(program: ExportedProgram) -> GraphModule:
 def flatten(inputs: Any) -> tuple[Any, ...]:
     """Tensors of nested tuples, lists and dicts in torch.export's order."""
     return tuple(pytree.tree_leaves(inputs))
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """In the usual order of axes: export records strides, and runtimes refuse others (NumPy leaves 0 for axes of size 1)."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _describe(module: GraphModule, program: ExportedProgram, example_inputs: tuple[Any, ...]) -> Captured:

@@ -54,7 +54,7 @@ def prepare(points: Array, settings: dict[str, Any], padded: bool = True) -> Pre
     table = np.full(height * width + 1, real, np.int64)
     table[made.cells] = np.arange(limit)
     table[-1] = real
-    return Prepared((features.transpose(2, 0, 1)[None], table[:-1]), ignored, (made.dropped,))
+    return Prepared((np.ascontiguousarray(features.transpose(2, 0, 1))[None], table[:-1]), ignored, (made.dropped,))
 
 
 def boxes(heads: dict[str, Array], settings: dict[str, Any]) -> tuple[Array, Array, tuple[str, ...]]:
