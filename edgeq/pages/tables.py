@@ -85,8 +85,8 @@ def lidar_table(found: Found) -> list[RenderableType]:
             "/".join(plain(row.get(k)) for k in ("integer_ops", "eligible_ops", "float_ops")),
         )
     legend = (
-        "LSB, equal: the artefact against its runtime's own simulation; AP: vehicles found\n"
-        "by the artefact; operators: integer/eligible (the device decides)/float"
+        "LSB, equal: the artefact against its runtime's own simulation; AP: vehicles, in\n"
+        "the artefact's own boxes; operators: integer/eligible (the device decides)/float"
     )
     frames = found["frames"]
     bundles = [(title(name), str(row["bundle"])) for name, row in rows.items() if row.get("bundle")]
