@@ -154,6 +154,25 @@ def export(
     return artifact
 
 
+def bundle(model: QuantizedModel | str | Path, to: str, *, folder: str | Path | None = None) -> Path:
+    """A lidar detector as a deployable folder for runtime `to`; returns it (`<model folder>/bundle/<to>`).
+
+    Artefacts, pipeline.json, a golden synthetic frame with its boxes, and Python code that runs them with numpy and the
+    runtime alone.
+
+    Raises:
+        EdgeqError: see `export`; or the task is no lidar detector.
+    """
+    from edgeq.lidar import bundle as lidar
+    from edgeq.lidar.scenes import HDL64_FRONT, scene
+
+    model = _saved(model)
+    refuse_beyond(model, to)
+    where = Path(folder) if folder is not None else _home(model) / "bundle" / to
+    lidar.write(model, to, where, scene(0, HDL64_FRONT).points)
+    return where
+
+
 def verify(
     model: QuantizedModel | str | Path,
     *,
@@ -243,41 +262,6 @@ def report(model: QuantizedModel | str | Path, *, output: str | Path | None = No
 
     model = _saved(model)
     return write_page(model, Path(output) if output else _home(model) / "report.html")
-
-
-def demo(output: str | Path = "demo-out", *, progress: Progress = silent) -> dict[str, Any]:
-    """The main job on assets from packages: quantize, export to every runtime, verify, profile, report.
-
-    Returns one plain object: network, device, versions, float_metric, qdq_metric and, per backend, artefact, parity,
-    accuracy, latency and operator counts.
-    """
-    task = Path(__file__).parent / "examples" / "efficientnet_lite0.py"
-    if not task.is_file():  # an editable install maps the folder instead of copying it
-        task = Path(__file__).resolve().parent.parent / "examples" / "efficientnet_lite0.py"
-    model = quantize(task, output=output, progress=progress)
-    for name in backends.RUNTIMES:
-        progress(f"export {name}", 0, None)
-        export(model, name)
-    parity = verify(model, batches=4, progress=progress)
-    latency = profile(model, runs=20, progress=progress)
-    page = report(model)
-    rows = {}
-    for name, row in parity["backends"].items():
-        times = latency["backends"][name]
-        rows[name] = {
-            **{k: row[k] for k in ("artifact", "max_lsb", "exact_share", "qdq_lsb", "metric", "kernels")},
-            "latency_ms": {k: times[k]["median_ms"] if times[k] else None for k in ("int8", "float")},
-            **{k: row[k] for k in ("integer_ops", "eligible_ops", "float_ops")},
-        }
-    return {
-        "network": "EfficientNet-Lite0 (ImageNet)",
-        "device": host.describe(),
-        "versions": versions(),
-        "report": str(page),
-        "float_metric": parity["float_metric"],
-        "qdq_metric": parity["qdq_metric"],
-        "backends": rows,
-    }
 
 
 def summary(model: QuantizedModel) -> dict[str, Any]:

@@ -35,16 +35,24 @@ Threads = Annotated[int, typer.Option(min=1, help="Threads the runtime may use."
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")] = Path("demo-out"),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write to; default: demo-out or demo-lidar-out.")
+    ] = None,
+    lidar: Annotated[
+        bool, typer.Option("--lidar", help="A 3D detector on lidar scenes by LiDAR-PTQ, drawn from above.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Quantize a real network, export it to all four runtimes, check, time and report it (some minutes)."""
-    from edgeq import api
-    from edgeq.pages.tables import demo_table
+    from edgeq import demos
+    from edgeq.pages.tables import demo_table, lidar_table
 
     with _progress() as progress:
-        found = api.demo(output, progress=progress)
-    _print(found, as_json, demo_table)
+        if lidar:
+            found = demos.lidar(output or Path("demo-lidar-out"), progress=progress)
+        else:
+            found = demos.image(output or Path("demo-out"), progress=progress)
+    _print(found, as_json, lidar_table if lidar else demo_table)
 
 
 @app.command()
@@ -87,6 +95,10 @@ def export(
         str | None,
         typer.Option(help="int8 or float inputs and outputs of a .tflite (default int8).", show_default=False),
     ] = None,
+    bundle: Annotated[
+        bool,
+        typer.Option("--bundle", help="Also write FOLDER/bundle/BACKEND: a lidar detector with all that runs it."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Lower the program to one runtime or several, and say which operators run as integers."""
@@ -102,6 +114,9 @@ def export(
         for name in to:
             progress(f"export {name}", 0, None)
             found["backends"][name] = api.coverage(api.export(model, name, io=io))
+            if bundle:
+                progress(f"bundle for {name}", 0, None)
+                found["backends"][name]["bundle"] = str(api.bundle(model, name))
     _print(found, as_json, coverage_tables)
 
 

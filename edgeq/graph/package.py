@@ -208,16 +208,16 @@ def load_plan(path: Path) -> QuantPlan:
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, marker: str = MANIFEST, what: str = "quantized model") -> Iterator[Path]:
     """A fresh folder to fill; when the body ends well it takes the place of `folder`, else it is removed.
 
     Raises:
-        EdgeqError: `folder` exists and is neither empty nor a quantized model.
+        EdgeqError: `folder` exists and is neither empty nor `what`, which a file `marker` in it tells.
     """
     if folder.exists() and not folder.is_dir():
         raise EdgeqError(f"{folder}: is a file; name a folder to write to")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-        raise EdgeqError(f"{folder}: holds other files and no quantized model; name a new folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
+        raise EdgeqError(f"{folder}: holds other files and no {what}; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

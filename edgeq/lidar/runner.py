@@ -36,7 +36,9 @@ class Bundle:
             opened = load or LOADERS[self.settings["runtime"]](threads)
             self.parts = {part["name"]: opened(folder / part["file"]) for part in self.settings["parts"]}
         except (OSError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{folder}: no whole lidar bundle ({type(error).__name__}: {error}); write it again") from error
+            raise ValueError(
+                f"{folder}: no whole lidar bundle ({type(error).__name__}: {error}); write it again"
+            ) from error
 
     def heads(self, inputs: Sequence[Array]) -> dict[str, Array]:
         """The network's heads for prepared `inputs`: one part, or pillars, scatter and dense network."""

@@ -140,6 +140,8 @@ def coverage_tables(found: Found) -> list[RenderableType]:
         parts.append(table)
         parts.extend(Text(f"note: {note}", style="dim") for note in row["notes"])
         parts.append(Text.assemble("artefact  ", (str(row["artifact"]), "bold")))
+        if "bundle" in row:
+            parts.append(Text.assemble("bundle    ", (str(row["bundle"]), "bold")))
         parts.append(Text())
     return parts[:-1]
 
