@@ -155,6 +155,7 @@ class _Emitter:
             self.builder.emit_func_output(outputs[0] if len(outputs) == 1 else self.relax.Tuple(outputs))
         steps = ["LegalizeOps", "AnnotateTIROpPattern", "FoldConstant", "FuseOps", "FuseTIR", "DeadCodeElimination"]
         module = transform.Sequential([getattr(relax_transform, step)() for step in steps])(self.builder.get())
+        self.layers = {name: keys for name, keys in self.layers.items() if name in names(module)}
         stored = np.frombuffer(json.dumps(self.layers).encode(), np.uint8)
         extra = self.relax.BlockBuilder()
         with extra.function("layers", []):
@@ -199,11 +200,24 @@ class _Emitter:
             places = value(op.table)
             function, constants = moves.gather(op, shapes[0], tuple(places.shape), _dtype(places.dtype)), ()
             inputs.append(self.floats[op.table])
-        elif moves.is_view(op, shapes[0], out):
-            return self.builder.emit(self.relax.op.reshape(inputs[0], memory))
+        elif (source := self._unmoved(op)) is not None:
+            return self.builder.emit(self.relax.op.reshape(self._stored(source), memory))
         else:
             function, constants = moves.kernel(op, shapes, out)
         return self._call(function, op.kind, op.name, [*inputs, *map(self.relax.const, constants)], memory, "int8")
+
+    def _unmoved(self, op: IntegerOp) -> str | None:
+        """The value whose bytes are `op`'s own already, behind changes of shape and order that undo each other."""
+        moved = [op]
+        while moved[0].kind in ("reshape", "permute"):
+            name = moved[0].inputs[0]
+            node = next(n for n in self.graph.nodes if n.name == name)
+            if moves.is_view(moved, tuple(value(node).shape)):
+                return name
+            if name not in self.program.ops:
+                break
+            moved.insert(0, self.program.ops[name])
+        return None
 
     def _stored(self, name: str) -> Any:
         """An int8 value as it lies in memory; an int8 input of the program is brought there first."""

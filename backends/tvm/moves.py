@@ -103,19 +103,19 @@ def _same(op: IntegerOp, index: int = 0) -> bool:
     return same_numbers and (op.low, op.high) == (-128, 127)
 
 
-def is_view(op: IntegerOp, x: Shape, out: Shape) -> bool:
-    """Whether a reshape or permute changes no byte and no order in memory."""
-    if op.kind not in ("reshape", "permute") or not _same(op):
+def is_view(ops: Sequence[IntegerOp], x: Shape) -> bool:
+    """Whether `ops`, one behind the other, change no byte and no order in memory of a value of torch shape x.
+
+    A reshape and a permute of four axes may undo each other: rows [H·W, C] are an image [1, C, H, W] as it lies.
+    """
+    if any(op.kind not in ("reshape", "permute") or not _same(op) for op in ops):
         return False
-    return [n for n in lying(x) if n > 1] == [n for n in lying(out) if n > 1] and _keeps_order(op, x, out)
-
-
-def _keeps_order(op: IntegerOp, x: Shape, out: Shape) -> bool:
     places = torch.arange(math.prod(x))
-    memory = places.reshape(lying(x))
-    logical = memory.permute(0, 3, 1, 2) if len(x) == 4 else memory
-    moved = op.node.target(logical, *op.node.args[1:], **op.node.kwargs)  # type: ignore[operator] # an aten operator
-    return torch.equal((moved.permute(0, 2, 3, 1) if len(out) == 4 else moved).reshape(-1), places)
+    moved = places.reshape(lying(x))
+    moved = moved.permute(0, 3, 1, 2) if len(x) == 4 else moved
+    for op in ops:
+        moved = op.node.target(moved, *op.node.args[1:], **op.node.kwargs)  # type: ignore[operator] # an aten operator
+    return torch.equal((moved.permute(0, 2, 3, 1) if moved.dim() == 4 else moved).reshape(-1), places)
 
 
 def kernel(op: IntegerOp, xs: Sequence[Shape], out: Shape) -> tuple[Any, tuple[Array, ...]]:
