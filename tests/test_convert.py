@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,13 @@ def test_half_precision_where_the_target_has_it(network: type[nn.Module]) -> Non
     model = quantize(task(network), precision="fp16", target="coreml")
     batch = flatten(inputs(network, seed=2))
     assert 30 < sqnr(model.float(batch)[0], model.qdq(batch)[0]) < 120
+
+
+def test_an_example_that_lies_channels_last_leaves_inputs_in_torchs_order() -> None:
+    made = task(InvertedResidual)
+    lying = (inputs(InvertedResidual)[0].to(memory_format=torch.channels_last),)
+    program = quantize(dataclasses.replace(made, example_inputs=lambda: lying)).program
+    assert program.example_inputs is not None and program.example_inputs[0][0].is_contiguous()
 
 
 def test_an_edited_plan_is_followed() -> None:

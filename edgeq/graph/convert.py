@@ -74,10 +74,13 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
 def export(
     module: GraphModule, example: tuple[Tensor, ...], labels: dict[Node, str]
 ) -> tuple[ExportedProgram, dict[str, str]]:
-    """torch.export `module` and carry `labels` (node → layer key) over to the program's nodes, which keep their order."""
+    """torch.export `module` and carry `labels` (node → layer key) over to the program's nodes, which keep their order.
+
+    The example lies in torch's own order: converters read the order of a program's inputs in memory off it.
+    """
     _drop_unused(module)
     with quiet():
-        program = torch.export.export(module, example, strict=False)
+        program = torch.export.export(module, tuple(t.contiguous() for t in example), strict=False)
     return program, {new.name: labels[old] for old, new in _pairs(module, program) if old in labels}
 
 
