@@ -11,12 +11,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from edgeq import backends
-from edgeq.graph.capture import unlift
-from edgeq.graph.convert import export as export_module
-from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, tensor_qparams
+from edgeq.graph.excerpt import excerpt
+from edgeq.graph.integer import tensor_qparams
 from edgeq.graph.package import QuantizedModel
 from edgeq.spec import Artifact, EdgeqError, TensorInfo
 from edgeq.task import Task
@@ -225,21 +223,13 @@ def first_parting(
 
 def _prefix(model: QuantizedModel, engine: backends.Backend, name: str, batch: Batch, kernels: str) -> Tensor:
     """The value of quantize node `name` as the artefact of the program cut there computes it."""
-    module = unlift(model.program)
-    nodes: dict[str, Node] = {n.name: n for n in module.graph.nodes}
-    quantize = nodes[name]
-    assert quantize.target is QUANTIZE
-    output = module.graph.output_node()
-    with module.graph.inserting_before(output):
-        cut = module.graph.call_function(DEQUANTIZE, (quantize, *quantize.args[1:]))
-    output.args = ((cut,),)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    program, _ = export_module(module, tuple(batch), {})
+    part = excerpt(model, None, (model.labels[name],), "prefix")
+    needed = {info.name for info in part.inputs}
     with tempfile.TemporaryDirectory() as folder:
-        artifact = engine.lower(program, Path(folder), name="prefix", layers={})
+        artifact = engine.lower(part.program, Path(folder), name="prefix", layers={})
         options = {"kernels": kernels} if kernels else {}
-        return engine.load(artifact.path, threads=1, **options)(batch)[0]
+        predict = engine.load(artifact.path, threads=1, **options)
+        return predict([x for x, info in zip(batch, model.inputs, strict=True) if info.name in needed])[0]
 
 
 def parity_json(parity: Parity, artifact: Artifact) -> dict[str, object]:
