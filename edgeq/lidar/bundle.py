@@ -1,0 +1,85 @@
+"""A quantized lidar detector as one folder per runtime: artefacts, pipeline.json, a golden frame, and code to run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeq import backends
+from edgeq.graph.excerpt import excerpt
+from edgeq.graph.package import QuantizedModel, plain, replacing
+from edgeq.lidar import pipeline, runner
+from edgeq.lidar.pillars import grid
+from edgeq.spec import EdgeqError
+
+# numpy alone, importing each other relatively: they run where nothing else of edgeq is
+CODE = ("__init__", "anchors", "boxes", "centre", "pillars", "pipeline", "runner", "voxels")
+
+
+def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float32]) -> list[str]:
+    """Write `folder` whole or not at all: the parts lowered to backend `to` and everything to run them.
+
+    A pillar detector is split as practice does: pillar network, scatter on the host, dense network; a voxel detector is
+    one part, its tables are inputs. points [N, 4]: the golden frame. Returns the artefacts' names.
+
+    Raises:
+        EdgeqError: the model's task says nothing of a pipeline, or the backend cannot lower a part.
+    """
+    settings = (model.preprocessing or {}).get("pipeline")
+    if not settings:
+        raise EdgeqError(f'{model.name} is no lidar detector: its task file has no PREPROCESSING = {{"pipeline": …}}')
+    if not backends.installed(to):
+        raise EdgeqError(f"backend {to} is not installed: pip install 'edgeq[{to}]'")
+    with replacing(folder, "pipeline.json", "lidar bundle") as part:
+        described = []
+        for piece in parts(model, settings):
+            options: dict[str, Any] = {"io": "float"} if to == "litert" else {}
+            artifact = backends.backend(to).lower(piece.program, part, name=piece.name, layers=piece.labels, **options)
+            described.append(
+                {
+                    "name": piece.name,
+                    "file": artifact.path.name,
+                    "inputs": [dataclasses.asdict(i) for i in piece.inputs],
+                    "outputs": [dataclasses.asdict(o) for o in piece.outputs],
+                    "coverage": [dataclasses.asdict(row) for row in artifact.coverage],
+                }
+            )
+        said = {"format": 1, "name": model.name, "runtime": to, "parts": described, **settings}
+        if settings["encoder"]["kind"] == "pillars":
+            said["grid"] = grid(settings["encoder"]["point_range"], settings["encoder"]["pillar_size"])
+        (part / "pipeline.json").write_text(json.dumps(plain(said), indent=1) + "\n")
+        code = part / "lidar"
+        code.mkdir()
+        for name in CODE:
+            shutil.copy(Path(__file__).parent / f"{name}.py", code / f"{name}.py")
+        points.astype(np.float32).tofile(part / "golden_points.bin")
+        (part / "golden_boxes.json").write_text(json.dumps(golden(model, to, settings, points), indent=1) + "\n")
+    return [str(row["file"]) for row in described]
+
+
+def parts(model: QuantizedModel, settings: dict[str, Any]) -> list[QuantizedModel]:
+    """The programs of a bundle: `pillars` and `dense`, cut on both sides of the scatter, or the whole `network`."""
+    split = settings.get("split")
+    if split is None:
+        return [dataclasses.replace(model, name="network")]
+    return [
+        excerpt(model, None, (split["rows"],), "pillars"),
+        excerpt(model, (split["image"],), None, "dense"),
+    ]
+
+
+def golden(
+    model: QuantizedModel, to: str, settings: dict[str, Any], points: NDArray[np.float32]
+) -> list[dict[str, Any]]:
+    """The boxes that the runtime's default kernels must find in `points`, by simulation of the whole program."""
+    inputs = [torch.from_numpy(a) for a in pipeline.prepare(points, settings).inputs]
+    heads = model.simulate(inputs, backends.backend(to).target.arithmetic)
+    named = dict(zip(settings["head"]["outputs"], (h.numpy() for h in heads), strict=True))
+    return runner.rounded(*pipeline.boxes(named, settings))
