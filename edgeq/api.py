@@ -24,6 +24,7 @@ from edgeq.graph import package
 from edgeq.graph.annotate import Annotation, annotate, default_plan
 from edgeq.graph.capture import Captured, capture, flatten
 from edgeq.graph.convert import Resolved, convert, float_program
+from edgeq.graph.ops import kind_of, table
 from edgeq.graph.package import QuantizedModel, load_plan, read_json, versions, write_json
 from edgeq.run.files import artifact_json, exported, find
 from edgeq.run.profile import pair_json
@@ -425,10 +426,18 @@ def _tensor_key(node: Node, names: dict[Node, str], captured: Captured) -> str:
 
 
 def _golden(captured: Captured, of: dict[Node, QParams], placeholders: list[Node]) -> tuple[Tensor, ...]:
-    """Synthetic inputs from a fixed seed: uniform over the calibrated range, or over the example's integers."""
+    """Synthetic inputs from a fixed seed: uniform over the calibrated range, or over the example's integers.
+
+    A table by which rows are gathered is the example's, shuffled: as many empty places, and no row out of range.
+    """
     generator = torch.Generator().manual_seed(0)
+    tables = {table(n) for n in captured.module.graph.nodes if kind_of(n) == "gather"}
     made = []
     for node, example in zip(placeholders, captured.example, strict=True):
+        if node in tables:
+            order = torch.randperm(example.numel(), generator=generator)
+            made.append(example.flatten()[order].view(example.shape))
+            continue
         if not example.is_floating_point():
             top = max(int(example.max()), 1)
             made.append(torch.randint(0, top + 1, example.shape, generator=generator).to(example.dtype))

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from networks import ALL, Attention, InvertedResidual, Neck, TwoInputs, inputs, seeded
+from networks import ALL, Attention, InvertedResidual, Neck, Sparse, TwoInputs, inputs, seeded
 from torch import nn
 
 from edgeq import Task, quantize
@@ -74,6 +74,47 @@ def test_bias_lies_on_its_integer_grid_and_weights_inside_theirs() -> None:
         assert op.weight_scale is not None
         unit = op.weight_scale.double().numpy() * op.input_qparams[0].scale[0]
         assert np.abs(real / unit - np.round(real / unit)).max() < 1e-2
+
+
+def test_sparse_convolution_has_no_float_operator_and_its_tables_are_no_islands() -> None:
+    model = quantize(task(Sparse))
+    assert [op.kind for op in model.integers.ops.values()] == ["pad", "gather", "reshape", "linear"] * 2
+    assert model.islands == {} and model.integers.floats == ()
+    assert {k: v for k, v in model.plan.layers.items() if v == "fp32"} == {
+        "first/reshape": "fp32",
+        "second/reshape": "fp32",
+    }
+
+
+def test_golden_tables_pick_rows_that_exist() -> None:
+    model = quantize(task(Sparse))
+    for golden, example in zip(model.golden[1:], flatten(inputs(Sparse))[1:], strict=True):
+        assert not torch.equal(golden, example)
+        assert torch.equal(golden.flatten().sort().values, example.flatten().sort().values)
+
+
+class Picked(nn.Module):
+    """Rows picked by what is no table: along another axis, by computed places, by float values' order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.linear(x)
+        return y.index_select(1, table), y.index_select(0, table + 1), y.index_select(0, y[:, 0].argsort())
+
+
+def test_rows_picked_otherwise_stay_float_and_say_so() -> None:
+    torch.manual_seed(0)
+    made = Picked().eval()
+    batch = (torch.randn(5, 6), torch.tensor([3, 0, 2]))
+    model = quantize(Task("picked", lambda: made, lambda: batch, lambda: [batch]))
+    assert {k for k in model.islands if "index_select" in k} == {"index_select", "index_select#2", "index_select#3"}
+    assert all("no integer form" in why for k, why in model.islands.items() if "index_select" in k)
+    assert not any("add" in key for key in model.islands)  # table + 1 computes in integers as it is
+    assert [op.kind for op in model.integers.ops.values()] == ["linear"]
+    assert sqnr(model.float(batch)[0], model.simulate(batch, "ideal")[0]) > 30
 
 
 class Dead(nn.Module):
