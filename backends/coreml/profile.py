@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import platform
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from edgeq.backends.coreml.package import coremltools
 from edgeq.backends.coreml.run import load
+from edgeq.backends.timing import measure
 from edgeq.spec import LatencyReport
 
 
@@ -26,22 +25,12 @@ def profile(
     if sys.platform != "darwin":
         return None
     predict = load(path, compute="fp16", threads=threads)
-    for _ in range(warmup):
-        predict(inputs)
-    taken = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        predict(inputs)
-        taken.append((time.perf_counter() - start) * 1e3)
-    deciles = statistics.quantiles(taken, n=10)
-    return LatencyReport(
-        device=platform.processor() or platform.machine(),
+    return measure(
+        lambda: predict(inputs),
+        tuple,
         backend="coreml",
         versions={"coremltools": str(coremltools().__version__), "macOS": platform.mac_ver()[0]},
         threads=threads,
         warmup=warmup,
         runs=runs,
-        median_ms=statistics.median(taken),
-        p10_ms=deciles[0],
-        p90_ms=deciles[-1],
     )

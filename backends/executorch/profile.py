@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from edgeq.backends.executorch.pte import PteOp, read_pte
 from edgeq.backends.executorch.run import load, open_module
+from edgeq.backends.timing import measure
 from edgeq.graph.quiet import quiet
 from edgeq.spec import LatencyReport, OpLatency
 
@@ -46,29 +45,15 @@ def profile(
         EdgeqError: see edgeq.backends.executorch.run.load.
     """
     predict = load(path, threads=threads)
-    for _ in range(warmup):
-        predict(inputs)
-    totals = []
-    for _ in range(runs):
-        start = time.perf_counter_ns()
-        predict(inputs)
-        totals.append((time.perf_counter_ns() - start) / 1e6)
-    rows = _rows(path, inputs, threads, runs)
-    deciles = statistics.quantiles(totals, n=10) if runs > 1 else totals * 9
-    median = statistics.median(totals)
-    return LatencyReport(
-        device=platform.processor() or platform.machine(),
+    return measure(
+        lambda: predict(inputs),
+        lambda: _rows(path, inputs, threads, runs),
         backend="executorch",
         versions={"executorch": version("executorch")},
         threads=threads,
         warmup=warmup,
         runs=runs,
-        median_ms=median,
-        p10_ms=deciles[0],
-        p90_ms=deciles[-1],
-        rows=rows,
         method="etdump",
-        unattributed_ms=max(0.0, median - sum(row.ms for row in rows)),
     )
 
 

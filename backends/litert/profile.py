@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from torch import Tensor
 
 from edgeq.backends.litert.flatbuffer import pack, schema
 from edgeq.backends.litert.run import feed, interpreter
+from edgeq.backends.timing import measure, times
 from edgeq.spec import LatencyReport, OpLatency
 
 
@@ -29,22 +28,15 @@ def profile(
     """
     engine = interpreter(path, threads=threads)
     feed(path, engine, inputs)
-    totals = _times(engine.invoke, warmup, runs)
-    median, p10, p90 = (float(np.percentile(totals, p)) for p in (50, 10, 90))
-    rows = _prefixes(path, inputs, threads, warmup, runs)
-    return LatencyReport(
-        device=platform.processor() or platform.machine(),
+    return measure(
+        engine.invoke,
+        lambda: _prefixes(path, inputs, threads, warmup, runs),
         backend="litert",
         versions={"ai-edge-litert": version("ai-edge-litert")},
         threads=threads,
         warmup=warmup,
         runs=runs,
-        median_ms=median,
-        p10_ms=p10,
-        p90_ms=p90,
-        rows=rows,
         method="prefixes",
-        unattributed_ms=max(0.0, median - sum(row.ms for row in rows)),
     )
 
 
@@ -59,20 +51,8 @@ def _prefixes(path: Path, inputs: Sequence[Tensor], threads: int, warmup: int, r
         graph.operators, graph.outputs = operators[:count], operator.outputs
         engine = interpreter(path, threads=threads, data=pack(model))
         feed(path, engine, inputs)
-        so_far = float(np.median(_times(engine.invoke, warmup, runs)))
+        so_far = float(np.median(times(engine.invoke, warmup, runs)))
         name = graph.tensors[int(operator.outputs[0])].name.decode()
         rows.append(OpLatency(name, max(0.0, so_far - before)))
         before = max(before, so_far)
     return tuple(rows)
-
-
-def _times(call: Callable[[], object], warmup: int, runs: int) -> list[float]:
-    """Milliseconds of each of `runs` calls after `warmup`."""
-    for _ in range(warmup):
-        call()
-    spent = []
-    for _ in range(runs):
-        start = time.perf_counter_ns()
-        call()
-        spent.append((time.perf_counter_ns() - start) / 1e6)
-    return spent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from edgeq.backends.timing import measure
 from edgeq.backends.tvm.lower import tvm_package
 from edgeq.backends.tvm.run import call, open_library
 from edgeq.spec import LatencyReport, OpLatency
@@ -28,28 +28,15 @@ def profile(
         EdgeqError: see edgeq.backends.tvm.run.load.
     """
     machine = open_library(path, threads=threads)
-    for _ in range(warmup):
-        call(machine, inputs)
-    totals = []
-    for _ in range(runs):
-        start = time.perf_counter_ns()
-        call(machine, inputs)
-        totals.append((time.perf_counter_ns() - start) / 1e6)
-    median, p10, p90 = (float(np.percentile(totals, p)) for p in (50, 10, 90))
-    rows = _kernels(machine, inputs, runs)
-    return LatencyReport(
-        device=platform.processor() or platform.machine(),
+    return measure(
+        lambda: call(machine, inputs),
+        lambda: _kernels(machine, inputs, runs),
         backend="tvm",
         versions={"tvm": str(tvm_package().__version__)},
         threads=threads,
         warmup=warmup,
         runs=runs,
-        median_ms=median,
-        p10_ms=p10,
-        p90_ms=p90,
-        rows=rows,
         method="virtual machine instrument",
-        unattributed_ms=max(0.0, median - sum(row.ms for row in rows)),
     )
 
 
