@@ -8,8 +8,7 @@ Sources: tflite/kernels/internal/optimized/{neon_check,optimized_ops}.h, optimiz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 from edgeq.graph.arithmetic import litert_reference as reference
 from edgeq.graph.arithmetic.sums import accumulate
 from edgeq.graph.integer import IntegerOp
-from edgeq.graph.ops import MOVES, ConvAttrs
+from edgeq.graph.ops import ConvAttrs
 from edgeq.spec import EdgeqError
 
 LANES = 8  # channels that the vector code of depthwise and transposed convolution takes at a time
@@ -92,7 +91,7 @@ def mean(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     return torch.clamp(steps + bias, op.low, op.high).to(torch.int8)
 
 
-KERNELS: dict[str, Callable[[IntegerOp, Sequence[Tensor]], Tensor]] = {
+KERNELS: dict[str, reference.Kernel] = {
     **reference.KERNELS,
     "conv1d": weighted,
     "conv2d": weighted,
@@ -100,18 +99,5 @@ KERNELS: dict[str, Callable[[IntegerOp, Sequence[Tensor]], Tensor]] = {
     "conv_transpose2d": weighted,
     "linear": linear,
     "mean": mean,
-    **{
-        kind: partial(kernel, rule=multiply_upwards)
-        for kind, kernel in {
-            "avg_pool2d": reference.avg_pool,
-            "max_pool2d": reference.max_pool,
-            "clamp": reference.activation,
-            "cat": reference.cat,
-            "requantize": reference.requantize,
-            "softmax": reference.softmax,
-            "sigmoid": reference.table,
-            "tanh": reference.table,
-            **dict.fromkeys(MOVES, reference.move),
-        }.items()
-    },
+    **reference.rescaling(multiply_upwards),
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -181,7 +182,7 @@ def summed(op: IntegerOp, x: Tensor) -> tuple[Tensor, int]:
     return x.sum(axes, keepdim=keep), math.prod(x.shape[a] for a in axes)
 
 
-def avg_pool(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
+def avg_pool(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
     """AVERAGE_POOL_2D: the stored integers' mean, half away from zero, zero point and all (integer_ops/pooling.h)."""
     zero_point = op.input_qparams[0].zero_point[0]
     kernel, stride, padding, _, counted = _pool_geometry(op)
@@ -197,7 +198,7 @@ def avg_pool(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> 
     return torch.clamp(requantized(pooled, op.input_qparams[0], op.output_qparams, rule), op.low, op.high)
 
 
-def max_pool(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
+def max_pool(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
     """MAX_POOL_2D."""
     pooled = applied(op, [inputs[0].float()]).to(torch.int8)
     return torch.clamp(requantized(pooled, op.input_qparams[0], op.output_qparams, rule), op.low, op.high)
@@ -212,25 +213,25 @@ def activation(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -
     return finish(op, scaled(x.long() - source.zero_point[0], float(_f32(source) / _f32(target))))
 
 
-def move(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
+def move(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
     """Data movement; what pads is the zero point."""
     zero_point = op.input_qparams[0].zero_point[0]
     moved = applied(op, [inputs[0].float() - zero_point]) + zero_point
     return torch.clamp(requantized(moved.to(torch.int8), op.input_qparams[0], op.output_qparams, rule), op.low, op.high)
 
 
-def cat(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
+def cat(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
     """CONCATENATION behind a QUANTIZE of every part whose numbers differ."""
     parts = [requantized(x, q, op.output_qparams, rule) for x, q in zip(inputs, op.input_qparams, strict=True)]
     return torch.clamp(torch.cat(parts, int(node_arg(op.node, 1, 0))), op.low, op.high)
 
 
-def requantize(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
+def requantize(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
     """QUANTIZE from int8 to int8."""
     return requantized(inputs[0], op.input_qparams[0], op.output_qparams, rule)
 
 
-def table(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
+def table(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
     """LOGISTIC and TANH: a table of 256 float32 results (LUTPopulate in internal/common.h)."""
     source, fixed = op.input_qparams[0], FIXED_OUTPUT[op.kind]
     real = _f32(source) * (np.arange(-128, 128, dtype=np.int64) - source.zero_point[0]).astype(np.float32)
@@ -241,7 +242,7 @@ def table(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Ten
     return torch.clamp(requantized(entries[inputs[0].long() + 128], fixed, op.output_qparams, rule), op.low, op.high)
 
 
-def softmax(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -> Tensor:
+def softmax(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
     """SOFTMAX of both kernel sets: float32 table of exp, summed in order, times 1 / (sum · 1/256) (optimized_ops.h)."""
     fixed = FIXED_OUTPUT["softmax"]
     axis = int(op.node.args[1])  # type: ignore[arg-type] # an int
@@ -277,7 +278,26 @@ def _f32(qparams: QParams) -> np.float32:
     return np.float32(qparams.scale[0])
 
 
-KERNELS: dict[str, Callable[[IntegerOp, Sequence[Tensor]], Tensor]] = {
+Kernel = Callable[[IntegerOp, Sequence[Tensor]], Tensor]
+
+
+def rescaling(rule: Rule) -> dict[str, Kernel]:
+    """The kernels that bring int8 values to other numbers by `rule`, where the program has them."""
+    kernels: dict[str, Callable[..., Tensor]] = {
+        "avg_pool2d": avg_pool,
+        "max_pool2d": max_pool,
+        "clamp": activation,
+        "cat": cat,
+        "requantize": requantize,
+        "softmax": softmax,
+        "sigmoid": table,
+        "tanh": table,
+        **dict.fromkeys(MOVES, move),
+    }
+    return {kind: partial(kernel, rule=rule) for kind, kernel in kernels.items()}
+
+
+KERNELS: dict[str, Kernel] = {
     "conv1d": weighted,
     "conv2d": weighted,
     "depthwise_conv2d": weighted,
@@ -288,15 +308,7 @@ KERNELS: dict[str, Callable[[IntegerOp, Sequence[Tensor]], Tensor]] = {
     "mul": mul,
     "matmul": matmul,
     "mean": mean,
-    "avg_pool2d": avg_pool,
-    "max_pool2d": max_pool,
     "relu": activation,
     "relu6": activation,
-    "clamp": activation,
-    "cat": cat,
-    "requantize": requantize,
-    "softmax": softmax,
-    "sigmoid": table,
-    "tanh": table,
-    **dict.fromkeys(MOVES, move),
+    **rescaling(multiply),
 }

@@ -7,7 +7,6 @@ ai-edge-litert 2.3.0, where softmax, logistic, tanh, batch matmul and average po
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from edgeq.graph.arithmetic import litert_builtin as builtin
 from edgeq.graph.arithmetic import litert_reference as reference
 from edgeq.graph.arithmetic import xnnpack
 from edgeq.graph.integer import IntegerOp
-from edgeq.graph.ops import MOVES, ConvAttrs
+from edgeq.graph.ops import ConvAttrs
 
 DELEGATED = frozenset(
     {"conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear", "add", "sub", "mul", "mean"}
@@ -49,17 +48,4 @@ def _refused(op: IntegerOp, inputs: Sequence[Tensor]) -> bool:
     return False
 
 
-_RESCALING = {
-    kind: partial(kernel, rule=convert)
-    for kind, kernel in {
-        "avg_pool2d": reference.avg_pool,
-        "max_pool2d": reference.max_pool,
-        "clamp": reference.activation,
-        "cat": reference.cat,
-        "requantize": reference.requantize,
-        "softmax": reference.softmax,
-        "sigmoid": reference.table,
-        "tanh": reference.table,
-        **dict.fromkeys(MOVES, reference.move),
-    }.items()
-}
+_RESCALING = reference.rescaling(convert)
