@@ -106,10 +106,11 @@ def calibrate(
                 for mask in task.add(index, outputs):
                     key.update(mask.numpy().tobytes())
 
-        resolved = resolve(captured, annotation, recipe, observe(captured, annotation, recipe, data, progress, spool))
+        observers = observe(captured, annotation, recipe, data, progress, spool)
+        resolved = resolve(captured, annotation, recipe, observers)
         numbers = Numbers(captured, annotation, resolved)
         if search is not None:
-            sparsity.search(numbers, cache, search, progress)
+            sparsity.search(numbers, cache, observers, search, progress)
             settle(numbers, recipe)
         if plan is not None:
             home.open(key.hexdigest())

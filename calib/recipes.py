@@ -58,16 +58,20 @@ RECIPES: Final[dict[str, Recipe]] = {
             "extremes seen in calibration, searched around for the least error in layers' outputs",
             f"{_ZHOU}, section 3.2",
             activations="sparsity",
+            weights="mse",
+            ends="w8a8",
         ),
         Recipe(
             "lidar-ptq",
             "lidar-minmax, then rounding and activation scales learned so that the detector's answers stay the same",
             _ZHOU,
             activations="sparsity",
+            weights="mse",
             rounding="squant",
             reconstruction=Reconstruction(
                 objectives=("mse", "tgpl"), balanced=True, polish=80, batch=2, activations=True
             ),
+            ends="w8a8",
         ),
     )
 }

@@ -24,8 +24,9 @@ Look = Callable[[Node], Tensor]
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
-    """Float32 to the nearest value of the grid (torch's quantize_per_tensor, then its dequantize)."""
-    return (stored(x, qparams).float() - qparams.zero_point[0]) * torch.tensor(qparams.scale[0])
+    """Float32 to the nearest value of the grid."""
+    (scale,), (zero,) = qparams.scale, qparams.zero_point
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero, qparams.qmin, qparams.qmax)
 
 
 def stored(x: Tensor, qparams: QParams) -> Tensor:

@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from edgeq import backends
 from edgeq.calib.calibrate import calibrate
+from edgeq.calib.ends import with_ends
 from edgeq.calib.recipes import RECIPES
 from edgeq.calib.recipes import recipe as find_recipe
 from edgeq.calib.workspace import forget
@@ -66,6 +67,8 @@ def quantize(
         raise EdgeqError(f"{task.name}: the task has no calibration(), and recipe {recipe!r} needs calibration batches")
     captured = capture_task(task, progress)
     followed = given or default_plan(captured, chosen, recipe, precision)
+    if given is None and method.ends is not None:
+        followed = with_ends(captured, followed, method.ends)
     annotation = annotate(captured, chosen, followed)
     where = Path(output) if output is not None else None
     resolved = calibrate(

@@ -224,7 +224,9 @@ class _Bar:
         self.task: Any = None
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
-        if stage != self.stage:
+        if self.stage is not None and stage.startswith(f"{self.stage}: "):  # the same stage with its result
+            self.progress.update(self.task, description=stage)
+        elif stage != self.stage:
             if self.task is not None:
                 known = self.progress.tasks[-1].total or 1
                 self.progress.update(self.task, completed=known, total=known)

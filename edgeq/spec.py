@@ -190,7 +190,7 @@ class Recipe:
 
     activations, weights: a range method with options, as `percentile:99.99` or `mse`.
     rounding: a method of edgeq.calib.rounding. reconstruction: learned from there on; None leaves it at that.
-    ends: precision of the first and the last layers where no plan says otherwise; None treats them as all others.
+    ends: least precision of the first and the last layers where no plan says otherwise; None treats them as all others.
     """
 
     name: str

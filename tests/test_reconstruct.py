@@ -1,9 +1,10 @@
-"""Reconstruction: sums over the data against torch's own convolutions, roundings against brute force, and the engine's promises."""
+"""Reconstruction: sums over the data against torch's convolutions, roundings against brute force, the engine's promises."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from networks import InvertedResidual, Neck, inputs, seeded
 from torch import Tensor, nn
 
 from edgeq import api, backends
-from edgeq.calib.calibrate import calibrate
+from edgeq.calib.ends import ends, with_ends
 from edgeq.calib.gram import Gram, rows_of
 from edgeq.calib.ranges.weights import channel_scales
 from edgeq.calib.recipes import RECIPES
@@ -26,15 +27,34 @@ from edgeq.calib.spans import spans
 from edgeq.calib.twins import Numbers
 from edgeq.calib.workspace import beside
 from edgeq.graph.annotate import annotate, default_plan
-from edgeq.graph.capture import Captured, capture
+from edgeq.graph.capture import capture
 from edgeq.graph.convert import Resolved
 from edgeq.graph.ops import WEIGHTED, constant, kind_of
 from edgeq.graph.package import QuantizedModel
-from edgeq.spec import EdgeqError, QuantSpec, Reconstruction, Recipe
+from edgeq.spec import EdgeqError, QuantSpec, Recipe, Reconstruction
 from edgeq.task import Task, load_task
 
 INT4 = QuantSpec(4, symmetric=True, per_channel=True)
 EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small layers on two threads wait for each other more than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipes as they are, with a tenth of the steps."""
+    for name, fewer in (("adaround", {"steps": 40}), ("lidar-ptq", {"steps": 40, "polish": 8})):
+        plan = RECIPES[name].reconstruction
+        assert plan is not None
+        shorter = dataclasses.replace(RECIPES[name], reconstruction=dataclasses.replace(plan, **fewer))
+        monkeypatch.setitem(RECIPES, name, shorter)
 
 
 # ---------------------------------------------------------------- sums over the data
@@ -79,32 +99,27 @@ def test_the_error_on_the_sums_is_the_error_of_torch(layer: tuple[nn.Module, tup
         gram, every = Gram.empty(rows), torch.arange(rows.cells_in(shape))
         gram.add(rows.patches(seen, every), rows.answers(bare, every), torch.ones(len(every)))
         sums.append(gram.finish())
-    channels = weight.shape[0] if axis == 0 else weight.shape[1] * getattr(module, "groups", 1)
-    scales = torch.full((channels,), 0.25)
-    problem = adaround.Layer(sums, weight, scales, INT4, bias=bias is not None)
-    # torch groups a transposed kernel's output channels by C_in, so a test with groups compares unscaled weights
+    channels = weight.shape[0] if axis == 0 else weight.shape[1] * module.groups  # type: ignore[operator] # an int
+    problem = adaround.Layer(sums, weight, torch.full((channels,), 0.25), INT4, bias=bias is not None)
     quantized = torch.clamp(torch.round(weight / 0.25), -7, 7)
-    shift = 0.1 * torch.randn(channels, generator=generator)
-    moved = dict(module.named_parameters()) | {"weight": quantized * 0.25}
-    if bias is not None:
-        moved["bias"] = bias + shift
+    shift = 0.1 * torch.randn(channels, generator=generator) if bias is not None else torch.zeros(channels)
+    moved = {"weight": quantized * 0.25} | ({} if bias is None else {"bias": bias + shift})
     with torch.no_grad():
         answer = torch.func.functional_call(module, moved, (seen,))
-    direct = (answer - wanted).square().movedim(1 if spread else -1, 0).flatten(1)
-    found = problem.errors(problem.split(quantized), shift if bias is not None else torch.zeros(channels))
-    cells = sum(rows.cells_in(shape) for rows in rows_of(node))
-    if cells == direct.shape[1] and len({rows.cells for rows in rows_of(node)}) == 1:  # all phases equally large
-        np.testing.assert_allclose(found, direct.mean(1), rtol=2e-3, atol=1e-4)
-    parts = [p.error(r * p.scale, (shift if bias is not None else 0 * shift)[p.gram.rows.channels]) for p, r in zip(problem.parts, problem.split(quantized), strict=True)]
+    direct = (answer - wanted).square().movedim(1 if spread else -1, 0).flatten(1).sum(1)
     total = torch.zeros(channels)
-    for rows, part in zip(rows_of(node), parts, strict=True):
-        total.index_add_(0, rows.channels.reshape(-1), part.reshape(-1) * rows.cells_in(shape))
-    met = direct.sum(1) if cells == direct.shape[1] else None  # cells that meet no tap hold the bias alone
-    if met is not None:
-        np.testing.assert_allclose(total, met, rtol=2e-3, atol=1e-3)
+    for part, rows in zip(problem.parts, problem.split(quantized), strict=True):
+        layout = part.gram.rows
+        each = part.error(rows * part.scale, shift[layout.channels]) * layout.cells_in(shape)
+        total.index_add_(0, layout.channels.reshape(-1), each.reshape(-1))
+    empty = wanted[0, 0].numel() * 2 - sum(rows.cells_in(shape) for rows in rows_of(node)) if spread else 0
+    total += empty * shift.square()  # cells of a transposed convolution that no tap reaches
+    np.testing.assert_allclose(total, direct, rtol=2e-3, atol=2e-3)
 
 
-def problem(seed: int, rows: int, width: int, cells: int, *, bias: bool) -> tuple[adaround.Layer, Tensor, Tensor, Tensor]:
+def problem(
+    seed: int, rows: int, width: int, cells: int, *, bias: bool
+) -> tuple[adaround.Layer, Tensor, Tensor, Tensor]:
     """A linear layer's rounding problem with correlated inputs; returns it, weights, inputs and the outputs wanted."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, width, generator=generator)
@@ -125,13 +140,15 @@ def test_adaround_comes_near_the_best_of_all_roundings(bias: bool) -> None:
     ratios, best_found = [], 0
     for seed in range(8):
         layer, weight, seen, wanted = problem(seed, 3, 8, 64, bias=bias)
-        x, w, s = seen.double().numpy(), weight.double().numpy(), layer.scales.double().numpy()[:, None]
+        x, y, w = (t.double().numpy() for t in (seen, wanted, weight))
+        s = layer.scales.double().numpy()[:, None]
         floor = np.clip(np.floor(w / s), -7, 6)
         choices = np.array(list(itertools.product((0, 1), repeat=8)))
 
-        def error(q: np.ndarray, row: int, x: np.ndarray = x, y: np.ndarray = wanted.double().numpy(), s: np.ndarray = s) -> np.ndarray:
+        def error(q: np.ndarray, row: int, x: np.ndarray = x, y: np.ndarray = y, s: np.ndarray = s) -> np.ndarray:
             difference = (q * s[row]) @ x.T - y[:, row]
-            return difference.var(-1) if bias else np.square(difference).mean(-1)
+            found: np.ndarray = difference.var(-1) if bias else np.square(difference).mean(-1)
+            return found
 
         q = adaround.learn(layer, rounding("nearest")(weight, layer.scales, 0, INT4), 250).numpy().astype(float)
         near = rounding("nearest")(weight, layer.scales, 0, INT4).numpy().astype(float)
@@ -156,8 +173,7 @@ def test_no_channel_is_worse_than_where_it_started(seed: int, bias: bool) -> Non
     assert bool((after <= before).all())
     steps = (weight / layer.scales[:, None]).double()
     assert bool(((learned.double() - steps).abs() <= 1.0 + 1e-5)[steps.abs() <= 7].all()), "a neighbour, never further"
-    flipped = layer.split(adaround.flip(layer, rows[1])[0] if False else learned.float())
-    assert flipped[0].abs().max() <= 7
+    assert int(learned.abs().max()) <= 7
 
 
 # ---------------------------------------------------------------- the engine
@@ -200,7 +216,9 @@ def best(outputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor] | None:
 def task(frames: int = 12, **changes: object) -> Task:
     torch.manual_seed(3)
     network = Detector().eval()
-    made = Task("detector", lambda: network, lambda: (sparse(0),), lambda: [(sparse(i),) for i in range(frames)], positives=best)
+    made = Task(
+        "detector", lambda: network, lambda: (sparse(0),), lambda: [(sparse(i),) for i in range(frames)], positives=best
+    )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type] # fields of Task
 
 
@@ -223,8 +241,8 @@ def error(model: QuantizedModel, seeds: range = range(100, 110)) -> float:
 
 def test_learned_roundings_beat_what_they_start_from_on_unseen_frames() -> None:
     found = {name: error(quantized(task(), name)) for name in ("minmax", "adaround", "lidar-ptq")}
-    assert found["adaround"] < 0.7 * found["minmax"]
-    assert found["lidar-ptq"] < 0.7 * found["minmax"]
+    assert found["adaround"] < 0.85 * found["minmax"]
+    assert found["lidar-ptq"] < 0.85 * found["minmax"]
 
 
 @pytest.mark.parametrize("network", [InvertedResidual, Neck])
@@ -234,7 +252,7 @@ def test_every_kind_of_span_runs_and_the_same_seed_gives_the_same_bytes(
 ) -> None:
     plan = Reconstruction(span=span, steps=20, polish=4, batch=2, activations=True)  # type: ignore[arg-type] # a literal
     monkeypatch.setitem(RECIPES, "try", Recipe("try", "", "test", rounding="squant", reconstruction=plan))
-    made = Task("net", lambda: seeded(network), lambda: inputs(network), lambda: [inputs(network, i) for i in range(6)])
+    made = Task("net", lambda: seeded(network), lambda: inputs(network), lambda: [inputs(network, i) for i in range(4)])
     first, second = quantized(made, "try"), quantized(made, "try")
     assert constants(first) == constants(second)
 
@@ -248,6 +266,20 @@ def test_blocks_lie_between_cuts() -> None:
     assert layers_of["layer"] == [1] * 7
     assert layers_of["block"][0] == 1 and layers_of["block"][1] == 2, "the stem alone, then the residual block"
     assert sum(layers_of["block"]) == 7
+
+
+def test_first_and_last_layers_keep_eight_bits() -> None:
+    captured, target = capture(Detector().eval(), (sparse(0),)), backends.target("simulated")
+    outer = {"stem/conv2d", "score/conv2d", "box/conv2d"}
+    assert ends(captured) == outer
+    four = default_plan(captured, target, "lidar-ptq", "w4a8")
+    raised = with_ends(captured, four, "w8a8").layers
+    assert {k for k, name in raised.items() if name == "w8a8"} == outer
+    assert with_ends(captured, four, "fp32").layers["stem/conv2d"] == "fp32"
+    eight = default_plan(captured, target, "lidar-ptq", "w8a8")
+    assert with_ends(captured, eight, "w4a8") == eight, "a least precision lowers nothing"
+    model = quantized(task(4), "lidar-ptq")
+    assert model.plan.layers["stem/conv2d"] == "w8a8" and model.plan.layers["down/conv2d"] == "w4a8"
 
 
 # ---------------------------------------------------------------- interruption
@@ -275,11 +307,11 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(recipe: str, tmp_pa
     kept = sorted(p.name for p in beside(out).iterdir())
     assert kept == ["span-000.safetensors", "span-001.safetensors", "span-002.safetensors", "workspace.json"]
     assert not out.exists()
-    (beside(out) / "span-001.safetensors").touch()
-    stamps = [(beside(out) / name).stat().st_mtime_ns for name in kept]
+    stamps = [(beside(out) / name).stat().st_mtime_ns for name in kept[:3]]
     with pytest.raises(KeyboardInterrupt):
         quantized(task(), recipe, output=out, progress=Interrupt(5))
-    assert stamps == [(beside(out) / name).stat().st_mtime_ns for name in kept], "finished spans are taken, not made again"
+    again = [(beside(out) / name).stat().st_mtime_ns for name in kept[:3]]
+    assert again == stamps, "finished spans are taken, not made again"
     resumed = quantized(task(), recipe, output=out)
     assert constants(resumed) == constants(whole) and resumed.qparams == whole.qparams
     assert out.is_dir() and not beside(out).exists()
@@ -310,14 +342,9 @@ def test_a_strangers_folder_is_left_alone(tmp_path: Path) -> None:
 def test_resnet20_keeps_its_accuracy_at_four_bits(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # nearest loses 4 points over 3,000 images, adaround 0.3: on 300 the spread of a difference is about 0.8 points
     monkeypatch.setenv("EDGEQ_LIMIT", "300")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        made = load_task(EXAMPLES / "resnet20_cifar10.py")
-        assert made.calibration is not None and made.evaluate is not None
-        frames = list(itertools.islice(made.calibration(), 0, 256, 4))
-        model = quantized(dataclasses.replace(made, calibration=lambda: frames), "adaround")
-        real, low = (made.evaluate(lambda *x, run=run: run(x))["top1"] for run in (model.float, model.qdq))
-    finally:
-        torch.set_num_threads(before)
+    made = load_task(EXAMPLES / "resnet20_cifar10.py")
+    assert made.calibration is not None and made.evaluate is not None
+    frames = list(itertools.islice(made.calibration(), 0, 256, 4))
+    model = quantized(dataclasses.replace(made, calibration=lambda: frames), "adaround")
+    real, low = (made.evaluate(lambda *x, run=run: run(x))["top1"] for run in (model.float, model.qdq))
     assert low >= real - 0.02

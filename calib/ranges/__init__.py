@@ -36,9 +36,9 @@ METHODS: Final[dict[str, Method]] = {
     "moving-average": Method(moving_average.interval, needs_histogram=False),
     "percentile": Method(percentile.interval, needs_histogram=True),
     "mse": Method(mse.interval, needs_histogram=True),
-    "sparsity": Method(minmax.interval, needs_histogram=False, search=sparsity.SHARES),
     "entropy": Method(entropy.interval, needs_histogram=True),
     "entropy:nonzero": Method(partial(entropy.interval, nonzero=True), needs_histogram=True),
+    "sparsity": Method(minmax.interval, needs_histogram=False, search=sparsity.SHARES),
 }
 
 

@@ -21,7 +21,7 @@ FINEST: Final = -120  # smallest exponent of a bin's width, well above the small
 class Observer:
     """Running statistics of one activation tensor, fed batch by batch, read by the range methods.
 
-    low, high: exact extremes of everything seen.
+    low, high: exact extremes of everything seen. low_batch, high_batch: the first batch that reached them.
     average_low, average_high: per-batch extremes, their plain mean over the first 100 batches and an exponential
         moving average with weight 0.01 afterwards (Jacob et al. 2018, section 3.1).
     count, batches: values and batches seen.
@@ -36,6 +36,7 @@ class Observer:
         self.name = name
         self.low, self.high = math.inf, -math.inf
         self.average_low = self.average_high = 0.0
+        self.low_batch = self.high_batch = 0
         self.count = self.batches = 0
         self.zeros = 0
         self.start = 0
@@ -64,7 +65,10 @@ class Observer:
             raise EdgeqError(
                 f"tensor {self.name!r} holds {what} in calibration batch {batch}: mend the model or that input"
             )
-        self.low, self.high = min(self.low, low), max(self.high, high)
+        if low < self.low:
+            self.low, self.low_batch = low, batch
+        if high > self.high:
+            self.high, self.high_batch = high, batch
         self.count += x.numel()
         self.batches += 1
         weight = max(SMOOTHING, 1.0 / self.batches)

@@ -9,7 +9,8 @@ much together as the occupied ones (edgeq.calib.objectives.mse.cell_mass), since
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -20,33 +21,35 @@ from torch.fx import Interpreter, Node
 from edgeq.calib.cache import Cache
 from edgeq.calib.objectives.mse import cell_mass, relative_error
 from edgeq.calib.ranges.affine import affine
+from edgeq.calib.ranges.observe import Observer
 from edgeq.calib.twins import Numbers, fake_quantize
 from edgeq.graph.annotate import Group
 from edgeq.graph.ops import WEIGHTED
 from edgeq.spec import Progress, QParams
 
-SHARES: Final = (0.5, 1.1)  # least and most share of the max-min range
-CANDIDATES: Final = 13
-FRAMES: Final = 8  # evenly spread over the calibration data
+SHARES: Final = (0.6, 1.1)  # least and most share of the max-min range
+CANDIDATES: Final = 6
+FRAMES: Final = 8  # those where most tensors reach their extremes, so that the cost of clipping these is seen
 
 
-def search(numbers: Numbers, cache: Cache, shares: tuple[float, float], progress: Progress) -> None:
+def search(
+    numbers: Numbers, cache: Cache, observers: Mapping[Node, Observer], shares: tuple[float, float], progress: Progress
+) -> None:
     """Replace the activation scales of `numbers`, max-min so far, by the best candidate between `shares` of them.
 
-    cache: holds the float value of every placeholder. Tensors with fixed numbers keep them, and so does 1, the max-min
-    range itself, where nothing is better.
+    cache: holds the float value of every placeholder. observers: what the float pass saw. Tensors with fixed numbers keep
+    them; the max-min range itself is among the candidates and wins a tie.
     """
     tried = sorted({*np.linspace(*shares, CANDIDATES).tolist(), 1.0}, key=lambda s: abs(s - 1.0))
     runner = _Runner(numbers, tried)
     placeholders = [n for n in numbers.captured.module.graph.nodes if n.op == "placeholder"]
-    chosen = np.unique(np.linspace(0, cache.frames - 1, FRAMES).round().astype(int)).tolist()
+    votes = Counter(batch for seen in observers.values() for batch in (seen.low_batch, seen.high_batch))
+    chosen = sorted(range(cache.frames), key=lambda frame: (-votes[frame], frame))[:FRAMES]
     for done, frame in enumerate(chosen, start=1):
         with torch.no_grad():
             runner.run(*(cache.read(f"float {n.name}", frame, frame + 1) for n in placeholders))
         progress("grid search", done, len(chosen))
-    for root, errors in runner.errors.items():
-        candidates = runner.candidates[root]
-        numbers.resolved.activations[root] = candidates[int(np.argmin(errors))]  # the first, nearest to 1, of equals
+    numbers.resolved.activations.update(runner.best())
 
 
 class _Runner(Interpreter):
@@ -61,7 +64,8 @@ class _Runner(Interpreter):
             for root, q in numbers.resolved.activations.items()
             if root not in tensors.fixed
         }
-        self.errors = {root: np.zeros(len(shares)) for root in self.candidates}
+        self.errors: dict[tuple[Node, Node], list[float]] = {}  # tensor set, reader → squared error of each candidate
+        self.powers: dict[tuple[Node, Node], float] = {}
         self.readers: dict[Node, Group] = {g.node: g for g in numbers.annotation.groups if g.kind in WEIGHTED}
         read = {tensors.find(g.inputs[0]) for g in self.readers.values()}
         self.alone = {n for n in tensors.parent if tensors.find(n) not in read and n not in tensors.derived}
@@ -71,7 +75,7 @@ class _Runner(Interpreter):
         find = self.numbers.annotation.tensors.find
         if n in self.alone and find(n) in self.candidates:  # no layer with weights reads it: the tensor itself counts
             mass = cell_mass(result, self.numbers.qparams(n).scale[0])
-            self._add(find(n), lambda q: fake_quantize(result, q), result, mass)
+            self._add((find(n), n), lambda q: fake_quantize(result, q), result, mass)
         group = self.readers.get(n)
         if group is not None and find(group.inputs[0]) in self.candidates:
             source: Tensor = self.env[group.inputs[0]]
@@ -82,13 +86,23 @@ class _Runner(Interpreter):
             def changed(q: QParams) -> Tensor:
                 return self._activated(group, n.target(fake_quantize(source, q), *others, **n.kwargs))  # type: ignore[operator] # call_function
 
-            self._add(find(group.inputs[0]), changed, answer, mass)
+            self._add((find(group.inputs[0]), n), changed, answer, mass)
         return result
 
-    def _add(self, root: Node, changed: Callable[[QParams], Tensor], wanted: Tensor, mass: Tensor) -> None:
-        for i, qparams in enumerate(self.candidates[root]):
-            error, power = relative_error(changed(qparams), wanted, mass)
-            self.errors[root][i] += float(error) / max(float(power), torch.finfo(torch.float32).tiny)
+    def _add(self, pair: tuple[Node, Node], changed: Callable[[QParams], Tensor], wanted: Tensor, mass: Tensor) -> None:
+        found = [relative_error(changed(q), wanted, mass) for q in self.candidates[pair[0]]]
+        known = self.errors.get(pair, [0.0] * len(found))
+        self.errors[pair] = [k + float(error) for k, (error, _) in zip(known, found, strict=True)]
+        self.powers[pair] = self.powers.get(pair, 0.0) + float(found[0][1])
+
+    def best(self) -> dict[Node, QParams]:
+        """For each tensor set the candidate with the least sum over its readers of error relative to their output."""
+        total: dict[Node, list[float]] = {}
+        for (root, reader), errors in self.errors.items():
+            size = max(self.powers[root, reader], torch.finfo(torch.float32).tiny)
+            known = total.get(root, [0.0] * len(errors))
+            total[root] = [k + e / size for k, e in zip(known, errors, strict=True)]
+        return {root: self.candidates[root][errors.index(min(errors))] for root, errors in total.items()}
 
     def _activated(self, group: Group, x: Tensor) -> Tensor:
         """`x` behind the group's fused activation."""

@@ -119,17 +119,20 @@ class Layer:
 def learn(layer: Layer, start: Tensor, steps: int) -> Tensor:
     """Integers int8 in the weight's layout, each next to the real value, with no channel worse than in `start`.
 
-    start: integers to compare with, from a rounding that looks at no data.
+    start: integers of a rounding that looks at no data; each channel takes what is best of them, of them with flips, and
+    of what the gradient finds.
     """
     first = [r.float() for r in layer.split(start)]
-    learned = flip(layer, _descend(layer, steps))
-    before, after = (layer.errors(rows, layer.shift(rows)) for rows in (first, learned))
-    better = after < before
-    chosen = [
-        torch.where(better[p.gram.rows.channels][..., None], new, old)
-        for p, new, old in zip(layer.parts, learned, first, strict=True)
-    ]
-    return layer.join(chosen, start)
+    best, least = first, layer.errors(first, layer.shift(first))
+    for rows in (flip(layer, first), flip(layer, _descend(layer, steps))):
+        error = layer.errors(rows, layer.shift(rows))
+        better = error < least
+        best = [
+            torch.where(better[p.gram.rows.channels][..., None], new, old)
+            for p, new, old in zip(layer.parts, rows, best, strict=True)
+        ]
+        least = torch.minimum(error, least)
+    return layer.join(best, start)
 
 
 def _descend(layer: Layer, steps: int) -> list[Tensor]:

@@ -1,0 +1,51 @@
+"""The first and the last layers of a network, which many methods keep in a higher precision than the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch.fx import Node
+
+from edgeq.graph.capture import Captured
+from edgeq.graph.ops import WEIGHTED, kind_of
+from edgeq.spec import QuantPlan, precision
+
+
+def ends(captured: Captured) -> set[str]:
+    """Layer keys of weighted layers that no weighted layer comes before, and of those that none comes after.
+
+    A network with several inputs or heads has several of each.
+    """
+    nodes = [n for n in captured.module.graph.nodes if n.op == "call_function"]
+    weighted = {n for n in nodes if kind_of(n) in WEIGHTED}
+    behind: set[Node] = set()  # a layer with weights lies before it, or it is one
+    ahead: set[Node] = set()
+    for node in nodes:
+        if node in weighted or any(i in behind for i in node.all_input_nodes):
+            behind.add(node)
+    for node in reversed(nodes):
+        if node in weighted or any(u in ahead for u in node.users):
+            ahead.add(node)
+    first = {n for n in weighted if not any(i in behind for i in n.all_input_nodes)}
+    last = {n for n in weighted if not any(u in ahead for u in n.users)}
+    return {captured.keys[n.name] for n in first | last}
+
+
+def with_ends(captured: Captured, plan: QuantPlan, least: str) -> QuantPlan:
+    """`plan` with no first or last layer of fewer weight bits than precision `least`; fp32 keeps them in float.
+
+    Zhou et al. 2024 (LiDAR-PTQ, arXiv 2401.15865, section 4) keep both in full precision, which a runtime pays for with a float
+    island at its largest map; eight bits are what BRECQ (Li et al. 2021, arXiv 2102.05426, section 4) gives them.
+    """
+    chosen, wanted = ends(captured), precision(least)
+
+    def kept(key: str, name: str) -> str:
+        planned = precision(name)
+        if key not in chosen or planned.weight is None:
+            return name
+        if wanted.weight is None:
+            return least
+        more = wanted.weight.bits > planned.weight.bits
+        return (least if planned.activation is not None else f"w{wanted.weight.bits}") if more else name
+
+    return dataclasses.replace(plan, layers={k: kept(k, name) for k, name in plan.layers.items()})
