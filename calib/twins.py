@@ -85,7 +85,7 @@ class Twins:
         self.pending = {n: {u for u in n.users if u.op == "call_function"} for n in graph.nodes}
         self.first = numbers.captured.example[0].shape[0]  # examples in one frame
         largest = max(value(n).numel() for n in graph.nodes if n.op in ("placeholder", "call_function") and _single(n))
-        self.size = max(1, CHUNK // largest) if self._stackable() else 1
+        self.size = CHUNK // largest if 2 * largest <= CHUNK and self._stackable() else 1
 
     def chunks(self, size: int = 1 << 30) -> Iterator[tuple[int, int]]:
         """Ranges of frames, each at most `size` and as many as are computed at once."""

@@ -69,7 +69,7 @@ class Workspace:
         inside: set[Node] = set(span.nodes)
         activations = numbers.resolved.activations
         scales = {n.name: q.scale[0] for n, q in activations.items() if n in inside}
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for node in span.layers:
             key, _ = numbers.weighted[node]
             tensors |= {f"{kind} {key}": t[key].contiguous() for kind, t in _tables(numbers).items() if key in t}

@@ -77,13 +77,19 @@ def quantize(
 ) -> None:
     """Calibrate a network and write one quantized program."""
     from edgeq import api
+    from edgeq.calib.workspace import beside
     from edgeq.pages.tables import quantized_table
 
     folder = output or Path(task.stem)
-    with _progress() as progress:
-        model = api.quantize(
-            task, recipe=recipe, target=target, precision=precision, plan=plan, output=folder, progress=progress
-        )
+    try:
+        with _progress() as progress:
+            model = api.quantize(
+                task, recipe=recipe, target=target, precision=precision, plan=plan, output=folder, progress=progress
+            )
+    except KeyboardInterrupt:
+        if beside(folder).is_dir():
+            typer.echo(f"edgeq: {beside(folder)} keeps what is finished; the same command goes on from there", err=True)
+        raise
     _print(api.summary(model), as_json, quantized_table)
 
 

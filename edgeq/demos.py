@@ -12,9 +12,9 @@ import torch
 
 from edgeq import api, backends
 from edgeq.api import silent
-from edgeq.calib.calibrate import Progress
 from edgeq.devices import host
 from edgeq.graph.package import QuantizedModel, versions
+from edgeq.spec import Progress
 from edgeq.task import Task, load_task
 
 CALIBRATION = 16  # scenes; docs/results.md has the numbers of 64
