@@ -60,6 +60,7 @@ def lower(
         _float_bounds(decomposed)
         names = _output_names(program)
         _check_outputs(decomposed, names)
+        keys = _keys(decomposed, layers)
         pipeline = ct.PassPipeline.DEFAULT
         pipeline.remove_passes({RESCALES} if _moves_keep_scales(decomposed) else {RESCALES, RESHAPES})
         try:
@@ -72,7 +73,7 @@ def lower(
                 skip_model_load=True,
             )
         except Exception as error:
-            raise _sentence(error) from error
+            raise _sentence(error, keys) from error
         folder.mkdir(parents=True, exist_ok=True)
         workshop = Path(tempfile.mkdtemp(prefix=".mlpackage-", dir=folder))
         path = folder / f"{name}.mlpackage"
@@ -84,7 +85,7 @@ def lower(
         finally:
             shutil.rmtree(workshop)
     saved = read(path)
-    return Artifact("coreml", path, _coverage(saved, _layers(saved, decomposed, names, layers)), _notes(saved, compute))
+    return Artifact("coreml", path, _coverage(saved, _layers(saved, decomposed, names, keys)), _notes(saved, compute))
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
@@ -151,39 +152,37 @@ def _output_type(ct: Any, name: str, node: Any) -> Any:
     return ct.TensorType(name=name, dtype=types.fp32 if node.meta["val"].is_floating_point() else types.int32)
 
 
-def _sentence(error: Exception) -> EdgeqError:
-    """A failed conversion as one sentence that names the operator."""
+def _sentence(error: Exception, keys: Mapping[str, str]) -> EdgeqError:
+    """A failed conversion as one sentence that names the operator and its layer."""
     tools = f"coremltools {coremltools().__version__}"
     missing = re.search(r"convert function for op '([\w.]+)' not implemented|Unsupported fx node (\S+)", str(error))
     if missing:
         operator = missing[1] or missing[2].rstrip(",")
         return EdgeqError(f"{tools} has no conversion for the operator {operator}: rewrite it in the model")
-    where = _operator_at(error.__traceback__)
+    where = _operator_at(error.__traceback__, keys)
     reason = next(iter(str(error).strip().splitlines()), "")
     if not isinstance(error, (ValueError, NotImplementedError, RuntimeError)) or not reason:
         reason = f"its converter fails on these arguments ({type(error).__name__}); try other ones in the model"
     return EdgeqError(f"{tools} cannot convert {where or 'this program'}: {reason}")
 
 
-def _operator_at(trace: TracebackType | None) -> str | None:
+def _operator_at(trace: TracebackType | None, keys: Mapping[str, str]) -> str | None:
     """The operator that coremltools' torch frontend was converting, read off its frame: messages often leave it out."""
     found = None
     while trace is not None:
         if trace.tb_frame.f_code.co_name == "convert_single_node":
             node = trace.tb_frame.f_locals.get("node")
-            found = f"operator {node.kind} ({node.name})" if node is not None else found
+            found = f"operator {node.kind} ({keys.get(node.name, node.name)})" if node is not None else found
         trace = trace.tb_next
     return found
 
 
 def _layers(
-    program: Program, decomposed: ExportedProgram, outputs: list[str], layers: Mapping[str, str]
+    program: Program, decomposed: ExportedProgram, outputs: list[str], nodes: Mapping[str, str]
 ) -> dict[str, str]:
     """MIL operator → layer key. coremltools names an operator after its graph node, and appends what it did to it."""
-    keys = {n.name: key for n in decomposed.graph.nodes if (key := _key(n.name, n.meta.get("from_node", []), layers))}
-    for name, node in zip(outputs, _results(decomposed), strict=True):
-        if node.name in keys:
-            keys[name] = keys[node.name]
+    results = zip(outputs, _results(decomposed), strict=True)
+    keys = {**nodes, **{name: nodes[node.name] for name, node in results if node.name in nodes}}
     bases = {op.name: re.sub(r"(_has_output_shape)?(_cast_(fp16|u?int16))*$", "", op.name) for op in program.operations}
     found = {name: keys[base] for name, base in bases.items() if base in keys}
     taken = set(bases.values())
@@ -192,6 +191,12 @@ def _layers(
         if name not in found and first != base and first not in taken and first in keys:
             found[name] = keys[first]
     return found
+
+
+def _keys(decomposed: ExportedProgram, layers: Mapping[str, str]) -> dict[str, str]:
+    """Decomposed node → layer key."""
+    nodes = decomposed.graph.nodes
+    return {n.name: key for n in nodes if (key := _key(n.name, n.meta.get("from_node", []), layers))}
 
 
 def _key(name: str, sources: Any, layers: Mapping[str, str]) -> str | None:

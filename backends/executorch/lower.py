@@ -34,7 +34,7 @@ def lower(
     """
     executorch_package()
     with quiet():
-        module, origin = rewrite(program)
+        module, origin = rewrite(program, layers or {})
         tagged = _export(module, origin, program)
         edge, data = _to_pte(tagged, name)
         ops = read_pte(data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,15 +30,15 @@ SHARED = frozenset({"cat", "max_pool2d", "reshape", "permute", "slice", "pad", "
 LARGEST = 3.0e38  # stands for no bound where hardtanh wants a number
 
 
-def rewrite(program: ExportedProgram) -> tuple[GraphModule, dict[Node, str]]:
+def rewrite(program: ExportedProgram, layers: Mapping[str, str]) -> tuple[GraphModule, dict[Node, str]]:
     """Rewrite a QDQ or float program; the function computed stays the same, bit for bit in its integers.
 
-    Returns the module and, per node, the name of the program's node it computes (a part of).
+    layers: node name → layer key. Returns the module and, per node, the name of the program's node it computes (a part of).
 
     Raises:
         EdgeqError: an operator that only moves integers has different scales before and after.
     """
-    integer = read(program)
+    integer = read(program, layers)
     editor = _Editor(integer.module)
     for op in integer.ops.values():
         _check_shared(op)
@@ -112,7 +112,7 @@ def _numbers(node: Node) -> tuple[Any, ...] | None:
 def _check_shared(op: IntegerOp) -> None:
     if op.kind in SHARED and any(_pair(q) != _pair(op.output_qparams) for q in op.input_qparams):
         raise EdgeqError(
-            f"{op.name}: XNNPACK's int8 {op.kind} wants one scale and zero point for inputs and output; "
+            f"{op.layer}: XNNPACK's int8 {op.kind} wants one scale and zero point for inputs and output; "
             "quantize for target executorch or portable, which share them"
         )
 

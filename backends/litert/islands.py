@@ -150,26 +150,25 @@ def weight_only(program: IntegerProgram, floats: Sequence[Node]) -> list[tuple[N
     return found
 
 
-def fold_weights(writer: ModelWriter, weights: Sequence[tuple[Node, Tensor, Tensor, int]]) -> Mapping[str, int]:
+def fold_weights(
+    writer: ModelWriter, weights: Sequence[tuple[Node, Tensor, Tensor, int]], layers: Mapping[str, str]
+) -> None:
     """Give the islands' constants that are exactly q·s back their int8 form, behind a DEQUANTIZE operator.
 
-    Returns node name → the int8 tensor. The interpreter dequantises such a constant once, when it loads the file.
+    The interpreter dequantises such a constant once, when it loads the file. layers: node name → layer key.
 
     Raises:
         EdgeqError: a weight cannot be found in the converted islands.
     """
-    folded: dict[str, int] = {}
     for node, stored, scales, axis in weights:
-        made = _fold(writer, node.name, stored, scales, axis)
-        if made is None:
+        if not _fold(writer, node.name, stored, scales, axis):
+            layer = layers.get(node.name, node.name)
             raise EdgeqError(
-                f"{node.name}: litert-torch changed its weights, so they cannot stay int8; set its layer to fp32"
+                f"{layer}: litert-torch changed its weights, so they cannot stay int8; set its layer to fp32"
             )
-        folded[node.name] = made
-    return folded
 
 
-def _fold(writer: ModelWriter, name: str, stored: Tensor, scales: Tensor, axis: int) -> int | None:
+def _fold(writer: ModelWriter, name: str, stored: Tensor, scales: Tensor, axis: int) -> bool:
     shape = [1] * stored.dim()
     shape[axis] = -1
     real = (stored.to(torch.float32) * scales.view(shape)).numpy()
@@ -190,8 +189,8 @@ def _fold(writer: ModelWriter, name: str, stored: Tensor, scales: Tensor, axis: 
             small = writer.tensor(f"{name}_weight", final, "int8", scales.numpy(), axis=at, data=integers)
             tensor.buffer = 0
             writer.operator("DEQUANTIZE", [small], [index], table="DequantizeOptions")
-            return small
-    return None
+            return True
+    return False
 
 
 def _orders(rank: int) -> list[tuple[int, ...]]:

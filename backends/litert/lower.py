@@ -43,8 +43,8 @@ def lower(
     Raises:
         EdgeqError: an operator has no LiteRT form, or the litert packages are missing.
     """
-    integers = read(program)
-    walk = _Walk(integers, io)
+    integers = read(program, layers)
+    walk = _Walk(integers, io, layers)
     data = walk.write()
     problems = check(data, integers)
     if problems:
@@ -56,7 +56,7 @@ def lower(
     beside = path.with_suffix(f".tmp{os.getpid()}")
     beside.write_bytes(data)
     beside.replace(path)
-    rows = coverage(data, layers, walk.island_layers(layers))
+    rows = coverage(data, layers, walk.island_layers())
     transposes = sum(row.kind == LAYOUT and row.status == "integer" for row in rows)
     notes = [f"{transposes} int8 TRANSPOSE operators between torch's axis order and LiteRT's"] if transposes else []
     return Artifact("litert", path, rows, tuple(notes))
@@ -65,8 +65,8 @@ def lower(
 class _Walk:
     """One pass over the program's nodes; `emitter` holds the file that comes of it."""
 
-    def __init__(self, program: IntegerProgram, io: str) -> None:
-        self.program, self.io = program, io
+    def __init__(self, program: IntegerProgram, io: str, layers: Mapping[str, str]) -> None:
+        self.program, self.io, self.layers = program, io, layers
         self.graph = program.module.graph
         self.writer = ModelWriter()
         self.emitter = Emitter(self.writer)
@@ -122,7 +122,7 @@ class _Walk:
         for node, index in zip(wanted, islands.merge(self.writer, model, sources), strict=True):
             wanted_type = str(value(node).dtype).removeprefix("torch.").upper()
             self.floats[node] = islands.cast(self.writer, index, getattr(self.writer.schema.TensorType, wanted_type))
-        islands.fold_weights(self.writer, islands.weight_only(self.program, self.program.floats))
+        islands.fold_weights(self.writer, islands.weight_only(self.program, self.program.floats), self.layers)
 
     def _float_tensor(self, name: str, node: Node) -> int:
         return self.writer.tensor(name, tuple(value(node).shape), "float32")
@@ -186,9 +186,9 @@ class _Walk:
             result.append((name, index))
         return result
 
-    def island_layers(self, layers: Mapping[str, str]) -> tuple[str, ...]:
+    def island_layers(self) -> tuple[str, ...]:
         """Keys of every layer that computes in float."""
-        return tuple(dict.fromkeys(layers[n.name] for n in self.program.floats if n.name in layers))
+        return tuple(dict.fromkeys(self.layers[n.name] for n in self.program.floats if n.name in self.layers))
 
 
 def check(data: bytes, program: IntegerProgram) -> list[str]:
@@ -199,21 +199,21 @@ def check(data: bytes, program: IntegerProgram) -> list[str]:
     tensors = {t.name.decode(): t for t in model.subgraphs[0].tensors}
     problems = []
     for op in program.ops.values():
-        problems += _differs(tensors.get(op.name), op.name, op.output_qparams)
+        problems += _differs(tensors.get(op.name), op.layer, op.output_qparams)
         if op.weight is None or op.weight_scale is None:
             continue
         weight, bias = tensors[f"{op.name}_weight"], tensors[f"{op.name}_bias"]
         stored = np.frombuffer(bytes(model.buffers[weight.buffer].data), np.int8).reshape(weight.shape)
         if not _same_weights(stored, op):
-            problems.append(f"weights of {op.name} differ")
+            problems.append(f"weights of {op.layer} differ")
         if not np.array_equal(weight.quantization.scale, op.weight_scale.numpy()) or np.any(
             weight.quantization.zeroPoint
         ):
-            problems.append(f"weight scales of {op.name} differ")
+            problems.append(f"weight scales of {op.layer} differ")
         integers = np.frombuffer(bytes(model.buffers[bias.buffer].data), np.int32)
         wanted = np.zeros_like(integers) if op.bias is None else op.bias.numpy()
         if not np.array_equal(integers, wanted) or not np.array_equal(bias.quantization.scale, bias_scale(op)):
-            problems.append(f"bias of {op.name} differs")
+            problems.append(f"bias of {op.layer} differs")
     return problems
 
 

@@ -614,4 +614,4 @@ def _pair(raw: Any) -> tuple[int, int]:
 
 
 def _unsupported(op: IntegerOp, reason: str) -> EdgeqError:
-    return EdgeqError(f"{op.name} ({op.kind}): {reason}; set its layer to fp32 in the plan")
+    return EdgeqError(f"{op.layer} ({op.kind}): {reason}; set its layer to fp32 in the plan")

@@ -49,7 +49,7 @@ def lower(
     """
     tvm = tvm_package()
     described = tvm.target.Target(dict(target) if isinstance(target, Mapping) else target or host_target())
-    emitter = _Emitter(read(program), machine(described), layers)
+    emitter = _Emitter(read(program, layers), machine(described), layers)
     folder.mkdir(parents=True, exist_ok=True)
     path, partial = folder / f"{name}.so", folder / f"{name}.part.so"
     with quiet():
@@ -262,7 +262,9 @@ class _Emitter:
             except Exception:
                 name = getattr(node.target, "__name__", str(node.target))
                 reason = f"it has no {name}" if isinstance(first, KeyError) else _last_line(first)
-                raise EdgeqError(f"TVM's importer cannot take {name} (node {node.name}): {reason}") from first
+                raise EdgeqError(
+                    f"TVM's importer cannot take {name} ({self.keys.get(node.name, node.name)}): {reason}"
+                ) from first
 
     def _imported(self, node: Node) -> Any:
         from torch._subclasses.fake_tensor import FakeTensor

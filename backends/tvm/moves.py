@@ -128,7 +128,7 @@ def kernel(op: IntegerOp, xs: Sequence[Shape], out: Shape) -> tuple[Any, tuple[A
     """
     emit = KERNELS.get(op.kind)
     if emit is None:
-        raise EdgeqError(f"TVM has no integer kernel for {op.kind} ({op.name}): leave it in float")
+        raise EdgeqError(f"TVM has no integer kernel for {op.kind} ({op.layer}): leave it in float")
     tables = _tables(op)
     params = [(f"x{i}", lying(x), "int8") for i, x in enumerate(xs)]
     params += [(f"table{i}", t.shape, str(t.dtype)) for i, t in enumerate(tables)]

@@ -6,6 +6,7 @@ such group; whatever is left over is a float island.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ class IntegerOp:
     """One operator from integers to integers.
 
     name: the quantize node that ends the group; its value in the program is this operator's int8 output.
+    layer: its layer key, as people know it; the name where that is not known.
     inputs: names of the int8 values read (quantize nodes, or int8 inputs of the program).
     weight: int8 in torch's own layout ([C_out, C_in/groups, ...]; transposed convolution [C_in, C_out/groups, ...]).
     weight_scale: float32 [C_out], zero points are all 0.  bias: int64 [C_out] within int32, in units of
@@ -50,6 +52,7 @@ class IntegerOp:
     """
 
     name: str
+    layer: str
     kind: str
     node: Node
     inputs: tuple[str, ...]
@@ -80,14 +83,14 @@ class IntegerProgram:
     floats: tuple[Node, ...]
 
 
-def read(program: ExportedProgram) -> IntegerProgram:
-    """Group the nodes of a QDQ program into integer operators and float islands."""
+def read(program: ExportedProgram, labels: Mapping[str, str] = {}) -> IntegerProgram:
+    """Group the nodes of a QDQ program into integer operators and float islands. labels: node name → layer key."""
     module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
     ops: dict[str, IntegerOp] = {}
     absorbed: set[str] = set()
     for node in module.graph.nodes:
-        if node.target is QUANTIZE and (op := _group(module, node)) is not None:
+        if node.target is QUANTIZE and (op := _group(module, node, labels)) is not None:
             ops[node.name] = op
             absorbed.update(op.absorbed)
     plumbing = {QUANTIZE, DEQUANTIZE, DEQUANTIZE_CHANNEL}
@@ -112,9 +115,9 @@ def quantize_bound(bound: float, qparams: QParams) -> int:
     return max(qparams.qmin, min(qparams.qmax, qparams.zero_point[0] + rounded))
 
 
-def _group(module: GraphModule, quantize: Node) -> IntegerOp | None:
+def _group(module: GraphModule, quantize: Node, labels: Mapping[str, str]) -> IntegerOp | None:
     """The integer operator that ends in `quantize`, or None where a float value is quantized."""
-    out = tensor_qparams(quantize)
+    out, layer = tensor_qparams(quantize), labels.get(quantize.name, quantize.name)
     low, high = out.qmin, out.qmax
     node = quantize.args[0]
     assert isinstance(node, Node)
@@ -124,6 +127,7 @@ def _group(module: GraphModule, quantize: Node) -> IntegerOp | None:
         (source,) = node.all_input_nodes
         return IntegerOp(
             quantize.name,
+            layer,
             "requantize",
             node,
             (source.name,),
@@ -168,6 +172,7 @@ def _group(module: GraphModule, quantize: Node) -> IntegerOp | None:
     names = tuple(s.all_input_nodes[0].name for s in sources)
     return IntegerOp(
         quantize.name,
+        layer,
         kind,
         node,
         names,

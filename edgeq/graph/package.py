@@ -59,7 +59,7 @@ class QuantizedModel:
     @cached_property
     def integers(self) -> IntegerProgram:
         """The program's integer operators and float islands."""
-        return read(self.program)
+        return read(self.program, self.labels)
 
     @cached_property
     def _qdq(self) -> GraphModule:

@@ -319,7 +319,7 @@ def test_float_operators_of_cnns_and_detectors(tmp_path: Path) -> None:
     ("network", "sentence"),
     [
         (nn.LSTM(16, 4, batch_first=True), "no conversion for the operator lstm"),
-        (lambda t: torch.linalg.inv(t @ t.transpose(1, 2)), r"cannot convert operator linalg_inv \(linalg_inv\)"),
+        (lambda t: torch.linalg.inv(t @ t.transpose(1, 2)), r"cannot convert operator linalg_inv \(head/linalg_inv\)"),
         (lambda t: {"a": t + 1, "b": t}, "output b is the input"),
         (lambda t: (lambda y: (y, y))(t + 1), "outputs output and output_1 are one tensor"),
     ],
@@ -328,8 +328,9 @@ def test_what_cannot_be_converted_is_named_and_leaves_nothing(
     network: nn.Module | Callable[..., object], sentence: str, tmp_path: Path
 ) -> None:
     program = exported(network, torch.randn(2, 5, 16))
+    keys = {n.name: f"head/{n.name}" for n in program.graph.nodes}
     with pytest.raises(EdgeqError, match=sentence):
-        lower(program, tmp_path / "out")
+        lower(program, tmp_path / "out", layers=keys)
     assert not list(tmp_path.rglob("*"))
 
 

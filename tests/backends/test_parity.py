@@ -111,6 +111,18 @@ def test_float_inputs_and_outputs_on_request(models: dict[str, QuantizedModel], 
         edgeq.export(model, "tvm", folder=tmp_path / "no", io="float")
 
 
+def test_what_a_runtime_refuses_is_named_by_its_layer(tmp_path: Path) -> None:
+    task = edgeq.Task(
+        "neck",
+        lambda: networks.seeded(networks.Neck),
+        lambda: networks.inputs(networks.Neck),
+        lambda: [networks.inputs(networks.Neck)],
+    )
+    model = edgeq.quantize(task, target="tvm")  # whose concatenation takes any scales
+    with pytest.raises(edgeq.EdgeqError, match=r"^cat: XNNPACK's int8 cat wants one scale"):
+        edgeq.export(model, "executorch", folder=tmp_path)
+
+
 def test_running_an_artefact_leaves_the_process_its_cores(models: dict[str, QuantizedModel]) -> None:
     """TVM's thread pool would pin the caller to one core; whatever is timed afterwards would be slower."""
     before = os.sched_getaffinity(0)

@@ -77,7 +77,7 @@ def float_reference(op: IntegerOp, inputs: Sequence[Tensor], *, half: bool = Fal
     def argument(node: Node) -> Any:
         if node in nodes:
             return next(sources)
-        raise EdgeqError(f"{op.name}: {op.kind} reads {node.name}, which is not quantized; keep this layer in fp32")
+        raise EdgeqError(f"{op.layer}: {op.kind} reads {node.name}, which is not quantized; keep this layer in fp32")
 
     args = torch.fx.node.map_arg(op.node.args, argument)
     kwargs = torch.fx.node.map_arg(op.node.kwargs, argument)

@@ -93,7 +93,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     """
     kernel = KERNELS.get(op.kind)
     if kernel is None:
-        raise EdgeqError(f"{op.name}: LiteRT's reference kernels have no integer {op.kind}; set its layer to fp32")
+        raise EdgeqError(f"{op.layer}: LiteRT's reference kernels have no integer {op.kind}; set its layer to fp32")
     return kernel(op, inputs)
 
 

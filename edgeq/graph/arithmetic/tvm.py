@@ -61,7 +61,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     elif op.kind in ACTIVATIONS or op.kind == "requantize":
         total = shifted[0]
     else:
-        raise EdgeqError(f"TVM has no integer kernel for {op.kind} ({op.name}): leave it in float")
+        raise EdgeqError(f"TVM has no integer kernel for {op.kind} ({op.layer}): leave it in float")
     return _finish(op, total.to(torch.float32) * ratio(op))
 
 
@@ -102,7 +102,7 @@ def fixed_point(op: IntegerOp) -> tuple[int, int, int]:
     first, second = (q.scale[0] / op.output_qparams.scale[0] for q in op.input_qparams)
     shift = min(30, FRACTION - math.floor(math.log2(max(first, second))))
     if shift < 1:
-        raise EdgeqError(f"{op.name}: the output's scale is 2^{FRACTION} times finer than an input's: recalibrate")
+        raise EdgeqError(f"{op.layer}: the output's scale is 2^{FRACTION} times finer than an input's: recalibrate")
     sign = -1 if op.kind == "sub" else 1
     return round(first * 2**shift), sign * round(second * 2**shift), shift
 

@@ -53,7 +53,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
         return _clip(op, moved + op.output_qparams.zero_point[0])
     if op.kind in ACTIVATIONS:
         return _clip(op, inputs[0])
-    raise EdgeqError(f"{op.name}: XNNPACK has no int8 kernel for {op.kind}; keep it in fp32")
+    raise EdgeqError(f"{op.layer}: XNNPACK has no int8 kernel for {op.kind}; keep it in fp32")
 
 
 def bounds(op: IntegerOp) -> tuple[int, int]:
