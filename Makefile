@@ -32,4 +32,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf build demo-out $(VENV)
+	rm -rf build demo-out demo-lidar-out $(VENV)

@@ -32,7 +32,7 @@ from edgeq.run.profile import pair_json
 from edgeq.run.profile import profile as profile_artifact
 from edgeq.run.verify import evaluate, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
-from edgeq.spec import Artifact, EdgeqError, Progress, QParams, QuantPlan, Target
+from edgeq.spec import Artifact, EdgeqError, Progress, QParams, QuantPlan, Recipe, Target
 from edgeq.task import Positives, Task, asked, build, load_task
 
 
@@ -43,7 +43,7 @@ def silent(stage: str, done: int, total: int | None) -> None:
 def quantize(
     task: Task | str | Path,
     *,
-    recipe: str = "default",
+    recipe: str | Recipe = "default",
     target: str = "portable",
     precision: str = "w8a8",
     plan: QuantPlan | str | Path | None = None,
@@ -62,11 +62,13 @@ def quantize(
     given = load_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
     if given is not None:
         target, recipe = given.target, given.recipe
-    chosen, method = backends.target(target), find_recipe(recipe)
+    chosen, method = backends.target(target), recipe if isinstance(recipe, Recipe) else find_recipe(recipe)
     if task.calibration is None:
-        raise EdgeqError(f"{task.name}: the task has no calibration(), and recipe {recipe!r} needs calibration batches")
+        raise EdgeqError(
+            f"{task.name}: the task has no calibration(), and recipe {method.name!r} needs calibration batches"
+        )
     captured = capture_task(task, progress)
-    followed = given or default_plan(captured, chosen, recipe, precision)
+    followed = given or default_plan(captured, chosen, method.name, precision)
     if given is None and method.ends is not None:
         followed = with_ends(captured, followed, method.ends)
     annotation = annotate(captured, chosen, followed)

@@ -80,6 +80,7 @@ def lidar(output: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
     for name in rows:
         progress(f"bundle for {name}", 0, None)
         rows[name]["bundle"] = str(api.bundle(model, name))
+    page = Path(output) / "lidar.html"
     found = {
         "network": "CenterPoint-Pillar (synthetic scenes)",
         "device": host.describe(),
@@ -87,11 +88,11 @@ def lidar(output: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
         "frames": {"calibration": CALIBRATION, "evaluation": len(frames)},
         "ap": {name: summary(b, frames, where, classes)["vehicle_ap"] for name, b in boxes.items()},
         "agreement": agreement(boxes["lidar_ptq"], boxes["float"], "Vehicle"),
-        "report": str(Path(output) / "lidar.html"),
+        "report": str(page),
         "backends": rows,
     }
     progress("pictures", 0, None)
-    write_bev(found, list(_pictures(detector, model)), Path(found["report"]))
+    write_bev(found, list(_pictures(detector, model)), page)
     return found
 
 
