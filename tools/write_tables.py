@@ -41,7 +41,8 @@ Operators in no row (layer norm, GELU, embedding, …) are float everywhere. All
 channel, int8 activations per tensor). The names are edgeq's own: `clamp` is hardtanh and clip too, `mean` is also
 global average pooling, `reshape` is also view, flatten, squeeze and unsqueeze, `gather` is index_select along the first
 axis by a table that is an input of the network, and `requantize` moves integers to another scale. An activation that a row
-fuses is computed by the clip bounds of that operator's kernel, for free. *Ratio* is the interval in which the kernel wants the scales' ratio: of an input's to the output's for `add` and `sub`, of the
+fuses is computed by the clip bounds of that operator's kernel, for free. *Ratio* is the
+interval in which the kernel wants the scales' ratio: of an input's to the output's for `add` and `sub`, of the
 product of both inputs' (input's and weight's) to the output's elsewhere. Calibration widens a scale where it must.
 """
 
