@@ -119,7 +119,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     detector = DETECTORS[options.detector]
     network = detector.trained()
-    header = ("class", "objects", "AP|R40 BEV [95 %]", "IoU 0.5 (0.25)", "nuScenes AP")
+    header = ("class", "objects", "AP R40 BEV [95 %]", "IoU 0.5 (0.25)", "nuScenes AP")
     sets = {f"{options.frames} unseen synthetic scenes": list(synthetic.frames(options.frames))}
     if DATA.is_dir():
         sets["41 real KITTI frames"] = [
