@@ -353,7 +353,8 @@ def test_a_float_transformer_runs_as_torch_does(folder: Path):
     net = Transformer().eval()
     inputs = (torch.randint(0, 50, (2, 7)), (torch.arange(7) < 5).float().expand(2, 7).contiguous())
     artifact = lower(torch.export.export(net, inputs), folder)
-    assert {row.status for row in artifact.coverage} == {"float island"}
+    integers = [row.reason for row in artifact.coverage if row.status != "float island"]
+    assert integers == ["integer or logical values"]  # the tokens on their way to the embedding
     got = load(artifact.path)(inputs)
     for result, wanted in zip(got, net(*inputs).values(), strict=True):
         torch.testing.assert_close(result, wanted, atol=2e-5, rtol=1e-4)
