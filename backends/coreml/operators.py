@@ -351,7 +351,7 @@ def gather_nd(a: Parameters) -> Tensor:
 
 def _check_indices(at: Tensor, size: int) -> None:
     if at.numel() and (int(at.min()) < 0 or int(at.max()) >= size):
-        raise EdgeqError(f"an index lies outside 0..{size - 1}: check the token inputs against the embedding's size")
+        raise EdgeqError(f"an index lies outside 0..{size - 1}: check the tokens or tables given as inputs")
 
 
 def topk(a: Parameters) -> tuple[Tensor, ...]:
