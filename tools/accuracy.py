@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -273,15 +274,15 @@ def arrays(predict: Predict) -> Callable[[np.ndarray], np.ndarray]:
     return lambda x: predict((torch.from_numpy(x),))[0].numpy()
 
 
-def latency_table(model: QuantizedModel, image: Tensor) -> str:
+def latency_table(model: QuantizedModel) -> str:
     """Median milliseconds of int8 and of the float twin on each runtime that has a clock here, called in turn."""
     from peers.exchange import latency_ms
 
     rows = []
     for name in ("litert", "executorch", "tvm"):
         pair = (api.export(model, name).path, api.export(model, name, float_twin=True).path)
-        first, second = (arrays(backends.backend(name).load(path)) for path in pair)
-        int8, twin = latency_ms(first, second, image.numpy())
+        first, second = (partial(backends.backend(name).load(path), model.golden) for path in pair)
+        int8, twin = latency_ms(first, second)
         rows.append([name, f"{int8:.2f}", f"{twin:.2f}", f"{twin / int8:.2f}×", f"{os.getloadavg()[0]:.1f}"])
         print("  ".join(rows[-1]), file=sys.stderr, flush=True)
     return table(("", "int8 ms", "float ms", "float / int8", "load"), rows)
@@ -303,7 +304,7 @@ def main() -> None:
     args.cache.mkdir(parents=True, exist_ok=True)
     model = prepare(args.network, args.recipe, args.cache)
     if args.latency:
-        body = "one thread, medians\n\n" + latency_table(model, model.golden[0])
+        body = "one thread, medians\n\n" + latency_table(model)
     elif args.network == "pointpillars":
         frames = kitti(args.limit)
         sums = detect(model, frames, args.cache, ("QDQ", *backends.RUNTIMES))

@@ -34,8 +34,8 @@ def network(folder: Path) -> Any:
     return torch.export.load(folder / "network.pt2").module()
 
 
-def latency_ms(int8: Run, twin: Run, image: np.ndarray) -> tuple[float, float]:
-    """Medians of one image through both, called in turn so that a busy machine slows both alike.
+def latency_ms(int8: Callable[[], object], twin: Callable[[], object]) -> tuple[float, float]:
+    """Medians of both, called in turn so that a busy machine slows both alike.
 
     RUNS calls each, fewer where they take longer than BUDGET_S.
     """
@@ -46,7 +46,7 @@ def latency_ms(int8: Run, twin: Run, image: np.ndarray) -> tuple[float, float]:
             break
         for run, seen in zip((int8, twin), times, strict=True):
             start = time.perf_counter()
-            run(image)
+            run()
             if i >= WARMUP:
                 seen.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[0]), statistics.median(times[1])
@@ -56,7 +56,8 @@ def measure(
     folder: Path, name: str, evaluation: np.ndarray, int8: Run, twin: Run, packages: Sequence[str], **seconds: float
 ) -> None:
     """Write `name`.npy (predicted classes) and `name`.json (times, versions) into `folder`."""
-    ours, theirs = latency_ms(int8, twin, evaluation[:1])
+    image = evaluation[:1]
+    ours, theirs = latency_ms(lambda: int8(image), lambda: twin(image))
     predicted = np.array([int(int8(evaluation[i : i + 1]).argmax()) for i in range(len(evaluation))])
     np.save(folder / f"{name}.npy", predicted)
     found = {
