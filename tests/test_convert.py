@@ -12,7 +12,7 @@ from torch import nn
 
 from edgeq import Task, quantize
 from edgeq.graph.annotate import annotate, default_plan
-from edgeq.graph.capture import capture, flatten
+from edgeq.graph.capture import capture, flatten, unlift
 from edgeq.graph.integer import QUANTIZE
 from edgeq.graph.simulate import simulate
 from edgeq.spec import EdgeqError, QuantPlan
@@ -25,6 +25,17 @@ def task(network: type[nn.Module], batches: int = 4) -> Task:
         lambda: inputs(network),
         lambda: (inputs(network, seed) for seed in range(batches)),
     )
+
+
+@pytest.mark.parametrize("network", ALL)
+@pytest.mark.parametrize("precision", ["w8a8", "w4a6"])
+def test_the_shortcut_changes_no_bit(network: type[nn.Module], precision: str) -> None:
+    model = quantize(task(network), target="simulated", precision=precision)
+    batch = flatten(inputs(network, seed=3))
+    wanted = flatten(unlift(model.program)(*batch))
+    assert any("fake_quantize" in str(n.target) for n in model._qdq.graph.nodes)
+    for expected, got in zip(wanted, model.qdq(batch), strict=True):
+        assert torch.equal(expected, got)
 
 
 def sqnr(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -25,6 +25,7 @@ from torch.fx import GraphModule
 
 from edgeq.graph.capture import unlift
 from edgeq.graph.integer import IntegerProgram, read
+from edgeq.graph.shortcut import shortcut
 from edgeq.graph.simulate import simulate
 from edgeq.spec import EdgeqError, QParams, QuantPlan, TensorInfo
 
@@ -63,7 +64,7 @@ class QuantizedModel:
 
     @cached_property
     def _qdq(self) -> GraphModule:
-        return unlift(self.program)
+        return shortcut(unlift(self.program))
 
     @cached_property
     def _float(self) -> GraphModule:
