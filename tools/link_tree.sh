@@ -10,3 +10,4 @@ done
 ln -s ../../../calib build/tree/edgeq/calib
 ln -s ../../../backends build/tree/edgeq/backends
 ln -s ../../../examples build/tree/edgeq/examples
+ln -s ../../../tools/runners build/tree/edgeq/runners
