@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -44,6 +44,8 @@ class Device(Protocol):
     def put(self, local: Path, remote: str) -> None:
         """Copy a file there, executable where it is here; one whose content lies there already is not sent again.
 
+        Folders in `remote` are made. A command must not write over a file that was put.
+
         Raises:
             DeviceLost: it went away. EdgeqError: it is full, or refuses.
         """
@@ -59,10 +61,11 @@ class Device(Protocol):
     ) -> Finished:
         """Run `command` (never through a shell string built from it unquoted) and wait for its end.
 
+        The program is a file that was put, or else one of the device's own (`python3.11`).
         count: count instructions too, where the device can (emulated ones).
 
         Raises:
-            DeviceLost: it went away. EdgeqError: not finished after `timeout_s` seconds.
+            DeviceLost: it went away. EdgeqError: there is no such program; not finished after `timeout_s` seconds.
         """
         ...
 
@@ -78,8 +81,27 @@ class Device(Protocol):
         """Remove edgeq's folder there and let go of the connection; silent when the device is gone."""
         ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
+
+
+def inside(remote: str) -> str:
+    """`remote`, once it is known to stay inside the device's folder and out of edgeq's own files there.
+
+    Raises:
+        EdgeqError: it is absolute, climbs out, or starts with a dot.
+    """
+    parts = PurePosixPath(remote).parts
+    if not parts or remote.startswith("/") or any(part.startswith(".") for part in parts) or "\n" in remote:
+        raise EdgeqError(f"{remote!r}: a file on a device is named by a path inside edgeq's folder there, without dots")
+    return str(PurePosixPath(remote))
+
+
+def beside(local: Path) -> Path:
+    """Where a file is written until it is whole."""
+    return local.with_name(f"{local.name}.partial")

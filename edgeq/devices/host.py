@@ -7,23 +7,53 @@ import platform
 from pathlib import Path
 from typing import Any
 
-# integer dot-product instructions that decide whether int8 beats float, by their names in /proc/cpuinfo
-FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+from edgeq.devices.describe import cpu, hottest
+from edgeq.devices.local import Local
+from edgeq.spec import DeviceInfo
 
 
 def describe() -> dict[str, Any]:
     """Processor model, usable cores, operating system and the vector features that matter for int8."""
-    info: dict[str, str] = {}
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            key, _, value = line.partition(":")
-            info.setdefault(key.strip(), value.strip())
-    flags = set((info.get("flags") or info.get("Features") or "").split())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processor = cpu(cpuinfo.read_text() if cpuinfo.is_file() else "")
     return {
-        "model": info.get("model name") or platform.processor() or platform.machine(),
-        "cores": cores,
+        "model": processor.model or platform.processor() or platform.machine(),
+        "cores": cores(),
         "os": f"{platform.system()} {platform.release()}",
-        "features": [f for f in FEATURES if f in flags],
+        "features": list(processor.features),
     }
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Host(Local):
+    """Programs of this machine, run on it."""
+
+    name = "host"
+
+    def describe(self) -> DeviceInfo:
+        """Read from /proc and /sys."""
+        found = describe()
+        machine, system = platform.machine(), platform.system()
+        return DeviceInfo(
+            name=self.name,
+            model=found["model"],
+            abi="arm64-apple" if (system, machine) == ("Darwin", "arm64") else f"{machine}-{system.lower()}",
+            cores=found["cores"],
+            os=found["os"],
+            features=tuple(found["features"]),
+            governor=_read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+            temperature_c=hottest(
+                [_read(zone) or "" for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
+            ),
+        )
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip() or None
+    except OSError:
+        return None
