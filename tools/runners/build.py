@@ -1,0 +1,212 @@
+"""Builds the C++ runners of ExecuTorch and TVM for a device: `python -m edgeq.runners.build aarch64-linux`.
+
+They go into home()/runners/<abi>/ with the shared libraries they need, which come out of the runtimes' wheels for that
+machine. `aarch64-linux` needs Debian's g++-aarch64-linux-gnu, `x86_64-linux` g++. `aarch64-android` needs the NDK
+(ANDROID_NDK_HOME) and the runtimes' libraries built for Android (EDGEQ_ANDROID_LIBRARIES), because no wheel has those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeq.home import home
+from edgeq.runners import wheels
+from edgeq.spec import EdgeqError
+
+SOURCES = Path(__file__).parent
+STAMP = "built.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """One program: its source, the wheels it builds against, and what it links.
+
+    packages: wheel → (folder of its headers, folder of its libraries), inside the wheel. libraries: linked and copied
+    beside the program, which finds them there. always: those among them that no symbol refers to, because they only
+    register kernels.
+    """
+
+    name: str
+    source: str
+    packages: dict[str, tuple[str, str]]
+    libraries: tuple[str, ...]
+    always: tuple[str, ...]
+    include: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+
+RUNNERS = (
+    Runner(
+        "executorch_runner",
+        "executorch.cpp",
+        {"executorch": ("executorch/include", "executorch/lib")},
+        ("executorch", "executorch_etdump"),
+        (
+            "executorch_kernels_optimized",
+            "executorch_kernels_quantized",
+            "executorch_backend_xnnpack",
+            "executorch_threadpool",
+        ),
+        ("executorch/include/executorch/runtime/core/portable_type/c10",),
+        ("-DC10_USING_CUSTOM_GENERATED_MACROS", "-Wno-deprecated-declarations"),
+    ),
+    Runner(
+        "tvm_runner",
+        "tvm.cpp",
+        {"apache-tvm-ffi": ("tvm_ffi/include", "tvm_ffi/lib"), "apache-tvm": ("", "tvm/lib")},
+        ("tvm_ffi",),
+        ("tvm_runtime",),
+    ),
+)
+COMPILERS = {"aarch64-linux": "aarch64-linux-gnu-g++", "x86_64-linux": "g++"}
+ABIS = (*COMPILERS, "aarch64-android")
+
+
+def main() -> None:
+    """Build for the ABIs named, aarch64-linux where none is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("abi", nargs="*", help=f"{', '.join(ABIS)}; default aarch64-linux")
+    parser.add_argument("--force", action="store_true", help="build anew")
+    options = parser.parse_args()
+    try:
+        for abi in options.abi or ["aarch64-linux"]:
+            print(build(abi, force=options.force))
+    except EdgeqError as error:
+        sys.exit(f"edgeq.runners.build: {error}")
+
+
+def build(abi: str, *, force: bool = False) -> Path:
+    """home()/runners/<abi>, built where it was not built from these sources yet.
+
+    Raises:
+        EdgeqError: no compiler, a wheel cannot be had, or compiling fails.
+    """
+    folder = home() / "runners" / abi
+    wanted = {"sources": digest(), "versions": {n: wheels.VERSIONS[n] for r in RUNNERS for n in r.packages}}
+    stamp = folder / STAMP
+    if not force and stamp.is_file() and json.loads(stamp.read_text()) == wanted:
+        return folder
+    compiler = _compiler(abi)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{abi}.", dir=folder.parent) as scratch:
+        made, unpacked = Path(scratch) / "made", Path(scratch) / "unpacked"
+        made.mkdir()
+        for runner in RUNNERS:
+            print(f"build {runner.name} for {abi}", file=sys.stderr, flush=True)
+            _build(runner, abi, compiler, unpacked, made)
+        (made / STAMP).write_text(json.dumps(wanted, indent=1) + "\n")
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        made.rename(folder)
+    return folder
+
+
+def digest() -> str:
+    """Hash of the sources and of this recipe."""
+    files = [SOURCES / "runner.h", *(SOURCES / r.source for r in RUNNERS), Path(__file__)]
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+def _compiler(abi: str) -> list[str]:
+    if abi == "aarch64-android":
+        return [_ndk()]
+    if abi not in COMPILERS:
+        raise EdgeqError(f"there are no runners for {abi}: choose from {', '.join(ABIS)}")
+    name = COMPILERS[abi]
+    if shutil.which(name) is None:
+        raise EdgeqError(f"{name} is missing, which builds for {abi}: on Debian run tools/device_setup.sh")
+    return [name]
+
+
+def _ndk() -> str:
+    """The NDK's compiler for Android 8 and later.
+
+    Raises:
+        EdgeqError: no NDK.
+    """
+    root = os.environ.get("ANDROID_NDK_HOME")
+    if not root:
+        raise EdgeqError("building for aarch64-android needs the Android NDK: set ANDROID_NDK_HOME to its folder")
+    found = sorted(Path(root).glob("toolchains/llvm/prebuilt/*/bin/aarch64-linux-android26-clang++"))
+    if not found:
+        raise EdgeqError(f"ANDROID_NDK_HOME is {root}, but there is no aarch64-linux-android26-clang++ in it")
+    return str(found[0])
+
+
+def _build(runner: Runner, abi: str, compiler: Sequence[str], unpacked: Path, made: Path) -> None:
+    """Compile one runner and copy its libraries."""
+    machine, system = abi.split("-")
+    headers, folders = [], []
+    for package, (include, library) in runner.packages.items():
+        wheel = wheels.fetch([package], machine)[package]
+        _unpack(wheel, unpacked, [folder for folder in (include, library) if folder])
+        headers += [unpacked / include] if include else []
+        folders.append(unpacked / library)
+    headers += [unpacked / extra for extra in runner.include]
+    if system == "android":
+        folders = [_android_libraries()]
+    libraries = {name: _library(name, folders, runner, abi) for name in (*runner.libraries, *runner.always)}
+    release = ", ".join(f"{_plain(p)} {wheels.VERSIONS[p]}" for p in list(runner.packages)[-1:])
+    command = [
+        *compiler,
+        *("-std=c++17", "-O2", "-Wall", "-Wextra", *runner.flags),
+        f'-DEDGEQ_RUNTIME="{release}"',
+        *(part for header in headers for part in ("-isystem", str(header))),
+        str(SOURCES / runner.source),
+        *("-o", str(made / runner.name)),
+        *(f"-L{folder}" for folder in folders),
+        *(f"-l{name}" for name in runner.libraries),
+        "-Wl,--no-as-needed",
+        *(f"-l{name}" for name in runner.always),
+        "-Wl,-rpath,$ORIGIN",
+        "-Wl,--allow-shlib-undefined",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["?"]
+        raise EdgeqError(f"{compiler[0]} cannot build {runner.name} for {abi}: {errors[0]}")
+    for path in libraries.values():
+        shutil.copy2(path, made / path.name)
+
+
+def _unpack(wheel: Path, where: Path, folders: Sequence[str]) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if n.startswith(tuple(f"{f}/" for f in folders))]
+        big = [n for n in names if n.endswith(".so") and "compiler" in n]  # 237 MB that no device needs
+        archive.extractall(where, [n for n in names if n not in big])
+
+
+def _library(name: str, folders: Sequence[Path], runner: Runner, abi: str) -> Path:
+    for folder in folders:
+        if (folder / f"lib{name}.so").is_file():
+            return folder / f"lib{name}.so"
+    raise EdgeqError(f"{runner.name} for {abi} needs lib{name}.so, which is not in {', '.join(map(str, folders))}")
+
+
+def _android_libraries() -> Path:
+    named = os.environ.get("EDGEQ_ANDROID_LIBRARIES")
+    if not named:
+        raise EdgeqError(
+            "no wheel carries the runtimes for Android: build ExecuTorch and TVM with the NDK and set "
+            "EDGEQ_ANDROID_LIBRARIES to the folder of their shared libraries"
+        )
+    return Path(named)
+
+
+def _plain(package: str) -> str:
+    return package.removeprefix("apache-")
+
+
+if __name__ == "__main__":
+    main()
