@@ -62,15 +62,27 @@ def open_library(path: Path, *, threads: int) -> Any:
     """The virtual machine of a compiled library; see `load`."""
     tvm = tvm_package()
     check_library(path)
-    os.environ.setdefault("TVM_BIND_THREADS", "0")  # else TVM nails this whole process to one core
     try:
         executable = tvm.runtime.load_module(str(path))
         machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
         machine["main"]
     except (RuntimeError, AttributeError, ValueError) as error:
         raise EdgeqError(f"{path} is no library that edgeq compiled with TVM: export it again") from error
-    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    use_threads(threads)
     return machine
+
+
+def use_threads(threads: int) -> None:
+    """Set the number of threads for every library of this process.
+
+    Left to itself, TVM counts the computer's cores anew at every parallel loop (6 µs each time), halves the count,
+    assuming two threads a core, and runs the loop on one thread where one is left, whatever its pool was told.
+    """
+    os.environ.setdefault("TVM_BIND_THREADS", "0")  # else TVM nails this whole process to one core
+    # a pool never grows, so it is made as large as it can be of use; its idle threads sleep
+    os.environ["TVM_NUM_THREADS"] = str(max(threads, os.cpu_count() or 1))
+    tvm_package().get_global_func("runtime.config_threadpool")(1, threads)
+    os.environ["TVM_NUM_THREADS"] = str(threads)
 
 
 def check_library(path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgeq.backends.tvm.inspection import placement
 from edgeq.backends.tvm.lower import lower
 from edgeq.backends.tvm.profile import profile
-from edgeq.backends.tvm.run import load
+from edgeq.backends.tvm.run import load, use_threads
 from edgeq.backends.tvm.target import TARGET
 from edgeq.backends.tvm.tir import flat, prim_func
 from edgeq.graph.integer import read
@@ -439,3 +439,11 @@ def test_broken_files_are_refused(small: tuple[Path, Tensor, Tensor], folder: Pa
 def test_a_wrong_input_is_named(small: tuple[Path, Tensor, Tensor]):
     with pytest.raises(EdgeqError, match="takes other inputs"):
         load(small[0])([torch.zeros(1, 2, 3)])
+
+
+def test_the_pool_has_the_threads_asked_for():
+    import tvm
+
+    for threads in (1, 2, 1, 2):
+        use_threads(threads)
+        assert tvm.get_global_func("runtime.NumThreads")() == threads
