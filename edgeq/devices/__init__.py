@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from edgeq.devices.device import Device, DeviceLost, Finished
+from edgeq.devices.reachable import Found, found
 from edgeq.spec import EdgeqError
 
-__all__ = ["Device", "DeviceLost", "Finished", "open_device"]
+__all__ = ["Device", "DeviceLost", "Finished", "Found", "found", "open_device"]
 
 KINDS = (
     "host",
@@ -31,6 +32,22 @@ def open_device(name: str) -> Device:
         from edgeq.devices.host import Host
 
         return Host()
+    if kind == "adb":
+        from edgeq.devices.adb import Adb
+
+        return Adb(rest)
+    if kind == "ssh":
+        from edgeq.devices.ssh import Ssh
+
+        return Ssh(rest)
+    if name in ("apple", "apple:"):
+        from edgeq.devices.apple import Apple
+
+        return Apple()
+    if kind == "tvm-rpc":
+        from edgeq.devices.tvm_rpc import TvmRpc
+
+        return TvmRpc(rest)
     if kind == "emulated":
         from edgeq.devices.emulated import Emulated
 

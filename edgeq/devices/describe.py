@@ -11,6 +11,7 @@ FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "
 
 # one section a question; what a machine cannot answer stays empty
 SCRIPT = """
+unset OMP_NUM_THREADS OMP_THREAD_LIMIT
 echo @machine; uname -m
 echo @system; uname -s; uname -r
 echo @cores; nproc 2>/dev/null || grep -c '^processor' /proc/cpuinfo

@@ -61,7 +61,7 @@ class Emulated(Local):
         if core == "max":
             raise EdgeqError(
                 "emulated:max: XNNPACK's int8 results are wrong on qemu's made-up core, so name a real one: "
-                + ", ".join(f"emulated:{name}" for name in CORES)
+                + ", ".join(f"emulated:{name}" for name, known in CORES.items() if known.emulator == "qemu-aarch64")
             )
         if core not in CORES:
             raise EdgeqError(f"emulated:{core}: no such core here; there are {', '.join(CORES)}")

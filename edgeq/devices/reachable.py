@@ -1,0 +1,124 @@
+"""Which devices can be reached from here, what each can do, and how to get the others; quick, and never stuck."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgeq.devices.emulated import CORES, PACKAGES, Emulated, arm64_root
+from edgeq.devices.host import Host
+from edgeq.spec import DeviceInfo, EdgeqError
+
+PATIENCE_S = 2.0  # what a phone may take to describe itself
+EVERYTHING = "correctness, times"
+EMULATION = "correctness, instruction counts (no times)"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A device or a kind of device. `info` is None where it cannot be reached; then `how` says how to get it.
+
+    can: what it is good for. how: what is still missing, as an instruction; empty where nothing is.
+    """
+
+    name: str
+    info: DeviceInfo | None
+    can: str
+    how: str = ""
+
+
+def found(patience_s: float = PATIENCE_S) -> list[Found]:
+    """Every kind of device, the reachable ones described; takes `patience_s` seconds and a little at most."""
+    questions: list[tuple[str, str, Callable[[], list[Found]]]] = [
+        ("host", EVERYTHING, lambda: [Found("host", Host().describe(), EVERYTHING)]),
+        *((f"emulated:{core}", EMULATION, lambda core=core: [_emulated(core)]) for core in CORES),
+        ("adb:SERIAL", EVERYTHING, lambda: _phones(patience_s)),
+        ("ssh:USER@HOST", EVERYTHING, _ssh),
+        ("apple:", "Core ML: correctness, placement, times", _apple),
+        ("tvm-rpc:HOST:PORT", "TVM: correctness, times", _tvm),
+    ]
+    answers: dict[str, list[Found]] = {}
+
+    def ask(name: str, can: str, question: Callable[[], list[Found]]) -> None:
+        try:
+            answers[name] = question()
+        except EdgeqError as error:
+            answers[name] = [Found(name, None, can, str(error))]
+
+    threads = [threading.Thread(target=ask, args=question, daemon=True) for question in questions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(patience_s + 1.0)
+    nothing = f"no answer within {patience_s + 1.0:g} s"
+    return [row for name, can, _ in questions for row in answers.get(name, [Found(name, None, can, nothing)])]
+
+
+def _emulated(core: str) -> Found:
+    name = f"emulated:{core}"
+    if shutil.which(CORES[core].emulator) is None:
+        return Found(name, None, EMULATION, PACKAGES)
+    how = ""
+    if CORES[core].abi != "hexagon" and not arm64_root().is_dir():
+        how = "for LiteRT, ExecuTorch and TVM: python tools/arm64_root.py"
+    return Found(name, Emulated(core).describe(), EMULATION, how)
+
+
+def _phones(patience_s: float) -> list[Found]:
+    from edgeq.devices.adb import STATES, Adb, client, phones
+
+    server = client(patience_s)
+    connected = phones(server)
+    if not connected:
+        return [
+            Found("adb:SERIAL", None, EVERYTHING, "plug a phone in, with USB debugging on in its developer options")
+        ]
+    rows: list[Found | None] = [None] * len(connected)
+
+    def ask(index: int, serial: str, state: str) -> None:
+        name = f"adb:{serial}"
+        try:
+            if state != "device":
+                raise EdgeqError(STATES.get(state, f"its state is {state}"))
+            rows[index] = Found(name, Adb(serial, step_s=patience_s).describe(), EVERYTHING)
+        except EdgeqError as error:
+            rows[index] = Found(name, None, EVERYTHING, str(error))
+
+    threads = [
+        threading.Thread(target=ask, args=(index, *phone), daemon=True) for index, phone in enumerate(connected.items())
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(patience_s)
+    return [
+        row or Found(f"adb:{serial}", None, EVERYTHING, f"no answer within {patience_s:g} s")
+        for serial, row in zip(connected, rows, strict=True)
+    ]
+
+
+def _ssh() -> list[Found]:
+    how = "any Linux board with an ssh server that takes your key"
+    if shutil.which("ssh") is None:
+        how = "tools/device_setup.sh installs ssh (Debian's openssh-client)"
+    return [Found("ssh:USER@HOST", None, EVERYTHING, how)]
+
+
+def _apple() -> list[Found]:
+    from edgeq.devices.apple import Apple
+
+    can = "Core ML: correctness, placement, times"
+    if platform.system() != "Darwin":
+        return [Found("apple:", None, can, "run edgeq on a Mac")]
+    return [Found("apple:", Apple().describe(), can)]
+
+
+def _tvm() -> list[Found]:
+    how = "python -m tvm.exec.rpc_server --port 9090 on the board"
+    if importlib.util.find_spec("tvm") is None:
+        how = f"pip install 'edgeq[tvm]'; {how}"
+    return [Found("tvm-rpc:HOST:PORT", None, "TVM: correctness, times", how)]
