@@ -16,6 +16,16 @@ from edgeq.graph.simulate import dequantize, quantize_float
 from edgeq.spec import EdgeqError, QParams
 
 Kernels = Literal["xnnpack", "builtin", "reference"]
+# types of inputs and outputs: LiteRT's name → numpy's
+PORT_TYPES: dict[str, type[np.generic]] = {
+    "FLOAT32": np.float32,
+    "FLOAT16": np.float16,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "BOOL": np.bool_,
+}
 
 
 def interpreter(path: Path, *, threads: int = 1, kernels: Kernels = "xnnpack", data: bytes | None = None) -> Any:
@@ -66,12 +76,8 @@ def load(
     def predict(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         feed(path, engine, tensors, kernels)
         engine.invoke()
-        results = []
-        for detail in outputs:
-            tensor = torch.from_numpy(engine.get_tensor(detail["index"]))
-            quantized = detail["dtype"] is np.int8 and detail["quantization"][0] != 0.0
-            results.append(dequantize(tensor, _numbers(detail)) if quantized and not raw else tensor)
-        return tuple(results)
+        results = [torch.from_numpy(engine.get_tensor(detail["index"])) for detail in outputs]
+        return tuple(results) if raw else decode(outputs, results)
 
     return predict
 
@@ -83,16 +89,63 @@ def feed(path: Path, engine: Any, tensors: Sequence[Tensor], kernels: Kernels = 
         EdgeqError: another number of inputs, or another shape.
     """
     inputs = engine.get_input_details()
+    for detail, tensor in zip(inputs, encode(path, inputs, tensors, kernels), strict=True):
+        engine.set_tensor(detail["index"], tensor.numpy())
+
+
+def encode(
+    path: Path, details: Sequence[dict[str, Any]], tensors: Sequence[Tensor], kernels: Kernels = "xnnpack"
+) -> tuple[Tensor, ...]:
+    """`tensors` as the inputs in `details` (the interpreter's, or `ports`), floats quantized where they are int8.
+
+    Raises:
+        EdgeqError: another number of inputs, or another shape.
+    """
     quantize = quantize_float if kernels == "xnnpack" else litert_reference.quantize
-    if len(tensors) != len(inputs):
-        raise EdgeqError(f"{path} takes {len(inputs)} inputs, got {len(tensors)}")
-    for detail, tensor in zip(inputs, tensors, strict=True):
+    if len(tensors) != len(details):
+        raise EdgeqError(f"{path} takes {len(details)} inputs, got {len(tensors)}")
+    made = []
+    for detail, tensor in zip(details, tensors, strict=True):
         wanted = tuple(int(d) for d in detail["shape"])
         if tuple(tensor.shape) != wanted:
             raise EdgeqError(f"{path}: input {detail['name']} is {wanted}, got {tuple(tensor.shape)}")
         if detail["dtype"] is np.int8 and tensor.is_floating_point():
             tensor = quantize(tensor, _numbers(detail))
-        engine.set_tensor(detail["index"], tensor.detach().contiguous().numpy().astype(detail["dtype"], copy=False))
+        made.append(torch.from_numpy(tensor.detach().contiguous().numpy().astype(detail["dtype"], copy=False)))
+    return tuple(made)
+
+
+def decode(details: Sequence[dict[str, Any]], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Outputs as the program's: int8 ones dequantized."""
+    return tuple(
+        dequantize(x, _numbers(d)) if d["dtype"] is np.int8 and d["quantization"][0] != 0.0 else x
+        for d, x in zip(details, tensors, strict=True)
+    )
+
+
+def ports(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Inputs and outputs of a file in its own order, described as the interpreter does, without one.
+
+    Raises:
+        EdgeqError: no LiteRT model, a damaged one, or a tensor type that edgeq never writes there.
+    """
+    data = _verified(path)
+    from edgeq.backends.litert.flatbuffer import schema
+
+    types = {getattr(schema().TensorType, name): numpy for name, numpy in PORT_TYPES.items()}
+    graph = schema().ModelT.InitFromPackedBuf(data, 0).subgraphs[0]
+
+    def described(index: int) -> dict[str, Any]:
+        tensor = graph.tensors[int(index)]
+        name, grid = tensor.name.decode(), tensor.quantization
+        if tensor.type not in types:
+            raise EdgeqError(f"{path}: {name} has LiteRT's type {tensor.type}; export the program again")
+        scaled = grid is not None and grid.scale is not None and len(grid.scale) == 1
+        numbers = (float(grid.scale[0]), int(grid.zeroPoint[0])) if scaled else (0.0, 0)
+        shape = [] if tensor.shape is None else [int(d) for d in tensor.shape]
+        return {"name": name, "shape": shape, "dtype": types[tensor.type], "quantization": numbers}
+
+    return [described(i) for i in graph.inputs], [described(i) for i in graph.outputs]
 
 
 def _numbers(detail: dict[str, Any]) -> QParams:

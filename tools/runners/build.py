@@ -112,6 +112,24 @@ def build(abi: str, *, force: bool = False) -> Path:
     return folder
 
 
+def installed(name: str, abi: str) -> dict[str, Path]:
+    """Files that runner `name` needs on a device: it first, then its libraries, to lie side by side.
+
+    Raises:
+        EdgeqError: it was not built for `abi`, or from other sources than these: with the command that does it.
+    """
+    runner = next(r for r in RUNNERS if r.name == name)
+    if abi not in ABIS:
+        raise EdgeqError(f"there is no {name} for {abi}: it is built for {', '.join(ABIS)}")
+    folder = home() / "runners" / abi
+    stamp = folder / STAMP
+    if not stamp.is_file() or json.loads(stamp.read_text()).get("sources") != digest():
+        why = "is not built" if not stamp.is_file() else "was built from other sources"
+        raise EdgeqError(f"{name} for {abi} {why}: run python -m edgeq.runners.build {abi}")
+    names = (name, *(f"lib{library}.so" for library in (*runner.libraries, *runner.always)))
+    return {n: folder / n for n in names}
+
+
 def digest() -> str:
     """Hash of the sources and of this recipe."""
     files = [SOURCES / "runner.h", *(SOURCES / r.source for r in RUNNERS), Path(__file__)]

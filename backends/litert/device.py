@@ -1,0 +1,51 @@
+"""How a .tflite runs on a device that is not this process: by LiteRT's Python package there, and a script of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor
+
+from edgeq import runners
+from edgeq.backends.litert import run
+from edgeq.spec import DeviceInfo, EdgeqError, Job
+
+SCRIPT = Path(runners.__file__).parent / "litert_runner.py"
+PYTHON = ("aarch64-linux", "x86_64-linux", "armv7l-linux", "arm64-apple")  # where LiteRT has wheels, or had
+
+
+def job(artifact: Path, info: DeviceInfo, kernels: str = "") -> Job:
+    """The Python runner with `artifact`.
+
+    kernels: `xnnpack` (the default), `builtin` or `reference`.
+
+    Raises:
+        EdgeqError: the device runs no Python with LiteRT.
+    """
+    if info.abi not in PYTHON:
+        raise EdgeqError(
+            f"{info.name} runs {info.abi} programs, and LiteRT comes as a Python package for {', '.join(PYTHON)} only; "
+            "verify on emulated:cortex-a76, whose kernels are the same"
+        )
+    chosen = kernels or "xnnpack"
+    return Job(
+        {"model.tflite": artifact, "litert_runner.py": SCRIPT},
+        ("python3", "litert_runner.py", "--model", "model.tflite", "--kernels", chosen),
+        {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+
+
+def encode(artifact: Path, inputs: Sequence[Tensor], kernels: str = "") -> tuple[Tensor, ...]:
+    """Flat inputs of the program as the file takes them: floats quantized where it takes int8.
+
+    Raises:
+        EdgeqError: see edgeq.backends.litert.run.encode.
+    """
+    return run.encode(artifact, run.ports(artifact)[0], inputs, cast(run.Kernels, kernels or "xnnpack"))
+
+
+def decode(artifact: Path, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What the file gives as the program's outputs: int8 ones dequantized."""
+    return run.decode(run.ports(artifact)[1], outputs)
