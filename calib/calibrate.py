@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
 from edgeq.calib.cache import Cache
+from edgeq.calib.floats import Floats
 from edgeq.calib.objectives.tgpl import TaskLoss
 from edgeq.calib.ranges import method, sparsity
 from edgeq.calib.ranges.affine import affine
@@ -30,6 +32,9 @@ from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
 from edgeq.spec import EdgeqError, Precision, Progress, QParams, QuantSpec, Recipe
 from edgeq.task import Positives
 
+STACKED: Final = (
+    1 << 18
+)  # float32 values of the largest activation of stacked batches: 1 MiB, which stays in the caches
 Spool = Callable[[int, tuple[Tensor, ...], tuple[Tensor, ...]], None]
 
 
@@ -218,30 +223,32 @@ def observe(
     for root, members in annotation.tensors.sets().items():
         observers[root] = Observer(captured.keys.get(root.name, f"input {root.name}"), histogram=histogram)
         watching.update(dict.fromkeys(members, observers[root]))
-    runner = _Watcher(captured, watching)
+    floats = Floats(captured)
+    answers = [n for n in flatten(captured.module.graph.output_node().args[0]) if isinstance(n, Node)]
     total = len(data) if isinstance(data, Sized) else None
     done = 0
-    for done, batch in enumerate(batches(captured, data), start=1):
-        runner.batch = done - 1
+    for group in stacks(floats, batches(captured, data)):
+        found: dict[Node, Tensor] = {}
         with torch.no_grad():
-            outputs = runner.run(*batch)
-        if spool is not None:
-            spool(done - 1, batch, outputs)
+            inputs = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*group, strict=True)]
+            for node, seen in floats.walk(inputs):
+                if node in watching:
+                    watching[node].update(seen, batch=done, stacked=len(group))
+                if node in answers:
+                    found[node] = seen
+        for index, batch in enumerate(group):
+            if spool is not None:
+                spool(done + index, batch, tuple(found[n].chunk(len(group))[index] for n in answers))
+        done += len(group)
         progress("calibrate", done, total)
     return observers
 
 
-class _Watcher(Interpreter):
-    """Runs the float graph and shows observed values to their observers, freeing each value after its last use."""
-
-    def __init__(self, captured: Captured, watching: dict[Node, Observer]) -> None:
-        super().__init__(captured.module)
-        self.watching = watching
-        self.batch = 0
-
-    def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
-        observer = self.watching.get(n)
-        if observer is not None:
-            observer.update(value, batch=self.batch)
-        return value
+def stacks(floats: Floats, frames: Iterable[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Batches in groups that are computed at once: as many as STACKED allows, where the network takes more than one."""
+    frames = iter(frames)
+    two = list(itertools.islice(frames, 2))
+    several = len(two) == 2 and floats.fits(STACKED) > 1 and floats.stackable(*two)
+    size, frames = floats.fits(STACKED) if several else 1, itertools.chain(two, frames)
+    while group := list(itertools.islice(frames, size)):
+        yield group

@@ -130,7 +130,7 @@ class Engine:
         with torch.no_grad():
             for start, stop in twins.chunks():
                 real, seen = twins.real(source, start, stop), twins.read_by(node, source, start, stop)
-                wanted = twins.float_node(node, {source: real}.__getitem__)
+                wanted = twins.floats.node(node, {source: real}.__getitem__)
                 mass = self._mass(node, wanted)
                 if bias is not None:
                     wanted = wanted - (bias if kind_of(node) == "linear" else bias.view(-1, *[1] * (wanted.dim() - 2)))
@@ -214,7 +214,7 @@ class Engine:
         inside = set(span.nodes)
         rest = [n for n in self.twins.nodes if n not in self.done and n not in inside]
         known = {i: values[i] if i in inside else self.twins.seen(i, start, stop) for i in _outside(rest)}
-        found = self.twins.run(rest, known, self.twins.float_node)
+        found = self.twins.run(rest, known, self.twins.floats.node)
         results = self.numbers.captured.module.graph.output_node().args[0]
         outputs = {i: found.get(n, values.get(n)) for i, n in enumerate(results)}  # type: ignore[arg-type] # a tuple of nodes
         return self.task.loss({i: y for i, y in outputs.items() if y is not None}, start, stop)

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeq.calib.cache import Cache
+from edgeq.calib.floats import Floats, Look
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured
 from edgeq.graph.convert import Resolved, snap_bias
-from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg, value
+from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
 from edgeq.spec import QParams
 
 CHUNK: Final = 1 << 23  # float32 values of the largest activation that are computed at once: 32 MiB
-Look = Callable[[Node], Tensor]
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
@@ -81,11 +81,12 @@ class Twins:
         """`cache` holds the float value of every placeholder."""
         self.numbers, self.cache = numbers, cache
         graph = numbers.captured.module.graph
-        self.nodes = [n for n in graph.nodes if n.op == "call_function"]
+        self.floats = Floats(numbers.captured)
+        self.nodes = self.floats.nodes
         self.pending = {n: {u for u in n.users if u.op == "call_function"} for n in graph.nodes}
-        self.first = numbers.captured.example[0].shape[0]  # examples in one frame
-        largest = max(value(n).numel() for n in graph.nodes if n.op in ("placeholder", "call_function") and _single(n))
-        self.size = CHUNK // largest if 2 * largest <= CHUNK and self._stackable() else 1
+        several = self.floats.fits(CHUNK) > 1 and cache.frames > 1
+        two = [[self.real(n, i, i + 1) for n in self.floats.placeholders] for i in (0, 1)] if several else []
+        self.size = self.floats.fits(CHUNK) if several and self.floats.stackable(*two) else 1
 
     def chunks(self, size: int = 1 << 30) -> Iterator[tuple[int, int]]:
         """Ranges of frames, each at most `size` and as many as are computed at once."""
@@ -118,18 +119,16 @@ class Twins:
         outside = node in numbers.annotation.tensors.parent and node not in numbers.makers
         return numbers.activation(node, x) if outside and reader in numbers.groups else x
 
-    def float_node(self, node: Node, look: Look) -> Any:
-        """Compute `node` in float; `look` gives the values it reads."""
-        args = torch.fx.map_arg(node.args, lambda n: self._constant(n) if n.op == "get_attr" else look(n))
-        kwargs = torch.fx.map_arg(node.kwargs, lambda n: self._constant(n) if n.op == "get_attr" else look(n))
-        return node.target(*self._resized(node, args), **kwargs)  # type: ignore[operator] # call_function
-
     def quantized_node(self, node: Node, look: Look, numbers: Numbers | None = None) -> Any:
         """Compute `node` with the quantized constants and put its value on its grid where it has one."""
         numbers = numbers or self.numbers
 
         def read(n: Node) -> Any:
-            return self._constant(n) if n.op == "get_attr" else self.as_read(node, n, look(n), numbers)
+            return (
+                constant(self.numbers.captured.module, n)
+                if n.op == "get_attr"
+                else self.as_read(node, n, look(n), numbers)
+            )
 
         args = list(torch.fx.map_arg(node.args, read))
         if node in numbers.weighted:
@@ -138,7 +137,7 @@ class Twins:
             args[weight_at] = weight
             if bias is not None:
                 args[bias_at] = bias
-        result = node.target(*self._resized(node, args), **torch.fx.map_arg(node.kwargs, read))  # type: ignore[operator] # call_function
+        result = node.target(*self.floats.resized(node, args), **torch.fx.map_arg(node.kwargs, read))  # type: ignore[operator] # call_function
         return numbers.activation(node, result) if node in numbers.makers else result
 
     def advance(self, nodes: Sequence[Node], *, real: bool = True, keep: Iterable[Node] = ()) -> None:
@@ -154,7 +153,7 @@ class Twins:
         with torch.no_grad():
             for start, stop in self.chunks():
                 if real:
-                    floats = self.run(nodes, {n: self.real(n, start, stop) for n in outside}, self.float_node)
+                    floats = self.run(nodes, {n: self.real(n, start, stop) for n in outside}, self.floats.node)
                     for n in wanted:
                         self.cache.write(f"float {n.name}", start, floats[n], stop - start)
                 values = self.run(nodes, {n: self.seen(n, start, stop) for n in outside}, self.quantized_node)
@@ -179,40 +178,6 @@ class Twins:
                 if not self.pending[source] and source not in kept:
                     self.cache.drop(f"float {source.name}")
                     self.cache.drop(f"quantized {source.name}")
-
-    def _constant(self, node: Node) -> Tensor:
-        return constant(self.numbers.captured.module, node)
-
-    def _resized(self, node: Node, args: Sequence[Any]) -> Sequence[Any]:
-        """Reshapes name the number of examples in a frame; stacked frames have more."""
-        if kind_of(node) != "reshape" or len(args) < 2 or not isinstance(args[1], (list, tuple)):
-            return args
-        sizes = list(args[1])
-        same = isinstance(args[0], Tensor) and sizes and sizes[0] == self.first == value(node.args[0]).shape[0]
-        return [args[0], [args[0].shape[0], *sizes[1:]], *args[2:]] if same else args
-
-    def _stackable(self) -> bool:
-        """Whether two frames at once give what each gives alone."""
-        placeholders = [n for n in self.numbers.captured.module.graph.nodes if n.op == "placeholder"]
-        if any(value(n).dim() == 0 or value(n).shape[0] != self.first for n in placeholders) or self.cache.frames < 2:
-            return False
-        both = [
-            self.run(self.nodes, {n: self.real(n, i, i + 1) for n in placeholders}, self.float_node) for i in (0, 1)
-        ]
-        try:
-            stacked = self.run(self.nodes, {n: self.real(n, 0, 2) for n in placeholders}, self.float_node)
-        except (RuntimeError, IndexError):  # a size that counts examples otherwise
-            return False
-        return all(
-            stacked[n].shape[0] == 2 * self.first
-            and torch.allclose(stacked[n], torch.cat([b[n] for b in both]), rtol=1e-3, atol=1e-4)
-            for n in self.nodes
-            if isinstance(stacked[n], Tensor) and stacked[n].dim()
-        )
-
-
-def _single(node: Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)
 
 
 def _answers(node: Node) -> bool:

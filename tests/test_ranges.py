@@ -69,6 +69,20 @@ def test_a_histogram_that_grew_equals_one_made_knowing_the_range(parts: list[np.
     assert not reach or reach / stats.width > BINS / 4, "bins must not be coarser than the range needs"
 
 
+@given(arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 30)), elements=floats))
+def test_stacked_batches_count_like_one_after_the_other(stack: np.ndarray) -> None:
+    stacked, alone = Observer("x", histogram=True), observed(*stack)
+    stacked.update(torch.from_numpy(stack), batch=0, stacked=len(stack))
+    for field in ("low", "high", "low_batch", "high_batch", "average_low", "average_high", "count", "batches", "zeros"):
+        assert getattr(stacked, field) == getattr(alone, field), field
+    np.testing.assert_array_equal(stacked.counts, alone.counts)
+
+
+def test_the_bad_one_of_stacked_batches_is_named() -> None:
+    with pytest.raises(EdgeqError, match=r"'x' holds NaN in calibration batch 9"):
+        Observer("x").update(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, np.nan]]), batch=7, stacked=3)
+
+
 @pytest.mark.parametrize("bad, word", [(np.nan, "NaN"), (np.inf, "Inf"), (-np.inf, "Inf")])
 def test_what_cannot_be_calibrated_is_named(bad: float, word: str) -> None:
     stats = observed([1.0, 2.0])

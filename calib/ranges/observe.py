@@ -48,8 +48,10 @@ class Observer:
         """Width of a histogram bin."""
         return math.ldexp(1.0, self.exponent or 0)
 
-    def update(self, x: Tensor, *, batch: int) -> None:
-        """Take in one batch: a float tensor of any shape; `batch` is its index, for the errors.
+    def update(self, x: Tensor, *, batch: int, stacked: int = 1) -> None:
+        """Take in one batch, a float tensor of any shape, or several `stacked` along the first axis.
+
+        batch: index of the first one, for the errors.
 
         Raises:
             EdgeqError: the tensor is empty, or holds NaN or Inf.
@@ -58,8 +60,15 @@ class Observer:
             raise EdgeqError(
                 f"tensor {self.name!r} is empty in calibration batch {batch}: give batches with at least one element"
             )
-        least, most = torch.aminmax(x.detach())
-        low, high = float(least), float(most)
+        each = torch.aminmax(x.detach().reshape(stacked, -1), dim=1)
+        for index, (low, high) in enumerate(zip(each.min.tolist(), each.max.tolist(), strict=True), batch):
+            self._extremes(low, high, index)
+        self.count += x.numel()
+        if self.counts is not None:
+            self._grow()
+            self._fill(_sample(x.detach(), stacked * SAMPLES))
+
+    def _extremes(self, low: float, high: float, batch: int) -> None:
         if not (math.isfinite(low) and math.isfinite(high)):
             what = "NaN" if math.isnan(low) or math.isnan(high) else "Inf"
             raise EdgeqError(
@@ -69,14 +78,10 @@ class Observer:
             self.low, self.low_batch = low, batch
         if high > self.high:
             self.high, self.high_batch = high, batch
-        self.count += x.numel()
         self.batches += 1
         weight = max(SMOOTHING, 1.0 / self.batches)
         self.average_low += weight * (low - self.average_low)
         self.average_high += weight * (high - self.average_high)
-        if self.counts is not None:
-            self._grow()
-            self._fill(_sample(x.detach()))
 
     def _grow(self) -> None:
         """Widen the bins by powers of two until [low, high] fits into them, then shift them to start at low."""
@@ -116,9 +121,9 @@ class Observer:
         )
 
 
-def _sample(x: Tensor) -> Tensor:
-    """At most SAMPLES values of `x`, evenly strided; the stride shares no factor with an axis, so none aliases."""
-    step = -(-x.numel() // SAMPLES)
+def _sample(x: Tensor, most: int) -> Tensor:
+    """At most `most` values of `x`, evenly strided; the stride shares no factor with an axis, so none aliases."""
+    step = -(-x.numel() // most)
     while step > 1 and any(math.gcd(step, size) != 1 for size in x.shape):
         step += 1
     return x.reshape(-1)[::step]
