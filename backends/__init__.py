@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeq.backends.portable import intersection
-from edgeq.spec import Artifact, EdgeqError, LatencyReport, Target
+from edgeq.backends.timing import Event
+from edgeq.spec import Artifact, EdgeqError, LatencyReport, OpLatency, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,13 +40,18 @@ class Lower(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One runtime: what it computes, how to lower to it, run it on this host and time it."""
+    """One runtime: what it computes, how to lower to it, run it on this host and time it.
+
+    profile: artefact and inputs → latency on this host. place: events of an artefact's traced run, wherever it was, → rows
+    with its operators' names and layers; None where nothing runs it but this host.
+    """
 
     name: str
     target: Target
     lower: Lower
     load: Callable[..., Predict]
     profile: Callable[..., LatencyReport | None]
+    place: Callable[[Artifact, Sequence[Event]], list[OpLatency]] | None = None
 
 
 def backend(name: str) -> Backend:
@@ -60,7 +66,9 @@ def backend(name: str) -> Backend:
     def part(module: str) -> Any:
         return importlib.import_module(f"edgeq.backends.{name}.{module}")
 
-    return Backend(name, part("target").TARGET, part("lower").lower, part("run").load, part("profile").profile)
+    timing = part("profile")
+    place = getattr(timing, "place", None)
+    return Backend(name, part("target").TARGET, part("lower").lower, part("run").load, timing.profile, place)
 
 
 def installed(name: str) -> bool:

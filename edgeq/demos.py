@@ -14,6 +14,7 @@ from edgeq import api, backends
 from edgeq.api import silent
 from edgeq.devices import host
 from edgeq.graph.package import QuantizedModel, versions
+from edgeq.pages.words import speed
 from edgeq.spec import Progress
 from edgeq.task import Task, load_task
 
@@ -124,10 +125,10 @@ def _everywhere(model: QuantizedModel, batches: int, progress: Progress) -> tupl
     latency = api.profile(model, runs=20, progress=progress)
     rows = {}
     for name, row in parity["backends"].items():
-        times = latency["backends"][name]
+        int8, floating, _ = speed(latency["backends"][name])
         rows[name] = {
             **{k: row[k] for k in ("artifact", "max_lsb", "exact_share", "qdq_lsb", "metric", "kernels")},
-            "latency_ms": {k: times[k]["median_ms"] if times[k] else None for k in ("int8", "float")},
+            "latency_ms": {"int8": int8, "float": floating},
             **{k: row[k] for k in ("integer_ops", "eligible_ops", "float_ops")},
         }
     return parity, rows

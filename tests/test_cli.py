@@ -77,7 +77,10 @@ def test_verify_profile_and_report(home: Path) -> None:
     profiled = run("profile", "out", "--runs", "3", "--warmup", "1", "--json", cwd=home)
     assert profiled.returncode == 0, profiled.stderr
     times = json.loads(profiled.stdout)["backends"]["litert"]
-    assert times["int8"]["median_ms"] > 0 and times["float"]["median_ms"] > 0
+    assert times["total_ms"]["runs"] == 3 and times["float"]["total_ms"]["median"] > 0
+    assert sum(row["ms"] for row in times["rows"]) == pytest.approx(times["total_ms"]["median"])
+    plan = json.loads((home / "out" / "plan.json").read_text())["layers"]
+    assert {key for row in times["rows"] for key in row["layers"]} == set(plan)
     assert run("report", "out", cwd=home).returncode == 0
     assert (home / "out" / "report.html").stat().st_size > 10_000
 

@@ -43,9 +43,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
 
 
 def times(ms: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    others = [{"name": "delegate overhead", "ms": ms * 0.1, "layers": [], "kind": "overhead"},
+              {"name": "unattributed", "ms": ms * 0.1, "layers": [], "kind": "unattributed"}]  # fmt: skip
     return {
-        "device": "a test", "backend": "litert", "versions": {}, "threads": 1, "warmup": 5, "runs": 30, "median_ms": ms,
-        "p10_ms": ms * 0.9, "p90_ms": ms * 1.1, "rows": rows, "method": "a profiler", "unattributed_ms": ms * 0.1,
+        "device": "a test", "backend": "litert", "versions": {}, "threads": 1, "warmup": 5, "method": "a profiler",
+        "total_ms": {"median": ms, "p10": ms * 0.9, "p90": ms * 1.1, "runs": 30}, "run_ms": [ms],
+        "rows": [*rows, *others], "unattributed_ms": ms * 0.1, "row_scale": 0.75,
     }  # fmt: skip
 
 
@@ -76,11 +79,12 @@ def coverage_rows(model: QuantizedModel) -> list[dict[str, Any]]:
 
 
 def profile_of(model: QuantizedModel, int8: float, floating: float) -> dict[str, Any]:
-    rows = [{"name": row["name"], "ms": int8 * 0.2, "layers": row["layers"]} for row in coverage_rows(model)]
-    one = {"backend": "litert", "int8": times(int8, rows), "float": times(floating, []), "speedup": floating / int8}
-    none = {"backend": "coreml", "int8": None, "float": None, "speedup": None, "verdict": "cannot"}
-    return {"model": "small", "device": "host", "versions": {"torch": "9.9"}, "verdicts": [],
-            "backends": {"litert": {**one, "verdict": "v"}, "coreml": none}}  # fmt: skip
+    rows = [{"name": row["name"], "ms": int8 * 0.2, "layers": row["layers"], "kind": "operator"}
+            for row in coverage_rows(model)]  # fmt: skip
+    one = {**times(int8, rows), "float": times(floating, []), "speedup": floating / int8}
+    none = {"backend": "coreml", "total_ms": None, "float": None, "speedup": None}
+    return {"model": "small", "device": "host", "versions": {"torch": "9.9"},
+            "backends": {"litert": one, "coreml": none}}  # fmt: skip
 
 
 def measured(model: QuantizedModel, folder: Path, *, int8: float, floating: float, lsb: float = 0) -> QuantizedModel:
@@ -267,7 +271,17 @@ WANTED = {
     "quantize": ("12", "layer_norm", "×9", "target portable has no integer kernel for it", "and 7 more"),
     "export": ("conv2d", "×4", "float island", "<mean>", "a note"),
     "verify": ("xnnpack", "99.99 %", "∞", "0.878"),
-    "profile": ("LiteRT", "6.50", "5.25", "0.81×", "Core ML cannot be timed", "not attributed", "a profiler"),
+    "profile": (
+        "LiteRT",
+        "6.50",
+        "5.25",
+        "0.81×",
+        "Core ML cannot be timed",
+        "unattributed",
+        "delegate overhead",
+        "a profiler; rows × 0.75",
+        "100 % whole inference",
+    ),
     "doctor": ("litert", "pip install", "conv2d ● ● ● ○ ●", "minmax", "2 cores"),
 }
 RENDER = {

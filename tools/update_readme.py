@@ -16,7 +16,7 @@ from typing import Any
 
 from markers import README, insert, write
 
-from edgeq.pages.words import decibel, join, number, plain, share, slower, speed, title
+from edgeq.pages.words import decibel, join, medians, number, plain, share, slower, speed, title
 
 Found = Mapping[str, Any]
 PICTURE = README.parent / "docs" / "images" / "report.png"
@@ -27,7 +27,7 @@ HEAD = ("int8 ms", "float ms", "speedup", "integer / eligible / float operators"
 def table(found: Found) -> str:
     """The demo's result, as `edgeq demo --json` prints it, in Markdown; slower runtimes, machine and versions first."""
     metrics = list(found["float_metric"])
-    times = {name: _profile(row["latency_ms"]) for name, row in found["backends"].items()}
+    times = medians(found["backends"])["backends"]
     head = ["", "max LSB", "equal", *map(_heading, metrics), *HEAD]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for words, key in (("float network", "float_metric"), ("QDQ program", "qdq_metric")):
@@ -47,13 +47,6 @@ def _where(found: Found) -> str:
     features = f" with {join(device['features'])}" if device["features"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     return f"{found['network']} on {device['model']}, {device['cores']} cores{features}; {versions}."
-
-
-def _profile(latency: Found) -> Found:
-    """A row of the demo's latencies in the shape of a profile."""
-    int8, floating = latency["int8"], latency["float"]
-    speedup = floating / int8 if int8 and floating else None
-    return {"int8": {"median_ms": int8}, "float": {"median_ms": floating}, "speedup": speedup}
 
 
 def _heading(metric: str) -> str:

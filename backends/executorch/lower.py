@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from edgeq.backends.executorch.partition import partitioner
 from edgeq.backends.executorch.pte import PteOp, executorch_package, read_pte
 from edgeq.backends.executorch.rewrites import rewrite
-from edgeq.graph.integer import DEQUANTIZE_CHANNEL
+from edgeq.graph.integer import DEQUANTIZE_CHANNEL, members, read
 from edgeq.graph.ops import kind_of
 from edgeq.graph.quiet import quiet
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, Status
@@ -44,7 +44,7 @@ def lower(
     partial.write_bytes(data)
     partial.replace(path)
     kinds = {n.name: kind_of(n) or _short(str(n.target)) for n in program.graph.nodes if n.op == "call_function"}
-    coverage = _coverage(ops, edge, kinds, layers or {})
+    coverage = _coverage(ops, edge, kinds, members(read(program, layers or {}), layers or {}))
     return Artifact("executorch", path, coverage, _notes(ops, program))
 
 
@@ -81,7 +81,7 @@ def _to_pte(program: ExportedProgram, name: str) -> tuple[ExportedProgram, bytes
 
 
 def _coverage(
-    ops: tuple[PteOp, ...], edge: ExportedProgram, kinds: Mapping[str, str], layers: Mapping[str, str]
+    ops: tuple[PteOp, ...], edge: ExportedProgram, kinds: Mapping[str, str], layers: Mapping[str, tuple[str, ...]]
 ) -> tuple[OpPlacement, ...]:
     by_handle, kernels = _origins(edge)
     rows = []
@@ -93,8 +93,7 @@ def _coverage(
         if op.type in HELPERS and kind not in ("reshape", "permute"):
             continue  # a change of shape inside a rewritten operator, whose own row follows
         status, reason = _judge(op)
-        layer = layers.get(node or "")
-        rows.append(OpPlacement(op.name, kind, status, reason, (layer,) if layer else ()))
+        rows.append(OpPlacement(op.name, kind, status, reason, layers.get(node or "", ())))
     return tuple(rows)
 
 

@@ -1,115 +1,115 @@
-"""Latency of a .pte on this host: in total with tracing off, then per operator from an ETDump."""
+"""Latency of a .pte on this host: in total with tracing off, and per operator from an ETDump."""
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from edgeq.backends.alignment import align
 from edgeq.backends.executorch.pte import PteOp, read_pte
-from edgeq.backends.executorch.run import load, open_module
-from edgeq.backends.timing import measure
+from edgeq.backends.executorch.run import open_module
+from edgeq.backends.timing import Event, EventKind, alternate, overhead, report
 from edgeq.graph.quiet import quiet
-from edgeq.spec import LatencyReport, OpLatency
+from edgeq.spec import Artifact, LatencyReport, OpLatency, RowKind
 
-# XNNPACK's type in the file → how the runtime's operator name begins, where the two differ
-RUNTIME_NAMES = {
-    "Conv2d": ("Convolution",),
-    "DepthwiseConv2d": ("Convolution",),
-    "ConvTranspose2d": ("Deconvolution",),
-    "GlobalAvgPooling2d": ("Mean", "Global Average"),
-    "AvgPooling2d": ("Average Pooling",),
-    "StaticReshape": ("Static Reshape", "Copy"),
-    "StaticTranspose": ("Transpose",),
-    "StaticConstantPad": ("Constant Pad", "Static Constant Pad"),
-    "StaticSlice": ("Slice",),
-}
+METHOD = "etdump"
+WHOLE = "Method::execute"  # ExecuTorch's name of a whole inference
+KINDS: dict[str, EventKind] = {"OPERATOR_CALL": "kernel", "DELEGATE_CALL": "delegate"}
 
 
 def profile(
-    path: Path, inputs: Sequence[Tensor], *, threads: int = 1, warmup: int = 5, runs: int = 30
+    artifact: Artifact, inputs: Sequence[Tensor], *, threads: int = 1, warmup: int = 5, runs: int = 30
 ) -> LatencyReport:
-    """Time `runs` calls after `warmup`, then as many with tracing on for the rows.
-
-    Rows are named as the rows of the artefact's coverage table; layout and type changes in between have rows of their
-    own. XNNPACK counts whole microseconds, so a row is the mean of the middle half of the runs. What the rows leave of
-    the total (the delegate's and the method's overhead) is `unattributed_ms`.
+    """Time `runs` calls after `warmup`, in turns with as many that are traced.
 
     Raises:
         EdgeqError: see edgeq.backends.executorch.run.load.
     """
-    predict = load(path, threads=threads)
-    return measure(
-        lambda: predict(inputs),
-        lambda: _rows(path, inputs, threads, runs),
+    given = [x.detach().contiguous() for x in inputs]
+    module = open_module(artifact.path, threads=threads)
+    traced = open_module(artifact.path, threads=threads, trace=True)
+    calls = iter(range(2**31))
+
+    def trace() -> int:
+        traced.forward(given)
+        return next(calls)
+
+    run_ms, kept = alternate(lambda: module.forward(given), trace, warmup, runs)
+    return report(
+        run_ms,
+        place(artifact, _events(traced, kept)),
         backend="executorch",
         versions={"executorch": version("executorch")},
         threads=threads,
         warmup=warmup,
-        runs=runs,
-        method="etdump",
+        method=METHOD,
     )
 
 
-def _rows(path: Path, inputs: Sequence[Tensor], threads: int, runs: int) -> tuple[OpLatency, ...]:
-    module = open_module(path, threads=threads, trace=True)
+def _events(module: object, kept: Sequence[int]) -> list[Event]:
+    """The ETDump of a traced module: events in order, with the times of the calls in `kept`."""
     with tempfile.TemporaryDirectory() as folder, quiet():
         from executorch.devtools import Inspector
 
-        for _ in range(runs):
-            module.forward([x.detach().contiguous() for x in inputs])
         dump = Path(folder) / "trace.etdp"
-        module.write_etdump_result_to_file(str(dump), str(Path(folder) / "debug.bin"))
+        module.write_etdump_result_to_file(str(dump), str(Path(folder) / "debug.bin"))  # type: ignore[attr-defined] # untyped
         blocks = Inspector(etdump_path=str(dump)).event_blocks
-        ops = read_pte(path.read_bytes())
-    measured: dict[int, list[Any]] = defaultdict(list)
-    kernels: dict[int, float] = {}
+    events = []
     for event in (e for block in blocks if block.name == "Execute" for e in block.events):
-        if event.is_delegated_op:
-            measured[event._instruction_id].append(event)
-        elif event.name == "OPERATOR_CALL":
-            kernels[event._instruction_id] = _typical(event.perf_data.raw)
-    rows = []
-    for instruction in dict.fromkeys(op.instruction for op in ops):
-        here = [op for op in ops if op.instruction == instruction]
-        if here[0].delegated:
-            rows += _match(here, measured[instruction])
-        elif instruction in kernels:
-            rows.append(OpLatency(here[0].name, kernels[instruction]))
-    return tuple(rows)
+        kind = "delegated" if event.is_delegated_op else KINDS.get(event.name, "runtime")
+        ms = tuple(event.perf_data.raw[i] for i in kept)
+        events.append(Event(event.name, kind, ms, None if kind == "runtime" else event._instruction_id))
+    return events
 
 
-def _typical(times: Sequence[float]) -> float:
-    """Mean of the middle half: as steady as a median, finer than the clock's microsecond."""
-    quarter = len(times) // 4
-    return statistics.fmean(sorted(times)[quarter : len(times) - quarter])
+def place(artifact: Artifact, events: Sequence[Event]) -> list[OpLatency]:
+    """Events of a traced run as rows: each operator under its name in the coverage table, with all its layers.
 
-
-def _match(ops: Sequence[PteOp], events: Sequence[Any]) -> list[OpLatency]:
-    """XNNPACK runs a delegate's operators in their order in the file; what it added keeps its own name."""
-    rows = []
-    waiting = list(ops)
+    XNNPACK counts whole microseconds. What its calls take beside their operators is a row, and what the method takes
+    beside its instructions is another.
+    """
+    ops: dict[int, list[PteOp]] = defaultdict(list)
+    for op in read_pte(artifact.path.read_bytes()):
+        ops[op.instruction].append(op)
+    layers = {row.name: row.layers for row in artifact.coverage}
+    delegated: dict[int, list[Event]] = defaultdict(list)
+    rows: list[tuple[int, OpLatency]] = []
     for event in events:
-        ms = _typical(event.perf_data.raw)
-        position = 0 if len(events) == len(ops) else _find(waiting, event.name)
-        if position is None:
-            rows.append(OpLatency(f"{ops[0].instruction} {event.name}", ms))
-        else:
-            rows.append(OpLatency(waiting[position].name, ms))
-            del waiting[: position + 1]
+        at = -1 if event.instruction is None else event.instruction
+        if event.kind == "delegated":
+            delegated[at].append(event)
+        elif event.kind == "kernel" and ops[at]:
+            name = ops[at][0].name
+            rows.append((at, OpLatency(name, 0.0, layers.get(name, ()), run_ms=event.ms)))
+    for at, inner in delegated.items():
+        rows += [(at, row) for row in _delegated(ops[at], inner, layers)]
+    kernels = [e for e in events if e.kind == "kernel"]
+    calls = [e for e in events if e.kind == "delegate"]
+    whole = [e for e in events if e.name == WHOLE]
+    return [
+        *(row for _, row in sorted(rows, key=lambda pair: pair[0])),
+        *overhead("delegate overhead", calls, [e for inner in delegated.values() for e in inner]),
+        *overhead("runtime overhead", whole, kernels + calls),
+    ]
+
+
+def _delegated(ops: Sequence[PteOp], events: Sequence[Event], layers: dict[str, tuple[str, ...]]) -> list[OpLatency]:
+    """Rows of one delegate. A change of shape that stands in no coverage table belongs to the operator behind it."""
+    owned: list[tuple[str, ...]] = [()] * len(ops)
+    behind: tuple[str, ...] = ()
+    for i in reversed(range(len(ops))):
+        if ops[i].name in layers:
+            behind = layers[ops[i].name]
+        owned[i] = () if ops[i].inserted else behind
+    rows = []
+    for event, at in zip(events, align([op.type for op in ops], [e.name for e in events]), strict=True):
+        found = tuple(dict.fromkeys(key for i in at for key in owned[i]))
+        kind: RowKind = "operator" if any(not ops[i].inserted for i in at) else "inserted"
+        name = ops[at[0]].name if at else f"{event.instruction} {event.name}"
+        rows.append(OpLatency(name, 0.0, found, kind, event.ms))
     return rows
-
-
-def _find(ops: Sequence[PteOp], runtime_name: str) -> int | None:
-    plain = runtime_name.replace(" ", "").lower()
-    for position, op in enumerate(ops):
-        starts = RUNTIME_NAMES.get(op.type, (op.type,))
-        if any(plain.startswith(s.replace(" ", "").lower()) for s in starts):
-            return position
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 
 from edgeq.backends.litert.flatbuffer import ModelWriter
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, IntegerProgram
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, value
 from edgeq.graph.quiet import quiet
 from edgeq.spec import EdgeqError
+
+MARK = "edgeq_node_"  # before a node's name, in the names litert-torch gives
+LAYOUT = (22, 39)  # RESHAPE and TRANSPOSE in the schema's BuiltinOperator
+ISLAND = "island/"  # before the index of an island's tensor, in the finished file
 
 
 def cut_out(program: IntegerProgram, wanted: Sequence[Node]) -> tuple[GraphModule, list[Node]]:
@@ -47,7 +53,10 @@ def cut_out(program: IntegerProgram, wanted: Sequence[Node]) -> tuple[GraphModul
             module.register_buffer(name, tensor.contiguous())
             made[node] = graph.get_attr(name)
         else:
-            made[node] = graph.node_copy(node, lambda n: made[n])
+            name = f"{MARK}{node.name}"
+            module.add_submodule(name, _Operator(node.target))
+            args, kwargs = map_arg((node.args, node.kwargs), lambda n: made[n])
+            made[node] = graph.call_module(name, args, kwargs)
     graph.output(tuple(made[n] for n in wanted))
     module.graph = graph
     module.recompile()
@@ -74,6 +83,17 @@ def convert(module: GraphModule, inputs: Sequence[Node]) -> Any:
         except Exception as error:  # the converter raises whatever its passes raise
             raise EdgeqError(f"litert-torch cannot convert a float part of the network: {_condense(error)}") from error
     return schema.ModelT.InitFromPackedBuf(raw, 0)
+
+
+class _Operator(torch.nn.Module):
+    """One operator as a module, because litert-torch names what it makes of it after the path of its module."""
+
+    def __init__(self, target: Any) -> None:
+        super().__init__()
+        self.target = target
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.target(*args, **kwargs)
 
 
 class _Module(torch.nn.Module):
@@ -106,7 +126,7 @@ def merge(writer: ModelWriter, model: Any, inputs: Sequence[int]) -> list[int]:
             mapped[index] = cast(writer, inputs[position[index]], tensor.type)
             continue
         tensor.buffer = buffers[tensor.buffer]
-        tensor.name = f"island/{index}".encode()  # litert-torch's names are places in its own sources
+        tensor.name = f"{ISLAND}{index}".encode()  # litert-torch's names are long; `origins` keeps what they tell
         writer.tensors.append(tensor)
         mapped[index] = len(writer.tensors) - 1
     for graph in (main, *model.subgraphs[1:]):
@@ -122,6 +142,45 @@ def merge(writer: ModelWriter, model: Any, inputs: Sequence[int]) -> list[int]:
         writer.others.append(graph)
     outputs = {int(m.name.decode().rsplit("_", 1)[1]): int(m.tensorIndex) for m in signature.outputs}
     return [mapped[outputs[i]] for i in range(len(outputs))]
+
+
+def origins(model: Any, module: GraphModule) -> dict[str, tuple[str, ...]]:
+    """Tensor that an island's operator writes, by its name after `merge` → names of the nodes it computes, in their order.
+
+    Each of litert-torch's names tells all nodes that were fused, and those whose constants are shared: of the latter, nothing
+    is kept that leads another operator's name, or stood in one before. Outputs have other names; theirs is the node given
+    back. A node that no name tells goes to an operator that computes what reads it.
+    """
+    main = model.subgraphs[0]
+    codes = [max(c.builtinCode, c.deprecatedBuiltinCode) for c in model.operatorCodes]
+    order = [str(n.target).removeprefix(MARK) for n in module.graph.nodes if n.op == "call_module"]
+    given = [str(n.target).removeprefix(MARK) for n in module.graph.output_node().all_input_nodes]
+    outputs = {int(m.tensorIndex): int(m.name.decode().rsplit("_", 1)[1]) for m in model.signatureDefs[0].outputs}
+    told: dict[int, list[str]] = {}
+    leading, moves = set(), set()
+    for op in main.operators or ():
+        index = int(op.outputs[0])
+        told[index] = re.findall(rf"_{MARK}(\w+)", (main.tensors[index].name or b"").decode())
+        if not told[index] and index in outputs:
+            told[index] = [given[outputs[index]]]
+        if codes[op.opcodeIndex] in LAYOUT:
+            moves.add(index)
+        else:
+            leading.update(told[index][:1])
+    owner: dict[str, int] = {}
+    found: dict[int, list[str]] = {}
+    for index, names in told.items():
+        found[index] = [n for i, n in enumerate(names) if i == 0 or (n not in leading and n not in owner)]
+        owner.update((n, index) for n in found[index] if n not in owner and index not in moves)
+    told_of = {name for names in found.values() for name in names}
+    for node in reversed(module.graph.nodes):
+        name = str(node.target).removeprefix(MARK)
+        readers = [str(user.target).removeprefix(MARK) for user in node.users]
+        taken = next((owner[reader] for reader in readers if reader in owner), None)
+        if node.op == "call_module" and name not in told_of and taken is not None:
+            owner[name] = taken
+            found[taken].append(name)
+    return {f"{ISLAND}{index}": tuple(sorted(set(names), key=order.index)) for index, names in found.items()}
 
 
 def cast(writer: ModelWriter, index: int, dtype: int) -> int:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from edgeq.backends.litert import islands
 from edgeq.backends.litert.flatbuffer import ModelWriter, schema
 from edgeq.backends.litert.operators import Emitter, Value
-from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, read, tensor_qparams
+from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, members, read, tensor_qparams
 from edgeq.graph.ops import value
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, QParams
 
@@ -56,7 +56,7 @@ def lower(
     beside = path.with_suffix(f".tmp{os.getpid()}")
     beside.write_bytes(data)
     beside.replace(path)
-    rows = coverage(data, layers, walk.island_layers())
+    rows = coverage(data, members(integers, layers) | walk.origins)
     transposes = sum(row.kind == LAYOUT and row.status == "integer" for row in rows)
     notes = [f"{transposes} int8 TRANSPOSE operators between torch's axis order and LiteRT's"] if transposes else []
     return Artifact("litert", path, rows, tuple(notes))
@@ -73,6 +73,7 @@ class _Walk:
         self.values: dict[Node, Value] = {}  # int8, by quantize node (or placeholder)
         self.floats: dict[Node, int] = {}  # float tensors, by node (or by the int8 value's node, dequantized)
         self.islands: list[Node] = []
+        self.origins: dict[str, tuple[str, ...]] = {}  # tensor of an island → layers that its operator computes
 
     def write(self) -> bytes:
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
@@ -110,6 +111,8 @@ class _Walk:
             return
         module, inputs = islands.cut_out(self.program, wanted)
         model = islands.convert(module, inputs)
+        for tensor, names in islands.origins(model, module).items():
+            self.origins[tensor] = tuple(dict.fromkeys(self.layers[n] for n in names if n in self.layers))
         sources = []
         for node in inputs:
             if node.target is DEQUANTIZE:
@@ -186,10 +189,6 @@ class _Walk:
             result.append((name, index))
         return result
 
-    def island_layers(self) -> tuple[str, ...]:
-        """Keys of every layer that computes in float."""
-        return tuple(dict.fromkeys(self.layers[n.name] for n in self.program.floats if n.name in self.layers))
-
 
 def check(data: bytes, program: IntegerProgram) -> list[str]:
     """Differences between the numbers in a file and the program's, one sentence each; none when all are the same."""
@@ -240,13 +239,11 @@ def _differs(tensor: Any, name: str, qparams: QParams) -> list[str]:
     return [] if same else [f"scale or zero point of {name} differs"]
 
 
-def coverage(data: bytes, layers: Mapping[str, str], island_layers: tuple[str, ...] = ()) -> tuple[OpPlacement, ...]:
+def coverage(data: bytes, layers: Mapping[str, tuple[str, ...]]) -> tuple[OpPlacement, ...]:
     """One row for each operator of a `.tflite` file: integer where no tensor it touches is float.
 
-    litert-torch does not say which layer an island's operator came from, so those rows name a layer only where
-    `island_layers`, the layers that compute in float, are one.
+    layers: node or tensor → keys of the layers that its operator computes.
     """
-    only = island_layers if len(island_layers) == 1 else ()
     s = schema()
     names = {code: text for text, code in vars(s.BuiltinOperator).items() if not text.startswith("_")}
     model = s.ModelT.InitFromPackedBuf(data, 0)
@@ -269,12 +266,9 @@ def coverage(data: bytes, layers: Mapping[str, str], island_layers: tuple[str, .
             )
         else:
             reason = "its layer is not quantized, so it computes in float32"
-            rows.append(OpPlacement(name, kind, "float island", reason, keys or only))
+            rows.append(OpPlacement(name, kind, "float island", reason, keys))
     return tuple(rows)
 
 
-def _keys(name: str, layers: Mapping[str, str]) -> tuple[str, ...]:
-    if name in layers:
-        return (layers[name],)
-    base = name.rsplit("_", 1)[0]
-    return (layers[base],) if base in layers else ()
+def _keys(name: str, layers: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return layers.get(name) or layers.get(name.rsplit("_", 1)[0], ())

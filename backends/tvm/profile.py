@@ -2,63 +2,84 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
-from edgeq.backends.timing import measure
+from edgeq.backends.timing import Event, alternate, overhead, report
 from edgeq.backends.tvm.lower import tvm_package
-from edgeq.backends.tvm.run import call, open_library
-from edgeq.spec import LatencyReport, OpLatency
+from edgeq.backends.tvm.run import call, open_library, to_tvm
+from edgeq.spec import Artifact, LatencyReport, OpLatency, RowKind
+
+METHOD = "virtual machine instrument"
+MACHINE = "vm."  # how the machine's own functions are called: memory, shapes, checks
+BOOKKEEPING = "virtual machine"  # all of them as one event
 
 
 def profile(
-    path: Path, inputs: Sequence[Tensor], *, threads: int = 1, warmup: int = 5, runs: int = 30
+    artifact: Artifact, inputs: Sequence[Tensor], *, threads: int = 1, warmup: int = 5, runs: int = 30
 ) -> LatencyReport:
-    """Time `runs` calls after `warmup`, then the kernels one by one in as many calls of their own.
+    """Time `runs` calls after `warmup`, in turns with as many whose kernels are timed one by one.
 
     Raises:
         EdgeqError: see edgeq.backends.tvm.run.load.
     """
-    machine = open_library(path, threads=threads)
-    return measure(
-        lambda: call(machine, inputs),
-        lambda: _kernels(machine, inputs, runs),
-        backend="tvm",
-        versions={"tvm": str(tvm_package().__version__)},
-        threads=threads,
-        warmup=warmup,
-        runs=runs,
-        method="virtual machine instrument",
-    )
-
-
-def _kernels(machine: Any, inputs: Sequence[Tensor], runs: int) -> tuple[OpLatency, ...]:
-    """Median time of every kernel, in the order of their calls; the machine's own bookkeeping left out."""
-    layers: dict[str, list[str]] = json.loads(bytes(from_dlpack(machine["layers"]()).tolist()))
-    spent: dict[str, list[float]] = defaultdict(list)
+    machine = open_library(artifact.path, threads=threads)
+    watched = open_library(artifact.path, threads=threads)
+    spent: list[tuple[str, float]] = []
     started = 0
 
     def instrument(function: Any, symbol: str, before: bool, result: Any, *args: Any) -> int:
         nonlocal started
-        if before:
-            started = time.perf_counter_ns()
-        elif not symbol.startswith("vm."):
-            spent[symbol].append((time.perf_counter_ns() - started) / 1e6)
+        now = time.perf_counter_ns()
+        if not before:
+            spent.append((symbol, (now - started) / 1e6))
+        started = time.perf_counter_ns()
         return 0
 
-    machine.set_instrument(instrument)
-    for _ in range(runs):
-        call(machine, inputs)
-    return tuple(
-        OpLatency(name, float(np.median(times)) * (len(times) // runs), tuple(layers.get(name, ())))
-        for name, times in spent.items()
-        if len(times) >= runs
+    watched.set_instrument(instrument)
+    call(machine, inputs)  # says what is wrong with the inputs
+    given = to_tvm(inputs)
+
+    def trace() -> list[tuple[str, float]]:
+        spent.clear()
+        watched["main"](*given)
+        return list(spent)
+
+    run_ms, seen = alternate(lambda: machine["main"](*given), trace, warmup, runs)
+    return report(
+        run_ms,
+        place(artifact, _events(seen)),
+        backend="tvm",
+        versions={"tvm": str(tvm_package().__version__)},
+        threads=threads,
+        warmup=warmup,
+        method=METHOD,
     )
+
+
+def _events(runs: Sequence[Sequence[tuple[str, float]]]) -> list[Event]:
+    """Runs of (symbol, milliseconds) as events: kernels by name; all of the machine's own functions are one."""
+    spent: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(runs))
+    for i, run in enumerate(runs):
+        for symbol, ms in run:
+            spent[BOOKKEEPING if symbol.startswith(MACHINE) else symbol][i] += ms
+    return [Event(name, "runtime" if name == BOOKKEEPING else "kernel", tuple(ms)) for name, ms in spent.items()]
+
+
+def place(artifact: Artifact, events: Sequence[Event]) -> list[OpLatency]:
+    """Events of a traced run as rows, a kernel each in the order of their first calls, with all its layers."""
+    layers = {row.name: row.layers for row in artifact.coverage}
+    spent: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    for event in events:
+        if event.kind == "kernel":
+            spent[event.name].append(event.ms)
+    rows = []
+    for name, calls in spent.items():
+        found = layers.get(name, ())
+        kind: RowKind = "operator" if found else "inserted"
+        rows.append(OpLatency(name, 0.0, found, kind, tuple(sum(ms) for ms in zip(*calls, strict=True))))
+    return rows + overhead("virtual machine overhead", [e for e in events if e.name == BOOKKEEPING], ())

@@ -102,6 +102,16 @@ def read(program: ExportedProgram, labels: Mapping[str, str] = {}) -> IntegerPro
     return IntegerProgram(module, ops, floats)
 
 
+def members(program: IntegerProgram, labels: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Node name → keys of all layers that its kernel computes: of an integer operator also what is fused into it."""
+    found: dict[str, tuple[str, ...]] = {name: (key,) for name, key in labels.items()}
+    for op in program.ops.values():
+        names = (op.name, *op.absorbed)
+        keys = tuple(dict.fromkeys(labels[n] for n in names if n in labels))
+        found.update((name, keys) for name in names if keys)
+    return found
+
+
 def tensor_qparams(node: Node) -> QParams:
     """Scale and zero point of a quantize or dequantize node, per tensor."""
     _, scale, zero_point, qmin, qmax = node.args[:5]

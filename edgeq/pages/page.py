@@ -23,6 +23,7 @@ from edgeq.spec import Artifact, EdgeqError
 from edgeq.task import load_task
 
 Found = Mapping[str, Any]
+Bar = tuple[str, str, float, str, float]
 SLOWEST = 12  # bars shown before the rest is folded away
 WORST = 5  # tensors named under the error plot
 AXIS_DB = 60.0  # top of the error plot: int8 reaches about 50 dB, so this is "nothing lost"
@@ -82,8 +83,9 @@ def contents(model: QuantizedModel) -> dict[str, Any]:
 class Runtime:
     """One backend as the page shows it. Parity and latency are the backend's rows of verify.json and profile.json.
 
-    counts: status → operators. bars: (label, all layers, milliseconds, status, share of the longest bar) of each
-    operator of a measured run, slowest first. other: the same share for the time that belongs to no operator.
+    counts: status → operators. int8: the latency report of its artefact, floating that of the float twin.
+    bars: (label, all layers, milliseconds, status, share of the longest bar) of each operator of a measured run, slowest
+    first. others: the same of what belongs to no operator.
     """
 
     name: str
@@ -97,8 +99,8 @@ class Runtime:
     floating: Found | None
     speedup: float | None
     timed: bool
-    bars: list[tuple[str, str, float, str, float]]
-    other: float
+    bars: list[Bar]
+    others: list[Bar]
 
     @property
     def float_ms(self) -> float | None:
@@ -117,9 +119,9 @@ def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None
     for name in exported(model):
         artifact = find(model, name)
         times = (latency or {}).get("backends", {}).get(name) or {}
-        int8, floating = times.get("int8"), times.get("float")
-        rows = int8["rows"] if int8 else []
-        longest = max([*(row["ms"] for row in rows), (int8 or {}).get("unattributed_ms") or 0.0], default=0.0) or 1.0
+        int8, floating = (report if (report or {}).get("total_ms") else None for report in (times, times.get("float")))
+        rows, others = words.parted(int8["rows"] if int8 else ())
+        longest = max((row["ms"] for row in (*rows, *others)), default=0.0) or 1.0
         coverage = [dataclasses.asdict(row) for row in artifact.coverage]
         placed = Counter(str(row.status) for row in artifact.coverage)
         found.append(
@@ -134,19 +136,19 @@ def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None
                 int8=int8,
                 floating=floating,
                 speedup=times.get("speedup"),
-                timed=bool(times),
+                timed="total_ms" in times,
                 bars=_bars(artifact, rows, longest),
-                other=((int8 or {}).get("unattributed_ms") or 0.0) / longest,
+                others=[(row["name"], row["name"], row["ms"], "hatch", row["ms"] / longest) for row in others],
             )
         )
     return found
 
 
-def _bars(artifact: Artifact, rows: Sequence[Found], longest: float) -> list[tuple[str, str, float, str, float]]:
+def _bars(artifact: Artifact, rows: Sequence[Found], longest: float) -> list[Bar]:
     by_name: dict[str, str] = {r.name: r.status for r in artifact.coverage}
     by_layers: dict[tuple[str, ...], str] = {r.layers: r.status for r in artifact.coverage if r.layers}
-    bars: list[tuple[str, str, float, str, float]] = []
-    for row in sorted(rows, key=lambda row: -row["ms"]):
+    bars: list[Bar] = []
+    for row in rows:
         status = by_name.get(row["name"]) or by_layers.get(tuple(row["layers"])) or "unknown"
         full = ", ".join(row["layers"]) or row["name"]
         bars.append((words.label(row), full, row["ms"], status, row["ms"] / longest))

@@ -20,8 +20,11 @@ from edgeq.pages.words import (
     label,
     medians,
     number,
+    parted,
+    percent,
     plain,
     points,
+    scaled,
     share,
     signed,
     slower,
@@ -187,16 +190,17 @@ def latency_tables(found: Found) -> list[RenderableType]:
     untimed, parts = [], []
     for name, row in found["backends"].items():
         int8, floating, gain = speed(row)
-        spreads = _spread(row["int8"]), _spread(row["float"])
+        spreads = _spread(row), _spread(row["float"])
         table.add_row(title(name), number(int8), spreads[0], number(floating), spreads[1], _gain(gain))
-        if row["int8"] is None:
+        if row["total_ms"] is None:
             untimed.append(title(name))
-        elif row["int8"]["rows"]:
-            parts.extend(_operators(name, row["int8"]))
-    measured = next((row["int8"] for row in found["backends"].values() if row["int8"]), None)
+        elif row["rows"]:
+            parts.extend(_operators(name, row))
+    measured = next((row for row in found["backends"].values() if row["total_ms"]), None)
     how = ""
     if measured:
-        how = f"{measured['runs']} runs after {measured['warmup']}, {_threads(measured)}, {measured['device']}"
+        runs = measured["total_ms"]["runs"]
+        how = f"{runs} runs after {measured['warmup']}, {_threads(measured)}, {measured['device']}"
     said = [Text(f"{join(untimed)} cannot be timed on this host", style="dim")] if untimed else []
     return [*_warnings(found), _head(found["model"], how), table, *said, *parts]
 
@@ -240,18 +244,19 @@ def _targets(targets: Mapping[str, Found]) -> Table:
 
 
 def _operators(name: str, report: Found) -> list[RenderableType]:
-    rows = sorted(report["rows"], key=lambda row: -row["ms"])
+    rows, others = parted(report["rows"])
     table = _table("ms", "share", "operator", left=(2,))
-    total = report["median_ms"]
+    total = report["total_ms"]["median"]
     for row in rows[:SHOWN]:
-        table.add_row(number(row["ms"]), f"{row['ms'] / total:.0%}", escape(label(row)))
+        table.add_row(number(row["ms"]), percent(row["ms"] / total), escape(label(row)))
     if len(rows) > SHOWN:
         rest = sum(row["ms"] for row in rows[SHOWN:])
-        table.add_row(number(rest), f"{rest / total:.0%}", Text(f"{len(rows) - SHOWN} others", style="dim"))
-    if report["unattributed_ms"]:
-        ms = report["unattributed_ms"]
-        table.add_row(number(ms), f"{ms / total:.0%}", Text("not attributed to an operator", style="dim"))
-    return [_head(title(name), f"slowest operators, by {report['method']}"), table]
+        table.add_row(number(rest), percent(rest / total), Text(f"{len(rows) - SHOWN} others", style="dim"))
+    for row in others:
+        table.add_row(number(row["ms"]), percent(row["ms"] / total), Text(row["name"], style="dim"))
+    table.add_section()
+    table.add_row(number(total), percent(1.0), Text("whole inference, operators not traced", style="dim"))
+    return [_head(title(name), f"slowest operators, by {report['method']}{scaled(report)}"), table]
 
 
 def _accuracy(floating: Found | None, qdq: Found | None, backends: Mapping[str, Found | None]) -> RenderableType | None:
@@ -305,7 +310,8 @@ def _gain(value: float | None) -> Text:
 
 
 def _spread(report: Found | None) -> str:
-    return f"{number(report['p10_ms'])}–{number(report['p90_ms'])}" if report else NOTHING
+    total = (report or {}).get("total_ms")
+    return f"{number(total['p10'])}–{number(total['p90'])}" if total else NOTHING
 
 
 def _threads(report: Found) -> str:

@@ -82,7 +82,7 @@ def size(count: int) -> str:
 
 def speed(row: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
     """Median milliseconds of int8 and of float, and float over int8, out of one backend's profile."""
-    int8, floating = ((row.get(k) or {}).get("median_ms") for k in ("int8", "float"))
+    int8, floating = (((r or {}).get("total_ms") or {}).get("median") for r in (row, row.get("float")))
     return int8, floating, row.get("speedup")
 
 
@@ -114,8 +114,8 @@ def medians(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     for name, row in rows.items():
         int8, floating = ((row["latency_ms"] or {}).get(k) for k in ("int8", "float"))
         found[name] = {
-            "int8": {"median_ms": int8} if int8 is not None else None,
-            "float": {"median_ms": floating} if floating is not None else None,
+            "total_ms": {"median": int8} if int8 is not None else None,
+            "float": {"total_ms": {"median": floating}} if floating is not None else None,
             "speedup": floating / int8 if int8 and floating is not None else None,
         }
     return {"backends": found}
@@ -174,6 +174,18 @@ def grouped(rows: Iterable[Mapping[str, Any]], latency: Iterable[Mapping[str, An
         if i in spent:
             group.ms = (group.ms or 0.0) + spent[i]
     return sorted(groups.values(), key=lambda g: (ORDER[g.status], -(g.ms or 0), -g.count))
+
+
+def parted(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """A latency report's rows: what an operator takes, slowest first, and what none does, in the report's order."""
+    rows = list(rows)
+    others = [row for row in rows if row["kind"] in ("overhead", "unattributed")]
+    return sorted((row for row in rows if row not in others), key=lambda row: -row["ms"]), others
+
+
+def scaled(report: Mapping[str, Any]) -> str:
+    """Words for rows that were scaled down, because tracing takes time itself; empty where they were not."""
+    return f"; rows × {report['row_scale']:.2f}, as tracing took longer" if report["row_scale"] < 0.995 else ""
 
 
 def label(row: Mapping[str, Any]) -> str:

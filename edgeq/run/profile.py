@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from edgeq import backends
+from edgeq.backends.timing import events_of, report
 from edgeq.devices import host
-from edgeq.spec import Artifact, LatencyReport
+from edgeq.spec import Artifact, EdgeqError, LatencyReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Pair:
         """Float median over int8 median."""
         if self.int8 is None or self.twin is None:
             return None
-        return self.twin.median_ms / self.int8.median_ms
+        return self.twin.total_ms.median / self.int8.total_ms.median
 
 
 def profile(
@@ -45,26 +46,50 @@ def profile(
     reports: list[LatencyReport | None] = []
     for done, artifact in enumerate((int8, float_twin), start=1):
         progress(f"profile {int8.backend}", done, 2)
-        if artifact is None:
-            reports.append(None)
-            continue
-        report = engine.profile(artifact.path, inputs, threads=threads, warmup=warmup, runs=runs)
-        reports.append(_layered(report, artifact) if report else None)
+        found = engine.profile(artifact, inputs, threads=threads, warmup=warmup, runs=runs) if artifact else None
+        reports.append(dataclasses.replace(found, device=str(host.describe()["model"])) if found else None)
     return Pair(int8.backend, reports[0], reports[1])
 
 
-def _layered(report: LatencyReport, artifact: Artifact) -> LatencyReport:
-    """Rows that know only the artefact's operator get its layers from the coverage row of the same name."""
-    layers = {row.name: row.layers for row in artifact.coverage}
-    rows = tuple(dataclasses.replace(r, layers=r.layers or layers.get(r.name, ())) for r in report.rows)
-    return dataclasses.replace(report, rows=rows, device=str(host.describe()["model"]))
+def from_result(artifact: Artifact, result: Mapping[str, Any], device: str, *, warmup: int) -> LatencyReport:
+    """A runner's result.json as a report. The runner measures all untraced runs first, then the traced ones.
+
+    device: in words, as the report shows it.
+
+    Raises:
+        EdgeqError: nothing was timed, or the result is not what a runner of this version writes.
+    """
+    try:
+        run_ms = [float(ms) for ms in result["run_ms"]]
+        runtime, _, release = str(result["runtime"]).rpartition(" ")
+        threads = int(result["threads"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdgeqError(
+            f"the runner's result is not what this version reads ({error!r}): build the runner again"
+        ) from error
+    if not run_ms:
+        raise EdgeqError(f"the runner timed nothing of {artifact.path.name}: ask for at least one run")
+    events = events_of(result)
+    place = backends.backend(artifact.backend).place
+    return report(
+        run_ms,
+        place(artifact, events) if place and events else (),
+        backend=artifact.backend,
+        versions={runtime: release},
+        threads=threads,
+        warmup=warmup,
+        method="runner",
+        device=device,
+    )
 
 
 def pair_json(pair: Pair) -> dict[str, Any]:
-    """A pair as plain data."""
+    """A pair as plain data: the int8 report's fields, null where it cannot run, then its twin's as `float`."""
+    names = [f.name for f in dataclasses.fields(LatencyReport)]
+    int8: dict[str, Any] = dataclasses.asdict(pair.int8) if pair.int8 else dict.fromkeys(names)
     return {
+        **int8,
         "backend": pair.backend,
-        "int8": dataclasses.asdict(pair.int8) if pair.int8 else None,
         "float": dataclasses.asdict(pair.twin) if pair.twin else None,
         "speedup": pair.speedup,
     }

@@ -356,9 +356,10 @@ def test_the_same_program_gives_the_same_bytes(artifact_and_input: Any, tmp_path
 
 def test_profile_rows_carry_the_names_of_the_coverage_table(artifact_and_input: Any) -> None:
     artifact, x, _ = artifact_and_input
-    report = profile(artifact.path, (x,), warmup=1, runs=8)
-    assert 0 < report.p10_ms <= report.median_ms <= report.p90_ms
+    report = profile(artifact, (x,), warmup=1, runs=8)
+    assert 0 < report.total_ms.p10 <= report.total_ms.median <= report.total_ms.p90
     assert {row.name for row in artifact.coverage} <= {row.name for row in report.rows}
+    assert sum(row.ms for row in report.rows) == pytest.approx(report.total_ms.median)
 
 
 def test_a_concatenation_of_different_scales_is_refused_by_name(tmp_path: Path) -> None:

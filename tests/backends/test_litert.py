@@ -504,10 +504,27 @@ def test_changed_numbers_in_the_file_are_found(tmp_path: Path) -> None:
 
 def test_profile_has_a_row_per_operator(tmp_path: Path) -> None:
     inputs = (torch.randn(1, 3, 8, 8), torch.randn(1, 4, 4, 4))
+    program = torch.export.export(Residual(), inputs)
+    keys = {n.name: f"key of {n.name}" for op in read(program).ops.values() for n in (op.node, *op.node.users)}
+    artifact = lower(program, tmp_path, layers=keys)
+    report = profile(artifact, inputs, warmup=1, runs=5)
+    operators = [row.name for row in report.rows if row.kind == "operator"]
+    assert set(operators) <= {row.name for row in artifact.coverage} and len(operators) == len(set(operators))
+    assert {key for row in report.rows for key in row.layers} == set(keys.values())
+    assert (
+        report.method == "litert profiler" and 0 < report.total_ms.p10 <= report.total_ms.median <= report.total_ms.p90
+    )
+    assert [row.kind for row in report.rows[-2:]] == ["overhead", "unattributed"]
+    assert sum(row.ms for row in report.rows) == pytest.approx(report.total_ms.median)
+
+
+def test_without_the_profiler_rows_are_what_prefixes_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeq.backends.litert.profile.available", lambda: False)
+    inputs = (torch.randn(1, 3, 8, 8), torch.randn(1, 4, 4, 4))
     artifact = lower(torch.export.export(Residual(), inputs), tmp_path)
-    report = profile(artifact.path, inputs, warmup=1, runs=5)
-    assert [row.name for row in report.rows] == [row.name for row in artifact.coverage]
-    assert report.method == "prefixes" and 0 < report.p10_ms <= report.median_ms <= report.p90_ms
+    report = profile(artifact, inputs, warmup=1, runs=5)
+    assert [row.name for row in report.rows[:-1]] == [row.name for row in artifact.coverage]
+    assert report.method == "prefixes" and sum(row.ms for row in report.rows) == pytest.approx(report.total_ms.median)
 
 
 # ---------------------------------------------------------------- what goes wrong

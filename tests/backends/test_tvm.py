@@ -22,7 +22,7 @@ from edgeq.backends.tvm.target import TARGET
 from edgeq.backends.tvm.tir import flat, prim_func
 from edgeq.graph.integer import read
 from edgeq.graph.simulate import simulate
-from edgeq.spec import EdgeqError
+from edgeq.spec import Artifact, EdgeqError
 
 torch.set_num_threads(1)
 qd = torch.ops.quantized_decomposed
@@ -399,34 +399,35 @@ def test_a_kernel_that_sums_in_float_is_not_called_integer():
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor, Tensor]:
-    """A compiled network, its input and its output."""
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor, Tensor, Artifact]:
+    """A compiled network, its input, its output, and its coverage with it."""
     net, x, _ = convolutions((9, 8), 4, 6, 3, 1, 1, 3)
     program = torch.export.export(net, (x,))
     keys = {n.name: f"layer.{n.name}" for n in program.graph.nodes if n.op == "call_function"}
     artifact = lower(program, tmp_path_factory.mktemp("small"), layers=keys)
-    return artifact.path, x, load(artifact.path)([x])[0]
+    return artifact.path, x, load(artifact.path)([x])[0], artifact
 
 
-def test_same_program_same_bytes(small: tuple[Path, Tensor, Tensor], folder: Path):
+def test_same_program_same_bytes(small: tuple[Path, Tensor, Tensor, Artifact], folder: Path):
     net, x, _ = convolutions((9, 8), 4, 6, 3, 1, 1, 3)
     program = torch.export.export(net, (x,))
     keys = {n.name: f"layer.{n.name}" for n in program.graph.nodes if n.op == "call_function"}
     assert lower(program, folder, layers=keys).path.read_bytes() == small[0].read_bytes()
 
 
-def test_profile_names_kernels_and_layers(small: tuple[Path, Tensor, Tensor]):
-    report = profile(small[0], [small[1]], warmup=1, runs=3)
+def test_profile_names_kernels_and_layers(small: tuple[Path, Tensor, Tensor, Artifact]):
+    report = profile(small[3], [small[1]], warmup=1, runs=3)
     rows = {row.name.rsplit("_quantize")[0]: row for row in report.rows}
     assert {"conv2d", "depthwise_conv2d", "conv_transpose2d", "quantize", "dequantize"} <= set(rows) | {
         row.name.split("_quantize")[0].split("_dequantize")[0] for row in report.rows
     }
     assert any(key.startswith("layer.conv2d") for row in report.rows for key in row.layers)
-    assert report.p10_ms <= report.median_ms <= report.p90_ms
+    assert sum(row.ms for row in report.rows) == pytest.approx(report.total_ms.median)
+    assert report.total_ms.p10 <= report.total_ms.median <= report.total_ms.p90
 
 
 @pytest.mark.parametrize("size", [3, 200, 0.5, 0.999])
-def test_broken_files_are_refused(small: tuple[Path, Tensor, Tensor], folder: Path, size: float):
+def test_broken_files_are_refused(small: tuple[Path, Tensor, Tensor, Artifact], folder: Path, size: float):
     whole = small[0].read_bytes()
     broken = folder / "broken.so"
     broken.write_bytes(whole[: int(size * len(whole)) if size < 1 else int(size)])
@@ -436,7 +437,7 @@ def test_broken_files_are_refused(small: tuple[Path, Tensor, Tensor], folder: Pa
         load(folder / "missing.so")
 
 
-def test_a_wrong_input_is_named(small: tuple[Path, Tensor, Tensor]):
+def test_a_wrong_input_is_named(small: tuple[Path, Tensor, Tensor, Artifact]):
     with pytest.raises(EdgeqError, match="takes other inputs"):
         load(small[0])([torch.zeros(1, 2, 3)])
 
