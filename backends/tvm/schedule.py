@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from edgeq.backends.tvm.tir import widened
 from edgeq.spec import EdgeqError
 
 
@@ -12,12 +15,15 @@ from edgeq.spec import EdgeqError
 class Machine:
     """One device's integer multiply-accumulate.
 
-    lanes: int32 sums per vector register. group: products each sum gains per instruction, so that weights are packed
-    [..., C_in/group, lanes, group]. registers: vector registers there are.
+    lanes: int32 sums per vector. group: products each sum gains per instruction, so that weights are packed
+    [..., C_in/group, lanes, group]. registers: such vectors that fit in its registers.
     staged: dtype in which inputs are read by the instruction; offset: what is added to an int8 input to get there, None
     where the zero point itself is subtracted (int16 holds x − zero point exactly).
-    intrinsic: LLVM's name of the instruction, None for plain widening multiplies (then group is 1).
-    accumulates: whether the instruction adds to the sum itself.
+    intrinsic: LLVM's name of the instruction, None for plain widening multiplies of int16 (then group is 1).
+    accumulates: whether the instruction adds to the sum itself. words: whether it takes its operands as int32 vectors.
+    deep: channels that a depthwise kernel sums at a time. deep_intrinsic: LLVM's name of its int16 multiply-accumulate,
+    None for LLVM's own choice; such an instruction leaves even channels in the first half of its sums, odd in the second.
+    scalar: no vector unit computes in float, so that sums are requantized one by one.
     """
 
     name: str
@@ -28,21 +34,61 @@ class Machine:
     offset: int | None
     intrinsic: str | None
     accumulates: bool = False
+    words: bool = False
+    deep: int = 16
+    deep_intrinsic: str | None = None
+    scalar: bool = False
+
+    @property
+    def staged_bytes(self) -> int:
+        """Bytes of one staged value."""
+        return int(np.dtype(self.staged).itemsize)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Which of a depthwise vector's channels each sum belongs to."""
+        every = range(self.deep)
+        return (*every[::2], *every[1::2]) if self.deep_intrinsic else tuple(every)
+
+    def read(self, T: Any, stored: Any, zero_point: int, lanes: int) -> Any:
+        """int8 input as it is staged."""
+        if self.offset == 0:
+            return stored
+        shifted = widened(T, stored, -zero_point if self.offset is None else self.offset, lanes)
+        return T.cast(shifted, f"{self.staged}x{lanes}" if lanes > 1 else self.staged)
+
+    def fill(self, zero_point: int) -> int:
+        """The zero point as it is staged."""
+        return 0 if self.offset is None else zero_point + self.offset
 
     def dot(self, T: Any, total: Any, data: Any, weights: Any) -> Any:
         """total + Σ_group data·weights: int32 [lanes] from `group` staged inputs and int8 [lanes·group] weights."""
         lanes, group = self.lanes, self.group
         if self.intrinsic is None:
-            return total + T.broadcast(T.cast(data, "int32"), lanes) * T.cast(weights, f"int32x{lanes}")
-        spread = T.reinterpret(f"{self.staged}x{lanes * group}", T.broadcast(T.reinterpret("int32", data), lanes))
+            spread = T.cast(T.broadcast(data, lanes), f"int32x{lanes}")
+            return total + spread * T.cast(T.cast(weights, f"int16x{lanes}"), f"int32x{lanes}")
+        words = T.broadcast(T.reinterpret("int32", data), lanes)
+        if self.words:
+            packed = T.reinterpret(f"int32x{lanes}", weights)
+            return T.call_llvm_pure_intrin(f"int32x{lanes}", self.intrinsic, total, words, packed)
+        spread = T.reinterpret(f"{self.staged}x{lanes * group}", words)
         if self.accumulates:
             return T.call_llvm_pure_intrin(f"int32x{lanes}", self.intrinsic, total, spread, weights)
         wide = T.cast(weights, f"{self.staged}x{lanes * group}")
         return total + T.call_llvm_pure_intrin(f"int32x{lanes}", self.intrinsic, spread, wide)
 
+    def multiply(self, T: Any, total: Any, data: Any, taps: Any) -> Any:
+        """total + data·taps, element by element: int32 [deep], its elements in `order`, from int16 [deep] twice."""
+        wide = f"int32x{self.deep}"
+        if self.deep_intrinsic is None:
+            return total + T.cast(data, wide) * T.cast(taps, wide)
+        halves = [T.reinterpret(f"int32x{self.deep // 2}", v) for v in (data, taps)]
+        return T.call_llvm_pure_intrin(wide, self.deep_intrinsic, total, *halves)
+
     def tile(self, columns: int, vectors: int) -> tuple[int, int]:
         """Pixels × weight vectors whose sums stay in registers, for an output row of `columns` pixels."""
-        wide = next(v for v in (4, 2, 3, 1) if vectors % v == 0 and (v < 4 or columns == 1))
+        fitting = [v for v in (4, 2, 3, 1) if vectors % v == 0 and self.registers >= 2 * v + 2]
+        wide = next(v for v in fitting if v < 4 or columns == 1)
         room = (self.registers - wide - 2) // wide
         # a tile costs its pixels plus the loads of its weights; the last tile of a row overlaps its neighbour
         pixels = min(range(1, min(room, columns) + 1), key=lambda p: (-(-columns // p) * (p + 0.4 * wide), -p))
@@ -52,8 +98,16 @@ class Machine:
 # Intel's SDM: vpmaddwd multiplies int16 pairs and adds them as int32, exactly; vpdpbusd does uint8 × int8 quadruples.
 VNNI = Machine("avx512-vnni", 16, 4, 32, "uint8", 128, "llvm.x86.avx512.vpdpbusd.512", accumulates=True)
 AVX512 = Machine("avx512", 16, 2, 32, "int16", None, "llvm.x86.avx512.pmaddw.d.512")
-AVX2 = Machine("avx2", 8, 2, 16, "int16", None, "llvm.x86.avx2.pmadd.wd")
-PLAIN = Machine("plain", 4, 1, 16, "int16", None, None)
+AVX2 = Machine("avx2", 8, 2, 16, "int16", None, "llvm.x86.avx2.pmadd.wd", deep=8)
+PLAIN = Machine("plain", 8, 1, 8, "int16", None, None, deep=8)
+# Arm ARM: sdot multiplies int8 quadruples; without it LLVM makes smlal and smlal2 of int16, two registers a vector.
+SDOT = Machine("neon-sdot", 4, 4, 32, "int8", 0, "llvm.aarch64.neon.sdot", accumulates=True, deep=8)
+NEON = Machine("neon", 8, 1, 16, "int16", None, None, deep=8)
+# Hexagon V66 HVX PRM: vrmpy multiplies int8 quadruples, vmpy int16 pairwise into the sums of even and of odd elements.
+HVX = Machine(
+    "hvx", 32, 4, 32, "int8", 0, "llvm.hexagon.V6.vrmpybv.acc.128B", accumulates=True, words=True,
+    deep=64, deep_intrinsic="llvm.hexagon.V6.vmpyhv.acc.128B", scalar=True,
+)  # fmt: skip
 
 
 def host_target() -> dict[str, Any]:
@@ -67,14 +121,18 @@ def machine(target: Any) -> Machine:
     """The best instruction that `target` (a tvm.target.Target) has."""
     from tvm.target import codegen
 
-    def has(features: list[str]) -> bool:
-        return bool(codegen.target_has_features(features, target))
+    def has(*features: str) -> bool:
+        return bool(codegen.target_has_features(list(features), target))
 
     try:
-        if has(["avx512vnni", "avx512bw"]):
+        if str(target.attrs.get("mtriple", "")).startswith("hexagon"):
+            return HVX
+        if target.attrs.get("feature.is_aarch64", False):
+            return SDOT if has("dotprod") else NEON
+        if has("avx512vnni", "avx512bw"):
             return VNNI
-        if has(["avx512bw"]):
+        if has("avx512bw"):
             return AVX512
-        return AVX2 if has(["avx2"]) else PLAIN
+        return AVX2 if has("avx2") else PLAIN
     except ValueError as error:
         raise EdgeqError(f"TVM does not know the target {target}: {error}") from error

@@ -1,12 +1,14 @@
 """Convolution and matrix product as TIR: int8 × int8 → int32 sums, then one multiply, round and clip per output.
 
-Activations of four axes lie channels-last, [N, H, W, C]. A kernel first stages its input (padded, widened as the
-machine's instruction wants it), then keeps a tile of pixels × output channels in registers through the whole sum.
-Every kernel is one PrimFunc (x, weight, bias, multiplier) → out, see `pack` for the weights.
+Activations of four axes lie channels-last, [N, H, W, C]. An output is cut into tasks. A task first stages the input that
+it reads (padded, widened as the machine's instruction wants it), then keeps a tile of pixels × output channels in
+registers through the whole sum. Every kernel is one PrimFunc (x, weight, bias, multiplier) → out, see `pack` for the weights.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeq.backends.tvm.schedule import Machine
-from edgeq.backends.tvm.tir import flat, prim_func, requantize, runs, store_all
+from edgeq.backends.tvm.tir import flat, prim_func, requantize, runs, store_all, widened
 from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import ConvAttrs
 
@@ -146,8 +148,10 @@ def pack(op: IntegerOp, g: Geometry, w: Array, machine: Machine) -> Packed:
     bias = np.zeros(g.out_channels, np.int64) if op.bias is None else op.bias.numpy().astype(np.int64)
     ratio, zero_point = multiplier(op), op.input_qparams[0].zero_point[0]
     if is_depthwise(g):
-        folded = bias - zero_point * w[0].astype(np.int64).sum((1, 2, 3))
-        return Packed(np.ascontiguousarray(w[0, :, 0].transpose(1, 2, 0)), folded.astype(np.int32), ratio)
+        width = machine.deep
+        apart = _whole(w[0, :, 0].transpose(1, 2, 0), width)
+        biases = _whole(bias, width).reshape(-1, width)[:, list(machine.order)].reshape(-1)
+        return Packed(np.ascontiguousarray(apart), biases.astype(np.int32), _whole(ratio, width))
     phases, _, each, kh, kw = w.shape
     outs = g.out_channels // g.groups
     vectors, quads = -(-outs // machine.lanes), -(-each // machine.group)
@@ -160,11 +164,16 @@ def pack(op: IntegerOp, g: Geometry, w: Array, machine: Machine) -> Packed:
         by_phase -= (machine.offset + zero_point) * w.astype(np.int64).sum((2, 3, 4))
 
     def lanes(per_channel: Array, dtype: type) -> Array:
-        wide = np.zeros((*per_channel.shape[:-1], g.groups, vectors * machine.lanes), dtype)
-        wide[..., :outs] = per_channel.reshape(*per_channel.shape[:-1], g.groups, outs)
-        return wide.reshape(-1)
+        grouped = per_channel.reshape(*per_channel.shape[:-1], g.groups, outs)
+        return _whole(grouped, machine.lanes).astype(dtype).reshape(-1)
 
     return Packed(weight, lanes(by_phase, np.int32), lanes(ratio, np.float32))
+
+
+def _whole(values: Array, width: int) -> Array:
+    """`values` with zeros behind its last axis, up to a multiple of `width`."""
+    missing = -values.shape[-1] % width
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(0, missing)])
 
 
 def kernel(
@@ -177,39 +186,132 @@ def kernel(
     return prim_func(op.kind, params, lambda T, buffers: body(T, op, g, machine, *map(lambda b: flat(T, b), buffers)))
 
 
-def _stage(T: Any, g: Geometry, x: Any, dtype: str, channels: int, fill: int, read: Any) -> Any:
-    """Copy the input into [N, rows, columns, groups, channels] with `fill` around it; `read` converts a vector."""
-    rows, columns = g.staged
+# ---------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How an output is cut into tasks, which run in any order and on any thread.
+
+    rows: output rows of a phase in a task. columns: output columns in a task. blocks: of output channels in a task.
+    The counts say how many tasks lie along each of these. parallel: whether they are worth a thread's waking up.
+    """
+
+    rows: int
+    columns: int
+    blocks: int
+    row_tasks: int
+    column_tasks: int
+    block_tasks: int
+    parallel: bool
+
+
+STAGED_BYTES = 65536  # of input that a task stages: half of a small core's second-level cache
+TASKS = 4  # at least so many where the work is worth it
+WORTH = 8192  # multiply instructions; a parallel loop costs a microsecond or two
+
+
+def cut(g: Geometry, instructions: int, pixel_bytes: int, pixels: int, blocks: int) -> Cut:
+    """Cut an output so that a task's staged input stays in the cache, and several threads have work.
+
+    pixel_bytes: a staged pixel's. pixels: of a register tile. blocks: of output channels that there are.
+    """
+    rows, columns = g.per_phase
+    worth = instructions >= WORTH
+    pointwise = g.kernel == (1, 1) and g.stride == g.phases == (1, 1) and g.pad == (0, 0)
+    if g.batch * rows == 1 and pointwise:  # nothing around a pixel is read, so that a row can be cut anywhere
+        wanted = max(-(-columns * pixel_bytes // STAGED_BYTES), TASKS if worth else 1)
+        tiles = -(-columns // pixels)
+        part = min(columns, -(-tiles // min(wanted, tiles)) * pixels)
+        each, row_tasks, column_tasks = 1, 1, -(-columns // part)
+    else:
+        row_bytes = g.staged[1] * pixel_bytes * g.stride[0]
+        wanted = max(-(-rows * row_bytes // STAGED_BYTES), -(-TASKS // g.batch) if worth else 1)
+        each = -(-rows // min(wanted, rows))
+        part, row_tasks, column_tasks = columns, -(-rows // each), 1
+    missing = -(-TASKS // (g.batch * row_tasks * column_tasks)) if worth else 1
+    together = -(-blocks // min(missing, blocks))
+    block_tasks = -(-blocks // together)
+    many = g.batch * row_tasks * column_tasks * block_tasks > 1
+    return Cut(each, part, together, row_tasks, column_tasks, block_tasks, worth and many)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task's place: image, first output row of a phase and how many, first output column, blocks from and how many."""
+
+    image: Any
+    row: Any
+    rows: Any
+    column: Any
+    block: Any
+    blocks: Any
+
+
+def _tasks(T: Any, g: Geometry, c: Cut, blocks: int, body: Callable[[Task], None]) -> None:
+    """body(task) for every task."""
+    rows, columns = g.per_phase
+    loop = T.parallel if c.parallel else T.serial
+    with loop(0, g.batch * c.row_tasks * c.column_tasks * c.block_tasks) as number:
+        spot, strip = number // c.block_tasks, number % c.block_tasks
+        line, place = spot // c.column_tasks, spot % c.column_tasks
+        row, block = T.Bind(line % c.row_tasks * c.rows), T.Bind(strip * c.blocks)
+        column = T.Bind(T.min(place * c.columns, columns - c.columns))  # the last strip overlaps its neighbour
+        height = c.rows if rows % c.rows == 0 else T.Bind(T.min(c.rows, rows - row))
+        deep = c.blocks if blocks % c.blocks == 0 else T.Bind(T.min(c.blocks, blocks - block))
+        body(Task(T.Bind(line // c.row_tasks), row, height, column, block, deep))
+
+
+def _stage(
+    T: Any, g: Geometry, c: Cut, task: Task, x: Any, dtype: str, channels: int, fill: int, read: Any
+) -> tuple[Any, int]:
+    """Copy what a task reads into [rows, columns, groups, channels] with `fill` around it; returns that and its columns.
+
+    `read` converts a vector. Row 0 is the first that the task's first output row reads.
+    """
+    reach = g.staged[0] - (g.per_phase[0] - 1) * g.stride[0]  # rows that one output row reads
+    columns = g.staged[1] - (g.per_phase[1] - c.columns) * g.stride[1]
     each = g.channels // g.groups
     pixel = g.groups * channels
-    staged = T.alloc_buffer((g.batch * rows * columns * pixel,), dtype, scope="global")
+    staged = T.alloc_buffer((((c.rows - 1) * g.stride[0] + reach) * columns * pixel,), dtype, scope="global")
     inside = max(0, min(g.size[1], columns - g.pad[1]))  # columns that some output reads
 
     def fill_run(start: Any, count: int) -> None:
         for base, lanes in runs(T, count, 32):
             store_all(T, staged, start + base, T.cast(T.int32(fill), dtype), lanes)
 
-    with T.parallel(0, g.batch * rows) as task:
-        row = T.Bind(task % rows - g.pad[0])
-        line = T.Bind(task * (columns * pixel))
+    def copy_run(start: Any, source: Any, count: int) -> None:
+        for base, lanes in runs(T, count, 32):
+            store_all(T, staged, start + base, read(x, source + base, lanes), lanes)
+
+    with T.serial(0, (task.rows - 1) * g.stride[0] + reach) as r:
+        row = T.Bind(task.row * g.stride[0] + r - g.pad[0])
+        line = T.Bind(r * (columns * pixel))
         with T.If(T.And(row >= 0, row < g.size[0])):
             with T.Then():
                 fill_run(line, g.pad[1] * pixel)
                 target = T.Bind(line + g.pad[1] * pixel)
-                at = T.Bind((task // rows) * g.size[0] + row)  # input line
+                at = T.Bind((task.image * g.size[0] + row) * g.size[1] + task.column)  # input pixel, channels last
                 if g.last and channels == each:
-                    for base, lanes in runs(T, inside * pixel, 32):
-                        value = read(x, at * (g.size[1] * g.channels) + base, lanes)
-                        store_all(T, staged, target + base, value, lanes)
+                    copy_run(target, at * g.channels, inside * pixel)
+                elif g.last:
+                    with T.serial(0, inside * g.groups) as w:
+                        place = target + w * channels
+                        copy_run(place, at * g.channels + w * each, each)
+                        fill_run(place + each, channels - each)
                 else:
-                    with T.serial(0, inside) as w, T.serial(0, g.channels) as c:
-                        source = at * (g.size[1] * g.channels) + (w * g.channels + c if g.last else c * g.size[1] + w)
-                        place = target + w * pixel + (c // each) * channels + c % each
-                        T.buffer_store(staged, read(x, source, 1), [place])
+                    with T.serial(0, inside) as w, T.serial(0, g.channels) as k:
+                        source = (task.image * g.channels + k) * g.size[1] + w  # one row only
+                        T.buffer_store(
+                            staged, read(x, source, 1), [target + w * pixel + (k // each) * channels + k % each]
+                        )
                 fill_run(line + (g.pad[1] + inside) * pixel, (columns - g.pad[1] - inside) * pixel)
             with T.Else():
                 fill_run(line, columns * pixel)
-    return staged
+    return staged, columns
+
+
+# ---------------------------------------------------------------- the two kinds of sums
 
 
 def _dense(
@@ -218,73 +320,167 @@ def _dense(
     zero_point = op.input_qparams[0].zero_point[0]
     each, outs = g.channels // g.groups, g.out_channels // g.groups
     quads, vectors = -(-each // m.group), -(-outs // m.lanes)
-    offset = -zero_point if m.offset is None else m.offset
+    (kh, kw), (ph, pw) = g.kernel, g.phases
+    pixel = g.groups * quads * m.group
+    pixels, wide = m.tile(g.per_phase[1], vectors)
+    each_group = vectors // wide  # blocks
+    blocks = g.groups * each_group
+    step = m.lanes * m.group
+    instructions = g.batch * g.out[0] * g.out[1] * g.groups * vectors * kh * kw * quads
+    c = cut(g, instructions, pixel * m.staged_bytes, pixels, blocks)
+    pixels = min(pixels, c.columns)
 
     def read(buffer: Any, start: Any, lanes: int) -> Any:
-        index = T.ramp(start, 1, lanes) if lanes > 1 else start
-        wide = f"int16x{lanes}" if lanes > 1 else "int16"
-        shifted = T.cast(buffer[index], wide) + T.cast(T.int32(offset), "int16")
-        return T.cast(shifted, f"{m.staged}x{lanes}" if lanes > 1 else m.staged)
+        return m.read(T, buffer[T.ramp(start, 1, lanes) if lanes > 1 else start], zero_point, lanes)
 
-    staged = _stage(T, g, x, m.staged, quads * m.group, zero_point + offset, read)
-    rows, columns = g.staged
-    (out_rows, out_columns), (ph, pw) = g.per_phase, g.phases
-    pixels, wide = m.tile(out_columns, vectors)
-    blocks, tiles = vectors // wide, -(-out_columns // pixels)
-    pixel = g.groups * quads * m.group
+    def task(t: Task) -> None:
+        staged, columns = _stage(T, g, c, t, x, m.staged, quads * m.group, m.fill(zero_point), read)
+
+        def tile(line: Any, r: Any, q: Any, block: Any, number: Any) -> None:
+            """One register tile: `pixels` outputs of a row of a phase, `wide` vectors of output channels."""
+            group, inner = T.Bind(block // each_group), T.Bind(block % each_group * (wide * m.lanes))
+            first = T.Bind(T.min(number * pixels, c.columns - pixels))
+            channel = T.Bind(group * (vectors * m.lanes) + inner)
+            phase = (r * pw + q) * (g.groups * vectors * m.lanes)
+            top = line * g.stride[0] + (r + g.shift[0]) // ph
+            left = first * g.stride[1] + (q + g.shift[1]) // pw
+            origin = T.Bind((top * columns + left) * pixel + group * (quads * m.group))
+            packed = T.Bind((((r * pw + q) * g.groups) * vectors + block * wide) * (kh * kw * quads * step))
+            total = T.alloc_buffer((pixels * wide * m.lanes,), "int32", scope="global")
+            places = [[T.ramp((p * wide + v) * m.lanes, 1, m.lanes) for v in range(wide)] for p in range(pixels)]
+            for v in range(wide):
+                start = T.Bind(bias[T.ramp(phase + channel + v * m.lanes, 1, m.lanes)])
+                for p in range(pixels):
+                    T.buffer_store(total, start, [places[p][v]])
+            with T.serial(0, kh) as y, T.serial(0, kw) as z, T.serial(0, quads) as k:
+                at = T.Bind(packed + ((y * kw + z) * quads + k) * step)
+                data = T.Bind(origin + (y * (g.dilation[0] * columns) + z * g.dilation[1]) * pixel + k * m.group)
+                loaded = [T.Bind(weight[T.ramp(at + v * (kh * kw * quads * step), 1, step)]) for v in range(wide)]
+                for p in range(pixels):
+                    place = data + p * (g.stride[1] * pixel)
+                    group_of = staged[T.ramp(place, 1, m.group) if m.group > 1 else place]
+                    for v in range(wide):
+                        T.buffer_store(total, m.dot(T, total[places[p][v]], group_of, loaded[v]), [places[p][v]])
+            row = T.Bind((t.row + line) * ph + r)
+            for v in range(wide):
+                lane = channel + v * m.lanes
+                for p in range(pixels):
+                    column = T.Bind((t.column + first + p) * pw + q)
+                    pixel_at = Pixel(
+                        t.image, row, column, group * outs + inner + v * m.lanes, inner + v * m.lanes, outs
+                    )
+                    _guard(
+                        T,
+                        column < g.out[1],
+                        pw > 1,
+                        lambda p=p, v=v, lane=lane, at=pixel_at: _finish(
+                            T, op, g, m, total, (p * wide + v) * m.lanes, range(m.lanes), ratio, lane, out, at
+                        ),
+                    )
+
+        tiles = -(-c.columns // pixels)
+        loops = T.serial(0, ph), T.serial(0, pw), T.serial(0, t.blocks), T.serial(0, t.rows), T.serial(0, tiles)
+        with loops[0] as r, loops[1] as q, loops[2] as b, loops[3] as line, loops[4] as number:
+            there = (t.row + line) * ph + r < g.out[0]
+            _guard(T, there, ph > 1, lambda: tile(line, r, q, t.block + b, number))
+
+    _tasks(T, g, c, blocks, task)
+
+
+def _depthwise(
+    T: Any, op: IntegerOp, g: Geometry, m: Machine, x: Any, weight: Any, bias: Any, ratio: Any, out: Any
+) -> None:
+    """Each channel by itself: vectors run along the channels, a few neighbouring pixels share their weights."""
+    zero_point = op.input_qparams[0].zero_point[0]
+    lanes = m.deep
+    blocks = -(-g.channels // lanes)
+    channels = blocks * lanes
+    pixels = min(6, g.out[1])
     kh, kw = g.kernel
-    step = m.lanes * m.group
+    instructions = g.batch * g.out[0] * g.out[1] * blocks * kh * kw
+    c = cut(dataclasses.replace(g, groups=1), instructions, channels * 2, pixels, 1)
 
-    def tile(n: Any, i: Any, r: Any, q: Any, group: Any, block: Any, number: Any) -> None:
-        """One register tile: `pixels` outputs of row i, `wide` vectors of output channels."""
-        first = T.Bind(T.min(number * pixels, out_columns - pixels))
-        channel = T.Bind(group * (vectors * m.lanes) + block * (wide * m.lanes))
-        phase = (r * pw + q) * (g.groups * vectors * m.lanes)
-        top = i * g.stride[0] + (r + g.shift[0]) // ph
-        left = first * g.stride[1] + (q + g.shift[1]) // pw
-        origin = T.Bind(((n * rows + top) * columns + left) * pixel + group * (quads * m.group))
-        packed = T.Bind((((r * pw + q) * g.groups + group) * vectors + block * wide) * (kh * kw * quads * step))
-        total = T.alloc_buffer((pixels * wide * m.lanes,), "int32", scope="global")
-        places = [[T.ramp((p * wide + v) * m.lanes, 1, m.lanes) for v in range(wide)] for p in range(pixels)]
-        for v in range(wide):
-            start = T.Bind(bias[T.ramp(phase + channel + v * m.lanes, 1, m.lanes)])
-            for p in range(pixels):
-                T.buffer_store(total, start, [places[p][v]])
-        with T.serial(0, kh) as y, T.serial(0, kw) as z, T.serial(0, quads) as c:
-            at = T.Bind(packed + ((y * kw + z) * quads + c) * step)
-            data = T.Bind(origin + (y * (g.dilation[0] * columns) + z * g.dilation[1]) * pixel + c * m.group)
-            loaded = [T.Bind(weight[T.ramp(at + v * (kh * kw * quads * step), 1, step)]) for v in range(wide)]
-            for p in range(pixels):
-                place = data + p * (g.stride[1] * pixel)
-                group_of = staged[T.ramp(place, 1, m.group) if m.group > 1 else place]
-                for v in range(wide):
-                    T.buffer_store(total, m.dot(T, total[places[p][v]], group_of, loaded[v]), [places[p][v]])
-        for v in range(wide):
-            lane = channel + v * m.lanes
-            scale = T.Bind(ratio[T.ramp(lane, 1, m.lanes)])
-            inner = block * (wide * m.lanes) + v * m.lanes  # output channel within its group
-            for p in range(pixels):
-                value = requantize(T, total[places[p][v]], scale, op, m.lanes)
-                column = (first + p) * pw + q
-                spot = (n * g.out[0] + i * ph + r) * g.out[1] + column
-                _store(T, g, out, value, n, spot, column, group * outs + inner, inner, outs, m.lanes)
+    def read(buffer: Any, start: Any, width: int) -> Any:
+        stored = buffer[T.ramp(start, 1, width) if width > 1 else start]
+        return widened(T, stored, -zero_point, width)
 
-    if g.batch * out_rows * ph >= 8 or tiles >= 16:
-        chunk = 8 if g.batch * out_rows * ph < 8 else tiles  # a long single row is cut into chunks of tiles
-        chunks = -(-tiles // chunk)
-        with T.parallel(0, g.batch * ph * out_rows * chunks) as task:
-            line = T.Bind(task // chunks)
-            n, i, r = line // (ph * out_rows), line // ph % out_rows, line % ph
-            loops = T.serial(0, pw), T.serial(0, g.groups), T.serial(0, blocks), T.serial(0, chunk)
-            with loops[0] as q, loops[1] as group, loops[2] as block, loops[3] as t:
-                number = T.min((task % chunks) * chunk + t, tiles - 1)
-                _guard(T, i * ph + r < g.out[0], ph > 1, lambda: tile(n, i, r, q, group, block, number))
+    def task(t: Task) -> None:
+        staged, columns = _stage(T, dataclasses.replace(g, groups=1), c, t, x, "int16", channels, 0, read)
+        tiles = -(-g.out[1] // pixels)
+        with T.serial(0, blocks) as block, T.serial(0, t.rows) as line, T.serial(0, tiles) as number:
+            channel = T.Bind(block * lanes)
+            first = T.Bind(T.min(number * pixels, g.out[1] - pixels))
+            origin = T.Bind((line * g.stride[0] * columns + first * g.stride[1]) * channels + channel)
+            total = T.alloc_buffer((pixels * lanes,), "int32", scope="global")
+            places = [T.ramp(p * lanes, 1, lanes) for p in range(pixels)]
+            start = T.Bind(bias[T.ramp(channel, 1, lanes)])
+            for p in range(pixels):
+                T.buffer_store(total, start, [places[p]])
+            with T.serial(0, kh) as y:
+                for z in range(kw):
+                    stored = weight[T.ramp((y * kw + z) * channels + channel, 1, lanes)]
+                    taps = T.Bind(T.cast(stored, f"int16x{lanes}"))
+                    data = T.Bind(origin + (y * (g.dilation[0] * columns) + z * g.dilation[1]) * channels)
+                    for p in range(pixels):
+                        value = staged[T.ramp(data + p * g.stride[1] * channels, 1, lanes)]
+                        T.buffer_store(total, m.multiply(T, total[places[p]], value, taps), [places[p]])
+            for p in range(pixels):
+                at = Pixel(t.image, t.row + line, first + p, channel, channel, g.channels)
+                _finish(T, op, g, m, total, p * lanes, m.order, ratio, channel, out, at)
+
+    _tasks(T, g, c, 1, task)
+
+
+@dataclass(frozen=True, slots=True)
+class Pixel:
+    """Where a vector of outputs goes: image, row, column, first channel, the same within its group, channels of a group."""
+
+    image: Any
+    row: Any
+    column: Any
+    channel: Any
+    inner: Any
+    outs: int
+
+
+def _finish(
+    T: Any,
+    op: IntegerOp,
+    g: Geometry,
+    m: Machine,
+    total: Any,
+    start: int,
+    order: Sequence[int],
+    ratio: Any,
+    lane: Any,
+    out: Any,
+    at: Pixel,
+) -> None:
+    """Requantize the vector of sums at `start` and write it at a pixel, leaving out channels that do not exist.
+
+    order: which channel each sum belongs to. ratio: multipliers, the vector's from `lane` on.
+    """
+    lanes = len(order)
+    spot = (at.image * g.out[0] + at.row) * g.out[1] + at.column
+    every = T.ramp(start, 1, lanes)
+    if not m.scalar and g.last and at.outs % lanes == 0:
+        value = requantize(T, total[every], ratio[T.ramp(lane, 1, lanes)], op, lanes)
+        T.buffer_store(out, value, [T.ramp(spot * g.out_channels + at.channel, 1, lanes)])
+        return
+    if m.scalar:
+        held = T.alloc_buffer((lanes,), "int32", scope="global")
+        T.buffer_store(held, total[every], [T.ramp(0, 1, lanes)])
     else:
-        lines = T.parallel(0, g.groups * blocks), T.serial(0, g.batch * ph * out_rows)
-        with lines[0] as task, lines[1] as line, T.serial(0, pw) as q, T.serial(0, tiles) as number:
-            n, i, r = line // (ph * out_rows), line // ph % out_rows, line % ph
-            group, block = task // blocks, task % blocks
-            _guard(T, i * ph + r < g.out[0], ph > 1, lambda: tile(n, i, r, q, group, block, number))
+        held = T.alloc_buffer((lanes,), "int8", scope="global")
+        value = requantize(T, total[every], ratio[T.ramp(lane, 1, lanes)], op, lanes)
+        T.buffer_store(held, value, [T.ramp(0, 1, lanes)])
+    with T.serial(0, T.max(0, T.min(lanes, at.outs - at.inner))) as k:
+        if g.last:
+            place = spot * g.out_channels + at.channel + k
+        else:
+            place = (at.image * g.out_channels + at.channel + k) * g.out[1] + at.column
+        index = k if list(order) == list(range(lanes)) else k % 2 * (lanes // 2) + k // 2
+        T.buffer_store(out, requantize(T, held[index], ratio[lane + k], op, 1) if m.scalar else held[k], [place])
 
 
 def _guard(T: Any, condition: Any, needed: bool, body: Any) -> None:
@@ -294,78 +490,3 @@ def _guard(T: Any, condition: Any, needed: bool, body: Any) -> None:
         return
     with T.If(condition), T.Then():
         body()
-
-
-def _store(
-    T: Any,
-    g: Geometry,
-    out: Any,
-    value: Any,
-    n: Any,
-    spot: Any,
-    column: Any,
-    channel: Any,
-    inner: Any,
-    outs: int,
-    lanes: int,
-) -> None:
-    """Write one vector of output channels at a pixel, leaving out channels and columns that do not exist."""
-    whole = g.last and outs % lanes == 0
-
-    def write() -> None:
-        if whole:
-            T.buffer_store(out, value, [T.ramp(spot * g.out_channels + channel, 1, lanes)])
-            return
-        held = T.alloc_buffer((lanes,), "int8", scope="global")
-        T.buffer_store(held, value, [T.ramp(0, 1, lanes)])
-        with T.serial(0, T.max(0, T.min(lanes, outs - inner))) as lane:
-            if g.last:
-                place = spot * g.out_channels + channel + lane
-            else:
-                place = (n * g.out_channels + channel + lane) * g.out[1] + column
-            T.buffer_store(out, held[lane], [place])
-
-    _guard(T, column < g.out[1], g.phases[1] > 1, write)
-
-
-def _depthwise(
-    T: Any, op: IntegerOp, g: Geometry, m: Machine, x: Any, weight: Any, bias: Any, ratio: Any, out: Any
-) -> None:
-    """Each channel by itself: vectors run along the channels, a few neighbouring pixels share their weights."""
-    zero_point = op.input_qparams[0].zero_point[0]
-
-    def read(buffer: Any, start: Any, lanes: int) -> Any:
-        return buffer[T.ramp(start, 1, lanes) if lanes > 1 else start]
-
-    staged = _stage(T, g, x, "int8", 1, zero_point, read)
-    rows, columns = g.staged
-    out_rows, out_columns = g.out
-    channels, lanes = g.channels, min(g.channels, m.lanes)
-    vectors = -(-channels // lanes)
-    pixels = min(6, out_columns)
-    tiles = -(-out_columns // pixels)
-    with T.parallel(0, g.batch * out_rows) as line, T.serial(0, tiles) as number, T.serial(0, vectors) as block:
-        n, i = line // out_rows, line % out_rows
-        first = T.Bind(T.min(number * pixels, out_columns - pixels))
-        channel = T.Bind(T.min(block * lanes, channels - lanes))
-        origin = T.Bind(((n * rows + i * g.stride[0]) * columns + first * g.stride[1]) * channels + channel)
-        total = T.alloc_buffer((pixels * lanes,), "int32", scope="global")
-        places = [T.ramp(p * lanes, 1, lanes) for p in range(pixels)]
-        start = T.Bind(bias[T.ramp(channel, 1, lanes)])
-        for p in range(pixels):
-            T.buffer_store(total, start, [places[p]])
-        with T.serial(0, g.kernel[0]) as y:
-            for z in range(g.kernel[1]):
-                taps = T.Bind(
-                    T.cast(weight[T.ramp((y * g.kernel[1] + z) * channels + channel, 1, lanes)], f"int32x{lanes}")
-                )
-                data = T.Bind(origin + (y * (g.dilation[0] * columns) + z * g.dilation[1]) * channels)
-                for p in range(pixels):
-                    value = staged[T.ramp(data + p * g.stride[1] * channels, 1, lanes)]
-                    product = T.cast(value, f"int32x{lanes}") * taps
-                    T.buffer_store(total, total[places[p]] + product, [places[p]])
-        scale = T.Bind(ratio[T.ramp(channel, 1, lanes)])
-        for p in range(pixels):
-            value = requantize(T, total[places[p]], scale, op, lanes)
-            spot = line * out_columns + first + p
-            T.buffer_store(out, value, [T.ramp(spot * channels + channel, 1, lanes)])

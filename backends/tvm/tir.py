@@ -56,6 +56,12 @@ def store_all(T: Any, buffer: Any, start: Any, value: Any, lanes: int) -> None:
     T.buffer_store(buffer, wide, [T.ramp(start, 1, lanes)])
 
 
+def widened(T: Any, stored: Any, shift: int, lanes: int) -> Any:
+    """int8 value + shift as int16, which holds it."""
+    wide = T.cast(stored, f"int16x{lanes}" if lanes > 1 else "int16")
+    return wide + T.cast(T.int32(shift), "int16")
+
+
 def requantize(T: Any, total: Any, ratio: Any, op: IntegerOp, lanes: int) -> Any:
     """int32 sums → int8: float32(total)·ratio, clipped, rounded half to even, plus zero point.
 
