@@ -60,8 +60,12 @@ class Observer:
             raise EdgeqError(
                 f"tensor {self.name!r} is empty in calibration batch {batch}: give batches with at least one element"
             )
-        each = torch.aminmax(x.detach().reshape(stacked, -1), dim=1)
-        for index, (low, high) in enumerate(zip(each.min.tolist(), each.max.tolist(), strict=True), batch):
+        each = x.detach().unflatten(0, (stacked, -1)) if x.dim() else x.detach().view(1, 1)
+        axes = tuple(range(1, each.dim()))
+        # both at once (aminmax) is up to sixty times slower along axes, and on channels-last tensors
+        for index, (low, high) in enumerate(
+            zip(each.amin(axes).tolist(), each.amax(axes).tolist(), strict=True), batch
+        ):
             self._extremes(low, high, index)
         self.count += x.numel()
         if self.counts is not None:
@@ -126,4 +130,5 @@ def _sample(x: Tensor, most: int) -> Tensor:
     step = -(-x.numel() // most)
     while step > 1 and any(math.gcd(step, size) != 1 for size in x.shape):
         step += 1
-    return x.reshape(-1)[::step]
+    lying = sorted(range(x.dim()), key=x.stride, reverse=True)  # in memory's order, so that flattening copies nothing
+    return x.permute(lying).reshape(-1)[::step]
