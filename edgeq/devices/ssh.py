@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 import shutil
@@ -130,8 +129,10 @@ class Ssh(Shell):
             out, err = process.communicate(timeout=timeout_s)
         except BaseException as error:
             process.kill()
-            with contextlib.suppress(OSError):
-                process.communicate()
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()  # not read to its end: the shared connection has it open too
+            process.wait()
             if isinstance(error, subprocess.TimeoutExpired):
                 raise TimeoutError from None
             raise
