@@ -8,7 +8,13 @@ from typing import Any
 from edgeq.graph.ops import WEIGHTED
 from edgeq.spec import OpPlacement
 
-INTEGER_DOTS = ("pmadd", "vpdpbusd")  # LLVM intrinsics that multiply integers into int32 sums
+INTEGER_DOTS = (
+    "pmadd",
+    "vpdpbusd",
+    "sdot",
+    "vrmpybv",
+    "vmpyhv",
+)  # LLVM intrinsics that multiply integers into int32 sums
 
 
 def placement(function: Any, name: str, kind: str, layers: tuple[str, ...]) -> OpPlacement:

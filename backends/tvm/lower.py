@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from edgeq.backends.tvm import moves, sums
 from edgeq.backends.tvm.floats import schedule_floats
 from edgeq.backends.tvm.inspection import placement
 from edgeq.backends.tvm.schedule import Machine, host_target, machine
+from edgeq.backends.tvm.target import VARIANTS
 from edgeq.graph.integer import (
     DEQUANTIZE,
     DEQUANTIZE_CHANNEL,
@@ -29,6 +32,8 @@ from edgeq.graph.ops import WEIGHTED, constant, value
 from edgeq.graph.quiet import quiet
 from edgeq.spec import Artifact, EdgeqError, OpPlacement
 
+ARM_COMPILER = "aarch64-linux-gnu-gcc"
+
 
 def lower(
     program: ExportedProgram,
@@ -41,14 +46,15 @@ def lower(
     """Compile `program` to folder/name.so, which holds Relax's bytecode, kernels and weights.
 
     program: static shapes; QDQ or float. layers: node name → layer key, for coverage and profile.
-    target: TVM's target description; None is this computer's own processor.
+    target: a variant of edgeq.backends.tvm.target or TVM's target description; None is this computer's own processor.
     Coverage rows are read off the kernels as they go to the code generator.
 
     Raises:
         EdgeqError: TVM is missing, cannot take an operator, or there is no C compiler to link with.
     """
     tvm = tvm_package()
-    described = tvm.target.Target(dict(target) if isinstance(target, Mapping) else target or host_target())
+    chosen = VARIANTS.get(target, target) if isinstance(target, str) else target
+    described = tvm.target.Target(dict(chosen) if isinstance(chosen, Mapping) else chosen or host_target())
     emitter = _Emitter(read(program, layers), machine(described), layers)
     folder.mkdir(parents=True, exist_ok=True)
     path, partial = folder / f"{name}.so", folder / f"{name}.part.so"
@@ -58,13 +64,40 @@ def lower(
         with described:
             module = schedule_floats(module)
         compiled = tvm.compile(module, described)
-        try:
-            compiled.export_library(str(partial), options=["-Wl,--build-id=none"])
-        except RuntimeError as error:
-            reason = _last_line(error)
-            raise EdgeqError(f"TVM could not link {path}: {reason}; install a C++ compiler (g++)") from error
+        link(compiled, described, partial)
         partial.replace(path)
-    return Artifact("tvm", path, coverage, (f"compiled for {described.attrs.get('mcpu', described.kind.name)}",))
+    backend = target if isinstance(target, str) and target in VARIANTS else "tvm"
+    return Artifact(backend, path, coverage, (f"compiled for {_words(described)}",))
+
+
+def link(compiled: Any, target: Any, path: Path) -> None:
+    """Write a shared library with the linker that `target` needs.
+
+    Raises:
+        EdgeqError: there is none.
+    """
+    from tvm.support import cc
+
+    options, cross = ["-Wl,--build-id=none"], None
+    if target.attrs.get("feature.is_aarch64", False) and platform.machine() not in ("aarch64", "arm64"):
+        if shutil.which(ARM_COMPILER) is None:
+            raise EdgeqError(
+                f"{path.parent}: linking for arm64 needs {ARM_COMPILER}: apt-get install gcc-aarch64-linux-gnu"
+            )
+        # no C library is named, so that glibc's and Android's can both serve
+        options, cross = [*options, "-nostdlib"], cc.cross_compiler(ARM_COMPILER)
+    try:
+        compiled.export_library(str(path), options=options, fcompile=cross)
+    except RuntimeError as error:
+        raise EdgeqError(f"TVM could not link {path}: {_last_line(error)}; install a C++ compiler (g++)") from error
+
+
+def _words(target: Any) -> str:
+    """A target as a person would say it."""
+    named = target.attrs.get("mcpu", "")
+    if not named and "mtriple" in target.attrs:
+        named = " ".join([str(target.attrs["mtriple"]), *map(str, target.attrs.get("mattr", ()))])
+    return str(named or target.kind.name)
 
 
 def tvm_package() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,12 @@ class Machine:
     """One device's integer multiply-accumulate.
 
     lanes: int32 sums per vector. group: products each sum gains per instruction, so that weights are packed
-    [..., C_in/group, lanes, group]. registers: such vectors that fit in its registers.
+    [..., C_in/group, lanes, group]. registers: vector registers there are. pair: registers that `lanes` sums take.
     staged: dtype in which inputs are read by the instruction; offset: what is added to an int8 input to get there, None
     where the zero point itself is subtracted (int16 holds x − zero point exactly).
     intrinsic: LLVM's name of the instruction, None for plain widening multiplies of int16 (then group is 1).
     accumulates: whether the instruction adds to the sum itself. words: whether it takes its operands as int32 vectors.
+    ahead: groups of inputs that one vector load brings; the instruction then takes one out of it by its place.
     deep: channels that a depthwise kernel sums at a time. deep_intrinsic: LLVM's name of its int16 multiply-accumulate,
     None for LLVM's own choice; such an instruction leaves even channels in the first half of its sums, odd in the second.
     scalar: no vector unit computes in float, so that sums are requantized one by one.
@@ -35,6 +37,8 @@ class Machine:
     intrinsic: str | None
     accumulates: bool = False
     words: bool = False
+    pair: int = 1
+    ahead: int = 1
     deep: int = 16
     deep_intrinsic: str | None = None
     scalar: bool = False
@@ -61,21 +65,30 @@ class Machine:
         """The zero point as it is staged."""
         return 0 if self.offset is None else zero_point + self.offset
 
-    def dot(self, T: Any, total: Any, data: Any, weights: Any) -> Any:
-        """total + Σ_group data·weights: int32 [lanes] from `group` staged inputs and int8 [lanes·group] weights."""
+    def chunk(self, groups: int) -> int:
+        """How many of `groups` groups of inputs are loaded at once."""
+        return math.gcd(groups, self.ahead)
+
+    def spread(self, T: Any, loaded: Any, place: int, chunk: int) -> Any:
+        """The `place`-th group of a vector of `chunk` groups, in every sum's lane: int16 [lanes] or `group` times as many."""
         lanes, group = self.lanes, self.group
         if self.intrinsic is None:
-            spread = T.cast(T.broadcast(data, lanes), f"int32x{lanes}")
-            return total + spread * T.cast(T.cast(weights, f"int16x{lanes}"), f"int32x{lanes}")
-        words = T.broadcast(T.reinterpret("int32", data), lanes)
+            return T.broadcast(T.Shuffle([loaded], [place]) if chunk > 1 else loaded, lanes)
+        word = T.reinterpret(f"int32x{chunk}" if chunk > 1 else "int32", loaded)
+        words = T.broadcast(T.Shuffle([word], [place]) if chunk > 1 else word, lanes)
+        return words if self.words else T.reinterpret(f"{self.staged}x{lanes * group}", words)
+
+    def dot(self, T: Any, total: Any, data: Any, weights: Any) -> Any:
+        """total + Σ_group data·weights: int32 [lanes] from a `spread` group and int8 [lanes·group] weights."""
+        lanes, group = self.lanes, self.group
+        if self.intrinsic is None:
+            return total + T.cast(data, f"int32x{lanes}") * T.cast(T.cast(weights, f"int16x{lanes}"), f"int32x{lanes}")
         if self.words:
-            packed = T.reinterpret(f"int32x{lanes}", weights)
-            return T.call_llvm_pure_intrin(f"int32x{lanes}", self.intrinsic, total, words, packed)
-        spread = T.reinterpret(f"{self.staged}x{lanes * group}", words)
+            weights = T.reinterpret(f"int32x{lanes}", weights)
         if self.accumulates:
-            return T.call_llvm_pure_intrin(f"int32x{lanes}", self.intrinsic, total, spread, weights)
+            return T.call_llvm_pure_intrin(f"int32x{lanes}", self.intrinsic, total, data, weights)
         wide = T.cast(weights, f"{self.staged}x{lanes * group}")
-        return total + T.call_llvm_pure_intrin(f"int32x{lanes}", self.intrinsic, spread, wide)
+        return total + T.call_llvm_pure_intrin(f"int32x{lanes}", self.intrinsic, data, wide)
 
     def multiply(self, T: Any, total: Any, data: Any, taps: Any) -> Any:
         """total + data·taps, element by element: int32 [deep], its elements in `order`, from int16 [deep] twice."""
@@ -85,24 +98,37 @@ class Machine:
         halves = [T.reinterpret(f"int32x{self.deep // 2}", v) for v in (data, taps)]
         return T.call_llvm_pure_intrin(wide, self.deep_intrinsic, total, *halves)
 
-    def tile(self, columns: int, vectors: int) -> tuple[int, int]:
-        """Pixels × weight vectors whose sums stay in registers, for an output row of `columns` pixels."""
-        fitting = [v for v in (4, 2, 3, 1) if vectors % v == 0 and self.registers >= 2 * v + 2]
-        wide = next(v for v in fitting if v < 4 or columns == 1)
-        room = (self.registers - wide - 2) // wide
-        # a tile costs its pixels plus the loads of its weights; the last tile of a row overlaps its neighbour
-        pixels = min(range(1, min(room, columns) + 1), key=lambda p: (-(-columns // p) * (p + 0.4 * wide), -p))
-        return pixels, wide
+    def tile(self, columns: int, vectors: int, chunk: int) -> tuple[int, int]:
+        """Pixels × weight vectors whose sums stay in registers, for an output row of `columns` pixels.
+
+        The pair that takes the fewest instructions: multiplies, loads of weights, and loads of inputs, `chunk` groups each.
+        """
+        multiply = self.pair if self.accumulates or self.intrinsic is None else 2
+        load = 1 if self.accumulates else 2  # others widen their weights
+        fetch = 1 / chunk if self.ahead > 1 else 0.4  # a load that broadcasts, or is part of the multiply
+
+        def cost(tile: tuple[int, int]) -> tuple[float, int]:
+            pixels, wide = tile
+            once = pixels * wide * multiply + pixels * fetch + wide * load
+            return -(-columns // pixels) * (vectors // wide) * once, -pixels
+
+        fitting = [
+            (pixels, wide)
+            for wide in (1, 2, 3, 4)
+            for pixels in range(1, columns + 1)
+            if vectors % wide == 0 and pixels * wide * self.pair + wide + (pixels if chunk > 1 else 2) <= self.registers
+        ]
+        return min(fitting, key=cost)
 
 
 # Intel's SDM: vpmaddwd multiplies int16 pairs and adds them as int32, exactly; vpdpbusd does uint8 × int8 quadruples.
 VNNI = Machine("avx512-vnni", 16, 4, 32, "uint8", 128, "llvm.x86.avx512.vpdpbusd.512", accumulates=True)
 AVX512 = Machine("avx512", 16, 2, 32, "int16", None, "llvm.x86.avx512.pmaddw.d.512")
 AVX2 = Machine("avx2", 8, 2, 16, "int16", None, "llvm.x86.avx2.pmadd.wd", deep=8)
-PLAIN = Machine("plain", 8, 1, 8, "int16", None, None, deep=8)
-# Arm ARM: sdot multiplies int8 quadruples; without it LLVM makes smlal and smlal2 of int16, two registers a vector.
-SDOT = Machine("neon-sdot", 4, 4, 32, "int8", 0, "llvm.aarch64.neon.sdot", accumulates=True, deep=8)
-NEON = Machine("neon", 8, 1, 16, "int16", None, None, deep=8)
+PLAIN = Machine("plain", 8, 1, 16, "int16", None, None, pair=2, deep=8)
+# Arm ARM: sdot multiplies int8 quadruples; without it LLVM makes smlal and smlal2 of int16. Both take an element of a vector.
+SDOT = Machine("neon-sdot", 4, 4, 32, "int8", 0, "llvm.aarch64.neon.sdot", accumulates=True, ahead=4, deep=8)
+NEON = Machine("neon", 8, 1, 32, "int16", None, None, pair=2, ahead=8, deep=8)
 # Hexagon V66 HVX PRM: vrmpy multiplies int8 quadruples, vmpy int16 pairwise into the sums of even and of odd elements.
 HVX = Machine(
     "hvx", 32, 4, 32, "int8", 0, "llvm.hexagon.V6.vrmpybv.acc.128B", accumulates=True, words=True,

@@ -322,7 +322,8 @@ def _dense(
     quads, vectors = -(-each // m.group), -(-outs // m.lanes)
     (kh, kw), (ph, pw) = g.kernel, g.phases
     pixel = g.groups * quads * m.group
-    pixels, wide = m.tile(g.per_phase[1], vectors)
+    chunk = m.chunk(quads)
+    pixels, wide = m.tile(g.per_phase[1], vectors, chunk)
     each_group = vectors // wide  # blocks
     blocks = g.groups * each_group
     step = m.lanes * m.group
@@ -352,15 +353,23 @@ def _dense(
                 start = T.Bind(bias[T.ramp(phase + channel + v * m.lanes, 1, m.lanes)])
                 for p in range(pixels):
                     T.buffer_store(total, start, [places[p][v]])
-            with T.serial(0, kh) as y, T.serial(0, kw) as z, T.serial(0, quads) as k:
-                at = T.Bind(packed + ((y * kw + z) * quads + k) * step)
-                data = T.Bind(origin + (y * (g.dilation[0] * columns) + z * g.dilation[1]) * pixel + k * m.group)
-                loaded = [T.Bind(weight[T.ramp(at + v * (kh * kw * quads * step), 1, step)]) for v in range(wide)]
-                for p in range(pixels):
-                    place = data + p * (g.stride[1] * pixel)
-                    group_of = staged[T.ramp(place, 1, m.group) if m.group > 1 else place]
-                    for v in range(wide):
-                        T.buffer_store(total, m.dot(T, total[places[p][v]], group_of, loaded[v]), [places[p][v]])
+            with T.serial(0, kh) as y, T.serial(0, kw) as z, T.serial(0, quads // chunk) as k:
+                at = T.Bind(packed + ((y * kw + z) * quads + k * chunk) * step)
+                place = T.Bind(
+                    origin + (y * (g.dilation[0] * columns) + z * g.dilation[1]) * pixel + k * chunk * m.group
+                )
+                reads = [place + p * (g.stride[1] * pixel) for p in range(pixels)]
+                together = chunk * m.group
+                inputs = [staged[T.ramp(start, 1, together) if together > 1 else start] for start in reads]
+                if chunk > 1:
+                    inputs = [T.Bind(i) for i in inputs]
+                for j in range(chunk):
+                    rows = [at + v * (kh * kw * quads * step) + j * step for v in range(wide)]
+                    loaded = [T.Bind(weight[T.ramp(start, 1, step)]) for start in rows]
+                    for p in range(pixels):
+                        data = m.spread(T, inputs[p], j, chunk)
+                        for v in range(wide):
+                            T.buffer_store(total, m.dot(T, total[places[p][v]], data, loaded[v]), [places[p][v]])
             row = T.Bind((t.row + line) * ph + r)
             for v in range(wide):
                 lane = channel + v * m.lanes

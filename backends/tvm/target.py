@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeq.spec import OpSupport, Target
 
 CLIPS = ("relu", "relu6", "clamp")  # clip bounds of the same kernel
@@ -19,3 +21,15 @@ TARGET = Target(
     ),
     weight_only=WEIGHTED,
 )
+
+# artefacts for other machines than this one → TVM's description of them; what LLVM may use is all that their code needs
+VARIANTS: dict[str, dict[str, Any]] = {
+    "tvm-arm64": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]},
+    "tvm-arm64-dotprod": {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mattr": ["+neon", "+dotprod"]},
+    "tvm-hexagon": {
+        "kind": "llvm",
+        "mtriple": "hexagon-unknown-linux-musl",
+        "mcpu": "hexagonv67",
+        "mattr": ["+hvxv67", "+hvx-length128b"],
+    },
+}
