@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -24,6 +25,26 @@ RUNTIMES: dict[str, tuple[str, str]] = {
     "executorch": ("executorch", "executorch"),
     "coreml": ("coremltools", "coremltools"),
     "tvm": ("tvm", "apache-tvm"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Artefacts of a runtime compiled for another machine than this one; they lie in a folder of their own name.
+
+    machine: as an ABI begins. features: what the processor must have, by their names in /proc/cpuinfo. devices: examples.
+    """
+
+    runtime: str
+    machine: str
+    features: tuple[str, ...]
+    devices: str
+
+
+VARIANTS: dict[str, Variant] = {
+    "tvm-arm64": Variant("tvm", "aarch64", (), "emulated:cortex-a53, adb or ssh:user@host"),
+    "tvm-arm64-dotprod": Variant("tvm", "aarch64", ("asimddp",), "emulated:cortex-a76, adb or ssh:user@host"),
+    "tvm-hexagon": Variant("tvm", "hexagon", (), "emulated:hexagon-v67"),
 }
 SIMULATED = Target("simulated", (), "ideal", (), floats=("fp32", "fp16"), any_precision=True)
 
@@ -60,24 +81,47 @@ def backend(name: str) -> Backend:
     Raises:
         EdgeqError: there is none of that name.
     """
-    if name not in RUNTIMES:
-        raise EdgeqError(f"unknown backend {name!r}: choose from {', '.join(RUNTIMES)}")
+    runtime = runtime_of(name)
 
     def part(module: str) -> Any:
-        return importlib.import_module(f"edgeq.backends.{name}.{module}")
+        return importlib.import_module(f"edgeq.backends.{runtime}.{module}")
 
     timing = part("profile")
     place = getattr(timing, "place", None)
-    return Backend(name, part("target").TARGET, part("lower").lower, part("run").load, timing.profile, place)
+    own = part("target").TARGET
+    if name not in VARIANTS:
+        return Backend(name, own, part("lower").lower, part("run").load, timing.profile, place)
+
+    def elsewhere(*args: Any, **options: Any) -> Any:
+        raise EdgeqError(
+            f"{name} is compiled for other machines than this one: add --device, as {VARIANTS[name].devices}"
+        )
+
+    return Backend(name, own, functools.partial(part("lower").lower, target=name), elsewhere, elsewhere, place)
+
+
+def runtime_of(name: str) -> str:
+    """The runtime behind backend `name`.
+
+    Raises:
+        EdgeqError: there is no backend of that name.
+    """
+    if name in VARIANTS:
+        return VARIANTS[name].runtime
+    if name not in RUNTIMES:
+        raise EdgeqError(f"unknown backend {name!r}: choose from {', '.join((*RUNTIMES, *VARIANTS))}")
+    return name
 
 
 def installed(name: str) -> bool:
-    """Whether the package behind `name` is there, found without importing it."""
-    return importlib.util.find_spec(RUNTIMES[name][0]) is not None
+    """Whether the package behind backend `name` is there, found without importing it."""
+    return importlib.util.find_spec(RUNTIMES[runtime_of(name)][0]) is not None
 
 
 def runs_here(name: str) -> str:
     """Where an artefact of this backend runs when the device is `host`, in words."""
+    if name in VARIANTS:
+        return f"no: add --device, as {VARIANTS[name].devices}"
     if name == "coreml" and sys.platform != "darwin":
         return "reference interpreter of the saved package (no latency; Core ML itself needs macOS)"
     return "yes"

@@ -145,8 +145,9 @@ def export(
     model = _saved(model)
     engine = backends.backend(to)
     if not backends.installed(to):
-        package = backends.RUNTIMES[to][1]
-        raise EdgeqError(f"backend {to} needs {package}, which is not installed: pip install 'edgeq[{to}]'")
+        runtime = backends.runtime_of(to)
+        package = backends.RUNTIMES[runtime][1]
+        raise EdgeqError(f"backend {to} needs {package}, which is not installed: pip install 'edgeq[{runtime}]'")
     refuse_beyond(model, to)
     where = Path(folder) if folder is not None else _home(model) / to
     where.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,12 @@ Folder = Annotated[Path, typer.Argument(help="Folder written by edgeq quantize."
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout; progress goes to stderr.")]
 To = Annotated[
     list[str] | None,
-    typer.Option("--to", help="Backend: litert, executorch, coreml or tvm; repeat for several.", show_default=False),
+    typer.Option(
+        "--to",
+        help="Backend: litert, executorch, coreml or tvm; for other machines tvm-arm64, tvm-arm64-dotprod, tvm-hexagon; "
+        "repeat for several.",
+        show_default=False,
+    ),
 ]
 Device = Annotated[str, typer.Option(help="Where to run; `edgeq doctor` lists what is reachable.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads the runtime may use.")]

@@ -116,7 +116,7 @@ class Runtime:
 
 def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None) -> list[Runtime]:
     found = []
-    for name in exported(model):
+    for name in exported(model, elsewhere=True):
         artifact = find(model, name)
         times = (latency or {}).get("backends", {}).get(name) or {}
         int8, floating = (report if (report or {}).get("total_ms") else None for report in (times, times.get("float")))

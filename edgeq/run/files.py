@@ -43,8 +43,9 @@ def find(model: QuantizedModel, backend: str, name: str = "model") -> Artifact:
     return Artifact(backend, path, rows, tuple(described["notes"]))
 
 
-def exported(model: QuantizedModel, name: str = "model") -> tuple[str, ...]:
-    """Backends this model has an artefact for, in the registry's order."""
+def exported(model: QuantizedModel, name: str = "model", *, elsewhere: bool = False) -> tuple[str, ...]:
+    """Backends this model has an artefact for, in the registry's order; `elsewhere`: compiled for other machines too."""
     if model.folder is None:
         return ()
-    return tuple(b for b in backends.RUNTIMES if (model.folder / b / f"{name}.json").is_file())
+    names = (*backends.RUNTIMES, *(backends.VARIANTS if elsewhere else ()))
+    return tuple(b for b in names if (model.folder / b / f"{name}.json").is_file())

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from edgeq import backends
 from edgeq.backends.tvm.inspection import placement
 from edgeq.backends.tvm.lower import lower
 from edgeq.backends.tvm.profile import profile
@@ -448,3 +449,12 @@ def test_the_pool_has_the_threads_asked_for():
     for threads in (1, 2, 1, 2):
         use_threads(threads)
         assert tvm.get_global_func("runtime.NumThreads")() == threads
+
+
+@pytest.mark.parametrize("name", backends.VARIANTS)
+def test_what_is_compiled_for_another_machine_says_how_it_runs(name: str, folder: Path):
+    variant = backends.backend(name)
+    assert variant.target is TARGET and "--device" in backends.runs_here(name)
+    for verb in (variant.load, variant.profile):
+        with pytest.raises(EdgeqError, match=f"{name} is compiled for other machines than this one: add --device"):
+            verb(folder / "model.so")
