@@ -231,12 +231,15 @@ class _Emitter:
             constants: tuple[Any, ...] = (packed.weight, packed.bias, packed.multiplier)
         elif op.table is not None:
             places = value(op.table)
-            function, constants = moves.gather(op, shapes[0], tuple(places.shape), _dtype(places.dtype)), ()
+            function, constants = (
+                moves.gather(op, shapes[0], tuple(places.shape), _dtype(places.dtype), self.device),
+                (),
+            )
             inputs.append(self.floats[op.table])
         elif (source := self._unmoved(op)) is not None:
             return self.builder.emit(self.relax.op.reshape(self._stored(source), memory))
         else:
-            function, constants = moves.kernel(op, shapes, out)
+            function, constants = moves.kernel(op, shapes, out, self.device)
         return self._call(function, op.kind, op.name, [*inputs, *map(self.relax.const, constants)], memory, "int8")
 
     def _unmoved(self, op: IntegerOp) -> str | None:
@@ -263,7 +266,7 @@ class _Emitter:
         source = node.args[0]
         assert isinstance(source, Node)
         shape = tuple(value(source).shape)
-        function = moves.quantize(shape, tensor_qparams(node))
+        function = moves.quantize(shape, tensor_qparams(node), self.device)
         return self._call(function, "quantize", node.name, [self._real(source)], moves.lying(shape), "int8")
 
     def _real(self, node: Node) -> Any:

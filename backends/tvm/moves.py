@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from edgeq.backends.tvm.tir import flat, prim_func, requantize, runs, store_all
+from edgeq.backends.tvm.schedule import Machine
+from edgeq.backends.tvm.tir import flat, prim_func, runs, spread, store_all, tasks
 from edgeq.graph.arithmetic.tvm import fixed_point, mean_axes, pool_attrs, ratio
 from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import node_arg, value
@@ -21,8 +22,9 @@ from edgeq.spec import EdgeqError, QParams
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-CHUNK = 4096  # elements per task of a flat loop
+CHUNK = 16384  # elements per task of a flat loop
 ROWS = 1024  # rows per task of a gather
+WORTH = 65536  # elements moved by vectors that are worth several threads; a quarter of them where they go one by one
 
 
 def lying(shape: Shape) -> Shape:
@@ -52,26 +54,23 @@ def _split(place: Any, shape: Shape) -> list[Any]:
     return index[::-1]
 
 
-def _flat_map(T: Any, size: int, out: Any, body: Callable[[Any, int], Any]) -> None:
-    """out[i] = body(i, lanes) over flat memory."""
+def _flat_map(T: Any, size: int, out: Any, lanes: int, body: Callable[[Any, int], Any]) -> None:
+    """out[i] = body(i, lanes) over flat memory, at most `lanes` elements at a time."""
+    if size < WORTH:
+        for start, width in runs(T, size, lanes):
+            store_all(T, out, start, body(start, width), width)
+        return
     with T.parallel(0, -(-size // CHUNK)) as task:
-        if size % CHUNK == 0 or size < CHUNK:
-            for start, lanes in runs(T, min(size, CHUNK), 32):
-                place = T.Bind(task * CHUNK + start)
-                store_all(T, out, place, body(place, lanes), lanes)
-            return
-        with T.serial(0, T.min(CHUNK, size - task * CHUNK) // 32) as i:
-            place = T.Bind(task * CHUNK + i * 32)
-            store_all(T, out, place, body(place, 32), 32)
-        with T.If(task == size // CHUNK), T.Then(), T.serial(0, size % 32) as i:
-            place = T.Bind(size // 32 * 32 + i)
-            T.buffer_store(out, body(place, 1), [place])
+        first = T.Bind(T.min(task * CHUNK, size - CHUNK))  # the last task overlaps its neighbour
+        for start, width in runs(T, CHUNK, lanes):
+            place = T.Bind(first + start)
+            store_all(T, out, place, body(place, width), width)
 
 
 def _each(T: Any, shape: Shape, body: Callable[[list[Any]], None]) -> None:
     """body(torch index) for every element of a value of torch shape `shape`, in the order of memory."""
     memory = lying(shape)
-    with T.parallel(0, math.prod(memory[:-1])) as outer:
+    with tasks(T, math.prod(memory[:-1]), math.prod(shape) >= WORTH // 4) as outer:
         index = [T.Bind(i) for i in _split(outer, memory[:-1])]
         with T.serial(0, memory[-1]) as last:
             body(_logical([*index, last]))
@@ -83,18 +82,21 @@ def _at(T: Any, buffer: Any, start: Any, lanes: int) -> Any:
 
 def _shifted(T: Any, stored: Any, qparams: QParams, lanes: int) -> Any:
     """int32 value − zero point."""
-    if lanes == 1:
-        return T.cast(stored, "int32") - T.int32(qparams.zero_point[0])
-    return T.cast(stored, f"int32x{lanes}") - T.broadcast(T.int32(qparams.zero_point[0]), lanes)
+    wide = T.cast(stored, f"int32x{lanes}" if lanes > 1 else "int32")
+    return wide - spread(T, T.int32(qparams.zero_point[0]), lanes)
 
 
-def _scaled(T: Any, op: IntegerOp, stored: Any, lanes: int, index: int = 0) -> Any:
+def _scaled(T: Any, machine: Machine, op: IntegerOp, stored: Any, lanes: int, index: int = 0) -> Any:
     """One int8 input brought to the output's numbers; itself where they are the same."""
     if _same(op, index):
         return stored
-    m = T.float32(float(ratio(op, index)))
     total = _shifted(T, stored, op.input_qparams[index], lanes)
-    return requantize(T, total, T.broadcast(m, lanes) if lanes > 1 else m, op, lanes)
+    return machine.requantize(T, total, spread(T, T.float32(float(ratio(op, index))), lanes), op, lanes)
+
+
+def _lanes(machine: Machine, op: IntegerOp) -> int:
+    """How many elements go through `_scaled` at a time."""
+    return machine.flat if all(_same(op, i) for i in range(len(op.input_qparams))) else machine.floats(machine.flat)
 
 
 def _same(op: IntegerOp, index: int = 0) -> bool:
@@ -118,7 +120,7 @@ def is_view(ops: Sequence[IntegerOp], x: Shape) -> bool:
     return torch.equal((moved.permute(0, 2, 3, 1) if moved.dim() == 4 else moved).reshape(-1), places)
 
 
-def kernel(op: IntegerOp, xs: Sequence[Shape], out: Shape) -> tuple[Any, tuple[Array, ...]]:
+def kernel(op: IntegerOp, xs: Sequence[Shape], out: Shape, machine: Machine) -> tuple[Any, tuple[Array, ...]]:
     """The PrimFunc (inputs..., constants...) → out of an operator without weights, and its constants.
 
     xs, out: torch shapes.
@@ -136,7 +138,7 @@ def kernel(op: IntegerOp, xs: Sequence[Shape], out: Shape) -> tuple[Any, tuple[A
 
     def body(T: Any, buffers: list[Any]) -> None:
         views = [flat(T, b) for b in buffers]
-        emit(T, op, xs, out, views[: len(xs)], views[len(xs) : -1], views[-1])
+        emit(T, machine, op, xs, out, views[: len(xs)], views[len(xs) : -1], views[-1])
 
     return prim_func(op.kind, params, body), tables
 
@@ -157,37 +159,43 @@ def _nearest(op: IntegerOp) -> tuple[Array, ...]:
     return (picked[:, 0] // width).int().numpy(), (picked[0] % width).int().numpy()
 
 
-def _add(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+def _add(
+    T: Any, machine: Machine, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any
+) -> None:
     first, second, shift = fixed_point(op)
 
     def body(a: Any, b: Any, lanes: int) -> Any:
-        def spread(v: int) -> Any:
-            return T.broadcast(T.int32(v), lanes) if lanes > 1 else T.int32(v)
+        def every(v: int) -> Any:
+            return spread(T, T.int32(v), lanes)
 
-        total = _shifted(T, a, op.input_qparams[0], lanes) * spread(first)
-        total = total + _shifted(T, b, op.input_qparams[1], lanes) * spread(second)
-        scaled = T.shift_right(total + spread(1 << (shift - 1)), spread(shift))
-        scaled = scaled + spread(op.output_qparams.zero_point[0])
-        clipped = T.min(T.max(scaled, spread(op.low)), spread(op.high))
+        total = _shifted(T, a, op.input_qparams[0], lanes) * every(first)
+        total = total + _shifted(T, b, op.input_qparams[1], lanes) * every(second)
+        scaled = T.shift_right(total + every(1 << (shift - 1)), every(shift))
+        scaled = scaled + every(op.output_qparams.zero_point[0])
+        clipped = T.min(T.max(scaled, every(op.low)), every(op.high))
         return T.cast(clipped, f"int8x{lanes}" if lanes > 1 else "int8")
 
-    _pairwise(T, xs, out, ins, to, body)
+    _pairwise(T, machine.flat, xs, out, ins, to, body)
 
 
-def _mul(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+def _mul(
+    T: Any, machine: Machine, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any
+) -> None:
     m = float(ratio(op))
 
     def body(a: Any, b: Any, lanes: int) -> Any:
         total = _shifted(T, a, op.input_qparams[0], lanes) * _shifted(T, b, op.input_qparams[1], lanes)
-        return requantize(T, total, T.broadcast(T.float32(m), lanes) if lanes > 1 else T.float32(m), op, lanes)
+        return machine.requantize(T, total, spread(T, T.float32(m), lanes), op, lanes)
 
-    _pairwise(T, xs, out, ins, to, body)
+    _pairwise(T, machine.floats(machine.flat), xs, out, ins, to, body)
 
 
-def _pairwise(T: Any, xs: Sequence[Shape], out: Shape, ins: Any, to: Any, body: Callable[[Any, Any, int], Any]) -> None:
-    """body over two inputs, broadcast against each other where their shapes differ."""
+def _pairwise(
+    T: Any, lanes: int, xs: Sequence[Shape], out: Shape, ins: Any, to: Any, body: Callable[[Any, Any, int], Any]
+) -> None:
+    """body over two inputs, broadcast against each other where their shapes differ; `lanes` elements at a time."""
     if xs[0] == xs[1]:
-        _flat_map(T, math.prod(out), to, lambda i, n: body(_at(T, ins[0], i, n), _at(T, ins[1], i, n), n))
+        _flat_map(T, math.prod(out), to, lanes, lambda i, n: body(_at(T, ins[0], i, n), _at(T, ins[1], i, n), n))
         return
 
     def element(index: list[Any]) -> None:
@@ -200,18 +208,23 @@ def _pairwise(T: Any, xs: Sequence[Shape], out: Shape, ins: Any, to: Any, body: 
     _each(T, out, element)
 
 
-def _pointwise(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
-    _flat_map(T, math.prod(out), to, lambda i, n: _scaled(T, op, _at(T, ins[0], i, n), n))
+def _pointwise(
+    T: Any, machine: Machine, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any
+) -> None:
+    lanes = _lanes(machine, op)
+    _flat_map(T, math.prod(out), to, lanes, lambda i, n: _scaled(T, machine, op, _at(T, ins[0], i, n), n))
 
 
-def _cat(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+def _cat(
+    T: Any, machine: Machine, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any
+) -> None:
     axis = int(node_arg(op.node, 1, op.node.kwargs.get("dim", 0))) % len(out)
     start = 0
     for k, (buffer, shape) in enumerate(zip(ins, xs, strict=True)):
 
         def element(index: list[Any], k: int = k, source: Any = buffer, x: Shape = shape, start: int = start) -> None:
             place = [i + start if a == axis else i for a, i in enumerate(index)]
-            T.buffer_store(to, _scaled(T, op, source[_offset(index, x)], 1, k), [_offset(place, out)])
+            T.buffer_store(to, _scaled(T, machine, op, source[_offset(index, x)], 1, k), [_offset(place, out)])
 
         _each(T, shape, element)
         start += shape[axis]
@@ -220,13 +233,15 @@ def _cat(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, table
 def _move(source: Callable[[Any, IntegerOp, Shape, Shape, list[Any], Any], tuple[list[Any], Any]]) -> Any:
     """A kernel that takes each output element from one input element; `source` gives its torch index and condition."""
 
-    def emit(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+    def emit(
+        T: Any, machine: Machine, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any
+    ) -> None:
         def element(index: list[Any]) -> None:
             origin, inside = source(T, op, xs[0], out, index, tables)
             taken = ins[0][_offset(origin, xs[0])]
             if inside is not None:
                 taken = T.if_then_else(inside, taken, T.int8(op.input_qparams[0].zero_point[0]))
-            T.buffer_store(to, _scaled(T, op, taken, 1), [_offset(index, out)])
+            T.buffer_store(to, _scaled(T, machine, op, taken, 1), [_offset(index, out)])
 
         _each(T, out, element)
 
@@ -279,19 +294,13 @@ def _upsample(T: Any, op: IntegerOp, x: Shape, out: Shape, index: list[Any], tab
     return [n, c, tables[0][h], tables[1][w]], None
 
 
-def _channel_vectors(T: Any, channels: int, body: Callable[[Any, int], None]) -> None:
-    """body(first channel, lanes) until all channels are done; the last vector may overlap the one before."""
-    lanes = min(channels, 32)
-    with T.serial(0, -(-channels // lanes)) as block:
-        body(T.Bind(T.min(block * lanes, channels - lanes)), lanes)
-
-
 def _wide(T: Any, number: int, dtype: str, lanes: int) -> Any:
-    constant = T.cast(T.int32(number), dtype)
-    return T.broadcast(constant, lanes) if lanes > 1 else constant
+    return spread(T, T.cast(T.int32(number), dtype), lanes)
 
 
-def _max_pool(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+def _max_pool(
+    T: Any, machine: Machine, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any
+) -> None:
     kernel, stride, padding, _ = pool_attrs(op.node)
     raw = node_arg(op.node, 4, 1)
     dilation = (int(raw[0]), int(raw[-1])) if isinstance(raw, (list, tuple)) else (int(raw), int(raw))
@@ -300,26 +309,30 @@ def _max_pool(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, 
         return T.max(total, stored)
 
     def finish(total: Any, spot: Any, lanes: int) -> Any:
-        return _scaled(T, op, total, lanes)
+        return _scaled(T, machine, op, total, lanes)
 
-    _pool(T, xs[0], out, ins[0], to, (kernel, stride, padding, dilation), "int8", -128, fold, finish)
+    window = (kernel, stride, padding, dilation)
+    _pool(T, _lanes(machine, op), xs[0], out, ins[0], to, window, "int8", -128, fold, finish)
 
 
-def _avg_pool(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+def _avg_pool(
+    T: Any, machine: Machine, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any
+) -> None:
     kernel, stride, padding, _ = pool_attrs(op.node)
 
     def fold(total: Any, stored: Any, lanes: int) -> Any:
         return total + _shifted(T, stored, op.input_qparams[0], lanes)
 
     def finish(total: Any, spot: Any, lanes: int) -> Any:
-        m = tables[0][spot]
-        return requantize(T, total, T.broadcast(m, lanes) if lanes > 1 else m, op, lanes)
+        return machine.requantize(T, total, spread(T, tables[0][spot], lanes), op, lanes)
 
-    _pool(T, xs[0], out, ins[0], to, (kernel, stride, padding, (1, 1)), "int32", 0, fold, finish)
+    window = (kernel, stride, padding, (1, 1))
+    _pool(T, machine.floats(machine.flat), xs[0], out, ins[0], to, window, "int32", 0, fold, finish)
 
 
 def _pool(
     T: Any,
+    lanes: int,
     x: Shape,
     out: Shape,
     source: Any,
@@ -330,7 +343,7 @@ def _pool(
     fold: Callable[[Any, Any, int], Any],
     finish: Callable[[Any, Any, int], Any],
 ) -> None:
-    """Fold every window's elements that exist into `start`, vectors along the channels."""
+    """Fold every window's elements that exist into `start`, vectors of at most `lanes` along the channels."""
     (_, channels, height, width), (batch, _, out_rows, out_columns) = x, out
     kernel, stride, padding, dilation = window
 
@@ -349,13 +362,17 @@ def _pool(
             value = finish(total[every], line % out_rows * out_columns + column, lanes)
             store_all(T, to, (line * out_columns + column) * channels + channel, value, lanes)
 
-        _channel_vectors(T, channels, body)
+        for channel, some in runs(T, channels, lanes):
+            body(channel, some)
 
-    with T.parallel(0, batch * out_rows) as line, T.serial(0, out_columns) as column:
+    worth = batch * channels * out_rows * out_columns * kernel[0] * kernel[1] >= WORTH * lanes // 32
+    with tasks(T, batch * out_rows, worth) as line, T.serial(0, out_columns) as column:
         pixel(line, column)
 
 
-def _mean(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any) -> None:
+def _mean(
+    T: Any, machine: Machine, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any
+) -> None:
     x = xs[0]
     axes, keep = mean_axes(op.node)
     m = T.float32(float(ratio(op)))
@@ -370,10 +387,16 @@ def _mean(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tabl
                 with T.serial(0, height * width) as p:
                     stored = _at(T, ins[0], (n * height * width + p) * channels + channel, lanes)
                     T.buffer_store(total, total[every] + _shifted(T, stored, op.input_qparams[0], lanes), [every])
-                value = requantize(T, total[every], T.broadcast(m, lanes) if lanes > 1 else m, op, lanes)
-                store_all(T, to, n * channels + channel, value, lanes)
+                store_all(
+                    T,
+                    to,
+                    n * channels + channel,
+                    machine.requantize(T, total[every], spread(T, m, lanes), op, lanes),
+                    lanes,
+                )
 
-            _channel_vectors(T, channels, body)
+            for channel, some in runs(T, channels, machine.floats(machine.flat)):
+                body(channel, some)
         return
 
     kept = [a for a in range(len(x)) if a not in axes]
@@ -386,7 +409,7 @@ def _mean(T: Any, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tabl
             outer = dict(zip(kept, [index[a] for a in kept] if keep else index, strict=True))
             stored = ins[0][_offset([inner[a] if a in inner else outer[a] for a in range(len(x))], x)]
             T.buffer_store(total, total[0] + _shifted(T, stored, op.input_qparams[0], 1), [0])
-        T.buffer_store(to, requantize(T, total[0], m, op, 1), [_offset(index, out)])
+        T.buffer_store(to, machine.requantize(T, total[0], m, op, 1), [_offset(index, out)])
 
     if not out:  # everything folded into one number
         with T.serial(0, 1):
@@ -415,25 +438,26 @@ KERNELS: dict[str, Callable[..., None]] = {
 }
 
 
-def gather(op: IntegerOp, x: Shape, places: Shape, dtype: str) -> Any:
+def gather(op: IntegerOp, x: Shape, places: Shape, dtype: str, machine: Machine) -> Any:
     """The PrimFunc (x, table) → rows of x by a table of shape `places`; x is a torch shape."""
     row, count = math.prod(x[1:]), math.prod(places)
     lanes = math.gcd(row, 64)
 
     def body(T: Any, buffers: list[Any]) -> None:
         source, table, to = (flat(T, b) for b in buffers)
-        with T.parallel(0, -(-count // ROWS)) as task, T.serial(0, T.min(ROWS, count - task * ROWS)) as i:
+        groups = tasks(T, -(-count // ROWS), count * row >= WORTH)
+        with groups as task, T.serial(0, T.min(ROWS, count - task * ROWS)) as i:
             place = T.Bind(task * ROWS + i)
             start = T.Bind(T.cast(table[place], "int32") * row)
             with T.serial(0, row // lanes) as part:
                 taken = _at(T, source, start + part * lanes, lanes)
-                store_all(T, to, place * row + part * lanes, _scaled(T, op, taken, lanes), lanes)
+                store_all(T, to, place * row + part * lanes, _scaled(T, machine, op, taken, lanes), lanes)
 
     out = (count, *x[1:])
     return prim_func("gather", [("x", lying(x), "int8"), ("table", places, dtype), ("out", lying(out), "int8")], body)
 
 
-def quantize(shape: Shape, qparams: QParams) -> Any:
+def quantize(shape: Shape, qparams: QParams, machine: Machine) -> Any:
     """PrimFunc float32 [torch layout] → int8 [memory layout]: round half even of x·float32(1/scale), as torch does."""
     inverse = float(np.float32(1.0 / qparams.scale[0]))
     zero_point = qparams.zero_point[0]
@@ -442,9 +466,9 @@ def quantize(shape: Shape, qparams: QParams) -> Any:
         x, out = (flat(T, b) for b in buffers)
 
         def element(index: list[Any]) -> None:
-            rounded = T.nearbyint(x[_row_major(index, shape)] * T.float32(inverse))
+            scaled = x[_row_major(index, shape)] * T.float32(inverse)
             low, high = T.float32(qparams.qmin - zero_point), T.float32(qparams.qmax - zero_point)
-            integer = T.cast(T.min(T.max(rounded, low), high), "int32") + zero_point
+            integer = machine.rounded(T, T.min(T.max(scaled, low), high), 1) + zero_point
             T.buffer_store(out, T.cast(integer, "int8"), [_offset(index, shape)])
 
         _each(T, shape, element)

@@ -1,4 +1,4 @@
-"""How a device multiplies: vector width, dot-product instruction, registers. What is computed stands in sums.py."""
+"""How a device multiplies and rounds: vector width, instructions, registers. What is computed stands in sums.py, moves.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.backends.tvm.tir import widened
+from edgeq.backends.tvm.tir import spread, widened
+from edgeq.graph.integer import IntegerOp
 from edgeq.spec import EdgeqError
 
 
@@ -25,7 +26,9 @@ class Machine:
     ahead: groups of inputs that one vector load brings; the instruction then takes one out of it by its place.
     deep: channels that a depthwise kernel sums at a time. deep_intrinsic: LLVM's name of its int16 multiply-accumulate,
     None for LLVM's own choice; such an instruction leaves even channels in the first half of its sums, odd in the second.
-    scalar: no vector unit computes in float, so that sums are requantized one by one.
+    flat: int8 elements that go through an elementwise kernel at a time.
+    rounding: LLVM's name of the instruction that rounds a float half to even into an int32, where no vector unit computes in
+    float, so that sums are requantized one by one; None for nearbyint.
     """
 
     name: str
@@ -41,7 +44,17 @@ class Machine:
     ahead: int = 1
     deep: int = 16
     deep_intrinsic: str | None = None
-    scalar: bool = False
+    flat: int = 32
+    rounding: str | None = None
+
+    @property
+    def scalar(self) -> bool:
+        """Whether floats are computed one by one."""
+        return self.rounding is not None
+
+    def floats(self, lanes: int) -> int:
+        """How many of `lanes` floats are computed at a time."""
+        return 1 if self.scalar else lanes
 
     @property
     def staged_bytes(self) -> int:
@@ -98,6 +111,24 @@ class Machine:
         halves = [T.reinterpret(f"int32x{self.deep // 2}", v) for v in (data, taps)]
         return T.call_llvm_pure_intrin(wide, self.deep_intrinsic, total, *halves)
 
+    def requantize(self, T: Any, total: Any, ratio: Any, op: IntegerOp, lanes: int) -> Any:
+        """int32 sums → int8: float32(total)·ratio, clipped, rounded half to even, plus zero point.
+
+        Bounds are integers, so that clipping first equals clipping last, and the conversion back to int32 cannot overflow.
+        There is no float addition, hence nothing a compiler could contract into a fused multiply-add.
+        """
+        zero_point = op.output_qparams.zero_point[0]
+        scaled = T.cast(total, f"float32x{lanes}" if lanes > 1 else "float32") * ratio
+        low, high = (spread(T, T.float32(b - zero_point), lanes) for b in (op.low, op.high))
+        integer = self.rounded(T, T.min(T.max(scaled, low), high), lanes) + spread(T, T.int32(zero_point), lanes)
+        return T.cast(integer, f"int8x{lanes}" if lanes > 1 else "int8")
+
+    def rounded(self, T: Any, value: Any, lanes: int) -> Any:
+        """float32 → int32, rounded half to even; the value fits."""
+        if self.rounding is not None:
+            return T.call_llvm_pure_intrin("int32", self.rounding, value)
+        return T.cast(T.nearbyint(value), f"int32x{lanes}" if lanes > 1 else "int32")
+
     def tile(self, columns: int, vectors: int, chunk: int) -> tuple[int, int]:
         """Pixels × weight vectors whose sums stay in registers, for an output row of `columns` pixels.
 
@@ -127,12 +158,13 @@ AVX512 = Machine("avx512", 16, 2, 32, "int16", None, "llvm.x86.avx512.pmaddw.d.5
 AVX2 = Machine("avx2", 8, 2, 16, "int16", None, "llvm.x86.avx2.pmadd.wd", deep=8)
 PLAIN = Machine("plain", 8, 1, 16, "int16", None, None, pair=2, deep=8)
 # Arm ARM: sdot multiplies int8 quadruples; without it LLVM makes smlal and smlal2 of int16. Both take an element of a vector.
-SDOT = Machine("neon-sdot", 4, 4, 32, "int8", 0, "llvm.aarch64.neon.sdot", accumulates=True, ahead=4, deep=8)
-NEON = Machine("neon", 8, 1, 32, "int16", None, None, pair=2, ahead=8, deep=8)
+SDOT = Machine("neon-sdot", 4, 4, 32, "int8", 0, "llvm.aarch64.neon.sdot", accumulates=True, ahead=4, deep=8, flat=16)
+NEON = Machine("neon", 8, 1, 32, "int16", None, None, pair=2, ahead=8, deep=8, flat=16)
 # Hexagon V66 HVX PRM: vrmpy multiplies int8 quadruples, vmpy int16 pairwise into the sums of even and of odd elements.
+# V67 PRM: convert_sf2w rounds as the status register says, and that is half to even.
 HVX = Machine(
     "hvx", 32, 4, 32, "int8", 0, "llvm.hexagon.V6.vrmpybv.acc.128B", accumulates=True, words=True,
-    deep=64, deep_intrinsic="llvm.hexagon.V6.vmpyhv.acc.128B", scalar=True,
+    deep=64, deep_intrinsic="llvm.hexagon.V6.vmpyhv.acc.128B", flat=128, rounding="llvm.hexagon.F2.conv.sf2w",
 )  # fmt: skip
 
 

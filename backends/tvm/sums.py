@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeq.backends.tvm.schedule import Machine
-from edgeq.backends.tvm.tir import flat, prim_func, requantize, runs, store_all, widened
+from edgeq.backends.tvm.tir import flat, prim_func, runs, store_all, tasks, widened
 from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import ConvAttrs
 
@@ -251,8 +251,7 @@ class Task:
 def _tasks(T: Any, g: Geometry, c: Cut, blocks: int, body: Callable[[Task], None]) -> None:
     """body(task) for every task."""
     rows, columns = g.per_phase
-    loop = T.parallel if c.parallel else T.serial
-    with loop(0, g.batch * c.row_tasks * c.column_tasks * c.block_tasks) as number:
+    with tasks(T, g.batch * c.row_tasks * c.column_tasks * c.block_tasks, c.parallel) as number:
         spot, strip = number // c.block_tasks, number % c.block_tasks
         line, place = spot // c.column_tasks, spot % c.column_tasks
         row, block = T.Bind(line % c.row_tasks * c.rows), T.Bind(strip * c.blocks)
@@ -263,7 +262,7 @@ def _tasks(T: Any, g: Geometry, c: Cut, blocks: int, body: Callable[[Task], None
 
 
 def _stage(
-    T: Any, g: Geometry, c: Cut, task: Task, x: Any, dtype: str, channels: int, fill: int, read: Any
+    T: Any, m: Machine, g: Geometry, c: Cut, task: Task, x: Any, dtype: str, channels: int, fill: int, read: Any
 ) -> tuple[Any, int]:
     """Copy what a task reads into [rows, columns, groups, channels] with `fill` around it; returns that and its columns.
 
@@ -277,11 +276,11 @@ def _stage(
     inside = max(0, min(g.size[1], columns - g.pad[1]))  # columns that some output reads
 
     def fill_run(start: Any, count: int) -> None:
-        for base, lanes in runs(T, count, 32):
+        for base, lanes in runs(T, count, m.flat):
             store_all(T, staged, start + base, T.cast(T.int32(fill), dtype), lanes)
 
     def copy_run(start: Any, source: Any, count: int) -> None:
-        for base, lanes in runs(T, count, 32):
+        for base, lanes in runs(T, count, m.flat):
             store_all(T, staged, start + base, read(x, source + base, lanes), lanes)
 
     with T.serial(0, (task.rows - 1) * g.stride[0] + reach) as r:
@@ -335,7 +334,7 @@ def _dense(
         return m.read(T, buffer[T.ramp(start, 1, lanes) if lanes > 1 else start], zero_point, lanes)
 
     def task(t: Task) -> None:
-        staged, columns = _stage(T, g, c, t, x, m.staged, quads * m.group, m.fill(zero_point), read)
+        staged, columns = _stage(T, m, g, c, t, x, m.staged, quads * m.group, m.fill(zero_point), read)
 
         def tile(line: Any, r: Any, q: Any, block: Any, number: Any) -> None:
             """One register tile: `pixels` outputs of a row of a phase, `wide` vectors of output channels."""
@@ -414,7 +413,7 @@ def _depthwise(
         return widened(T, stored, -zero_point, width)
 
     def task(t: Task) -> None:
-        staged, columns = _stage(T, dataclasses.replace(g, groups=1), c, t, x, "int16", channels, 0, read)
+        staged, columns = _stage(T, m, dataclasses.replace(g, groups=1), c, t, x, "int16", channels, 0, read)
         tiles = -(-g.out[1] // pixels)
         with T.serial(0, blocks) as block, T.serial(0, t.rows) as line, T.serial(0, tiles) as number:
             channel = T.Bind(block * lanes)
@@ -473,7 +472,7 @@ def _finish(
     spot = (at.image * g.out[0] + at.row) * g.out[1] + at.column
     every = T.ramp(start, 1, lanes)
     if not m.scalar and g.last and at.outs % lanes == 0:
-        value = requantize(T, total[every], ratio[T.ramp(lane, 1, lanes)], op, lanes)
+        value = m.requantize(T, total[every], ratio[T.ramp(lane, 1, lanes)], op, lanes)
         T.buffer_store(out, value, [T.ramp(spot * g.out_channels + at.channel, 1, lanes)])
         return
     if m.scalar:
@@ -481,7 +480,7 @@ def _finish(
         T.buffer_store(held, total[every], [T.ramp(0, 1, lanes)])
     else:
         held = T.alloc_buffer((lanes,), "int8", scope="global")
-        value = requantize(T, total[every], ratio[T.ramp(lane, 1, lanes)], op, lanes)
+        value = m.requantize(T, total[every], ratio[T.ramp(lane, 1, lanes)], op, lanes)
         T.buffer_store(held, value, [T.ramp(0, 1, lanes)])
     with T.serial(0, T.max(0, T.min(lanes, at.outs - at.inner))) as k:
         if g.last:
@@ -489,7 +488,7 @@ def _finish(
         else:
             place = (at.image * g.out_channels + at.channel + k) * g.out[1] + at.column
         index = k if list(order) == list(range(lanes)) else k % 2 * (lanes // 2) + k // 2
-        T.buffer_store(out, requantize(T, held[index], ratio[lane + k], op, 1) if m.scalar else held[k], [place])
+        T.buffer_store(out, m.requantize(T, held[index], ratio[lane + k], op, 1) if m.scalar else held[k], [place])
 
 
 def _guard(T: Any, condition: Any, needed: bool, body: Any) -> None:

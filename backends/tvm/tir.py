@@ -1,4 +1,4 @@
-"""Small words for writing TIR kernels: functions, flat views, vector loops, requantisation."""
+"""Small words for writing TIR kernels: functions, flat views, vector loops."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-
-from edgeq.graph.integer import IntegerOp
 
 
 def prim_func(
@@ -38,13 +36,16 @@ def flat(T: Any, buffer: Any) -> Any:
 
 
 def runs(T: Any, count: int, lanes: int) -> Iterator[tuple[Any, int]]:
-    """Loops over `count` elements: (start, lanes) for whole vectors, then (start, 1) for the rest."""
-    if count >= lanes:
-        with T.serial(0, count // lanes) as i:
-            yield i * lanes, lanes
-    if count % lanes:
-        with T.serial(0, count % lanes) as i:
-            yield count // lanes * lanes + i, 1
+    """A loop over `count` elements as (start, lanes), at most `lanes` of them; the last vector overlaps the one before."""
+    lanes = min(lanes, 1 << (count.bit_length() - 1)) if count else 0
+    if count:
+        with T.serial(0, -(-count // lanes)) as i:
+            yield (i * lanes if count % lanes == 0 else T.Bind(T.min(i * lanes, count - lanes))), lanes
+
+
+def tasks(T: Any, count: Any, worth: bool) -> Any:
+    """A loop whose rounds may run on several threads, where that is worth a microsecond or two."""
+    return T.parallel(0, count) if worth else T.serial(0, count)
 
 
 def store_all(T: Any, buffer: Any, start: Any, value: Any, lanes: int) -> None:
@@ -62,19 +63,6 @@ def widened(T: Any, stored: Any, shift: int, lanes: int) -> Any:
     return wide + T.cast(T.int32(shift), "int16")
 
 
-def requantize(T: Any, total: Any, ratio: Any, op: IntegerOp, lanes: int) -> Any:
-    """int32 sums → int8: float32(total)·ratio, clipped, rounded half to even, plus zero point.
-
-    Bounds are integers, so that clipping first equals clipping last, and the conversion back to int32 cannot overflow.
-    There is no float addition, hence nothing a compiler could contract into a fused multiply-add.
-    """
-    zero_point = op.output_qparams.zero_point[0]
-    shape = f"x{lanes}" if lanes > 1 else ""
-
-    def spread(value: Any) -> Any:
-        return T.broadcast(value, lanes) if lanes > 1 else value
-
-    scaled = T.cast(total, f"float32{shape}") * ratio
-    clipped = T.min(T.max(scaled, spread(T.float32(op.low - zero_point))), spread(T.float32(op.high - zero_point)))
-    integer = T.cast(T.nearbyint(clipped), f"int32{shape}") + spread(T.int32(zero_point))
-    return T.cast(integer, f"int8{shape}")
+def spread(T: Any, value: Any, lanes: int) -> Any:
+    """A scalar in every lane."""
+    return T.broadcast(value, lanes) if lanes > 1 else value
