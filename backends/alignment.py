@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 # how XNNPACK's name of an operator begins → types of it in a .tflite or a delegate's graph, without case and underscores;
 # names are those of XNNPACK's operator-type-defs.inc
@@ -31,12 +33,14 @@ TYPES: dict[str, tuple[str, ...]] = {
     "ceiling": ("ceil", "ceiling"),
     "slice": ("slice", "stridedslice", "staticslice"),
     "sum": ("sum", "staticsum"),
+    # what XNNPACK computes by a table, an activation with the conversions around it, has no better name
+    "invalid unary op": ("gelu", "logistic", "sigmoid", "tanh", "hardswish", "elu", "exp", "leakyrelu", "log"),
     "resize bilinear": ("resizebilinear", "staticresizebilinear2d"),
 }
 # what XNNPACK puts in by itself, and what it drops or folds into a neighbour
 PLUMBING = frozenset({"transpose", "convert", "copy", "static reshape", "constant pad"})
 FOLDED = frozenset({"pad", "padv2", "staticconstantpad", "relu", "relu6", "clamp", "reshape", "staticreshape", "squeeze",
-                    "expanddims", "transpose", "statictranspose"})  # fmt: skip
+                    "expanddims", "transpose", "statictranspose", "convert", "quantize", "dequantize"})  # fmt: skip
 FORWARD = frozenset({"pad", "padv2", "staticconstantpad"})  # folded into the operator that reads it
 MATCH, SURPRISE, EXPECTED = 4, -3, -1  # scores of a pair, of a gap, and of a gap of a type that often is one
 
@@ -49,7 +53,7 @@ def align(types: Sequence[str], names: Sequence[str]) -> list[tuple[int, ...]]:
     The alignment of the highest score (Needleman and Wunsch, 1970).
     """
     plain = [t.replace("_", "").lower() for t in types]
-    beginnings = [name.split(" (")[0].strip().lower() for name in names]
+    beginnings = [_beginning(name) for name in names]
     rows, columns = len(plain), len(names)
     best = [[0] * (columns + 1) for _ in range(rows + 1)]
     skip = [EXPECTED if p in FOLDED else SURPRISE for p in plain]
@@ -74,10 +78,10 @@ def align(types: Sequence[str], names: Sequence[str]) -> list[tuple[int, ...]]:
             j -= 1
         else:
             i -= 1
-    for j in range(1, columns):  # a concatenation is one copy for each of its inputs
-        if not found[j] and found[j - 1] and beginnings[j] == beginnings[j - 1] == "copy":
-            found[j].append(found[j - 1][0])
     owner = {at[0]: j for j, at in enumerate(found) if at}
+    for first, second in (*pairwise(range(columns)), *pairwise(reversed(range(columns)))):
+        if beginnings[first] == beginnings[second] == "copy" and found[first] and not found[second]:
+            found[second].append(found[first][0])  # a concatenation is one copy for each of its inputs
     for i in range(rows):
         if i not in owner and owner:
             behind = [k for k in owner if k > i]
@@ -87,9 +91,14 @@ def align(types: Sequence[str], names: Sequence[str]) -> list[tuple[int, ...]]:
     return [tuple(at) for at in found]
 
 
+def _beginning(name: str) -> str:
+    """`fully connected` of `Fully Connected (NC, QS8, QC8W) GEMM #3`."""
+    return re.split(r" [(#]", name)[0].strip().lower()
+
+
 def _score(plain: str, name: str) -> int:
     """How well XNNPACK's `name` fits an operator of type `plain`; 0 where it does not."""
-    beginning = name.split(" (")[0].strip().lower()
+    beginning = _beginning(name)
     known = TYPES.get(beginning, (beginning.replace(" ", ""),))
     if plain not in known and plain.rstrip("0123456789") not in known:  # Concatenate3, EvenSplit2
         return 0

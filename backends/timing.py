@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from edgeq.spec import EdgeqError, LatencyReport, OpLatency, Spread
 
 Seen = TypeVar("Seen")
 
+WAITING = "waiting for a core"
+LEAST_WAITING = 0.005  # of the total, from which on it is a row
 BLOCK = 5  # runs measured in a row before the other kind has its turn
 EventKind = Literal["kernel", "delegated", "delegate", "runtime"]
 
@@ -56,22 +58,36 @@ def events_of(result: Mapping[str, Any]) -> tuple[Event, ...]:
     return events
 
 
-def times(call: Callable[[], object], warmup: int, runs: int) -> list[float]:
-    """Milliseconds of each of `runs` calls after `warmup`."""
+class Run(NamedTuple):
+    """Milliseconds of one call, and how many of them the calling thread was on no core."""
+
+    ms: float
+    waited: float
+
+
+def watched(call: Callable[[], object], warmup: int, runs: int) -> list[Run]:
+    """Each of `runs` calls after `warmup`."""
     for _ in range(warmup):
         call()
     spent = []
     for _ in range(runs):
-        start = time.perf_counter_ns()
+        start, worked = time.perf_counter_ns(), time.thread_time_ns()
         call()
-        spent.append((time.perf_counter_ns() - start) / 1e6)
+        worked = time.thread_time_ns() - worked
+        ms = (time.perf_counter_ns() - start) / 1e6
+        spent.append(Run(ms, max(0.0, ms - worked / 1e6)))
     return spent
+
+
+def times(call: Callable[[], object], warmup: int, runs: int) -> list[float]:
+    """Milliseconds of each of `runs` calls after `warmup`."""
+    return [run.ms for run in watched(call, warmup, runs)]
 
 
 def alternate(
     call: Callable[[], object], traced: Callable[[], Seen], warmup: int, runs: int
-) -> tuple[list[float], list[Seen]]:
-    """Milliseconds of `runs` calls after `warmup`, and what as many traced ones saw.
+) -> tuple[list[Run], list[Seen]]:
+    """Each of `runs` calls after `warmup`, and what as many traced ones saw.
 
     They take turns in blocks, so that both see the same machine: its clock and what else runs on it drift. The first run
     of a block is not measured, as the caches hold the other kind's weights.
@@ -79,11 +95,11 @@ def alternate(
     for _ in range(warmup):
         call()
     traced()  # runtimes pack weights in the first run
-    spent: list[float] = []
+    spent: list[Run] = []
     seen: list[Seen] = []
     while len(spent) < runs:
         count = min(BLOCK, runs - len(spent))
-        spent += times(call, 1, count)
+        spent += watched(call, 1, count)
         traced()
         seen += [traced() for _ in range(count)]
     return spent, seen
@@ -99,10 +115,18 @@ def report(
     warmup: int,
     method: str = "",
     device: str = "",
+    waited: Sequence[float] = (),
 ) -> LatencyReport:
-    """Total over `run_ms` (untraced runs, milliseconds), and `rows` settled so that they add up to its median."""
+    """Total over `run_ms` (untraced runs, milliseconds), and `rows` settled so that they add up to its median.
+
+    waited: of each run, how long the thread that computes it was on no core; known for one thread only. What of the median
+    goes back to it is a row, so that a busy machine's time is nobody else's.
+    """
     median, p10, p90 = (float(p) for p in np.percentile(run_ms, (50, 10, 90)))
-    settled, scale = settle(median, rows) if rows else ((), 1.0)
+    worked = float(np.median(np.subtract(run_ms, waited))) if waited else median
+    lost = max(0.0, median - worked)
+    waiting = [OpLatency(WAITING, lost, kind="overhead")] if lost >= LEAST_WAITING * median else []
+    settled, scale = settle(median, rows, waiting) if rows else ((), 1.0)
     return LatencyReport(
         device=device or platform.processor() or platform.machine(),
         backend=backend,
@@ -118,8 +142,10 @@ def report(
     )
 
 
-def settle(total: float, rows: Sequence[OpLatency]) -> tuple[tuple[OpLatency, ...], float]:
-    """`rows` with their times, then what they leave of `total` as a row of its own; and the scale they were given.
+def settle(
+    total: float, rows: Sequence[OpLatency], fixed: Sequence[OpLatency] = ()
+) -> tuple[tuple[OpLatency, ...], float]:
+    """`rows` with their times, `fixed`, then what both leave of `total` as a row; and the scale that `rows` were given.
 
     A row's time is the mean of the middle half of its traced runs: as steady as a median, finer than a profiler's clock of
     whole microseconds. So what disturbs a few runs is in no layer's row; where it disturbs most of them it is in the total,
@@ -127,9 +153,9 @@ def settle(total: float, rows: Sequence[OpLatency]) -> tuple[tuple[OpLatency, ..
     without runs keeps its time.
     """
     times = [max(0.0, _typical(row.run_ms)) if row.run_ms else row.ms for row in rows]
-    spent = math.fsum(times)
-    scale = min(1.0, total / spent) if spent > 0 else 1.0
-    settled = [dataclasses.replace(row, ms=ms * scale) for row, ms in zip(rows, times, strict=True)]
+    spent, there = math.fsum(times), total - math.fsum(row.ms for row in fixed)
+    scale = min(1.0, there / spent) if spent > 0 else 1.0
+    settled = [dataclasses.replace(row, ms=ms * scale) for row, ms in zip(rows, times, strict=True)] + [*fixed]
     left = max(0.0, total - math.fsum(row.ms for row in settled))
     return (*settled, OpLatency("unattributed", left, kind="unattributed")), scale
 

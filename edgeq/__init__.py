@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeq.api import export, profile, quantize, report, verify
+    from edgeq.api import compare, export, profile, quantize, report, verify
     from edgeq.graph.package import QuantizedModel, load
     from edgeq.spec import Artifact, EdgeqError
     from edgeq.task import Task
@@ -16,6 +16,7 @@ __all__ = [
     "EdgeqError",
     "QuantizedModel",
     "Task",
+    "compare",
     "export",
     "load",
     "profile",

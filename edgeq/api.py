@@ -21,15 +21,18 @@ from edgeq.calib.recipes import RECIPES
 from edgeq.calib.recipes import recipe as find_recipe
 from edgeq.calib.workspace import forget
 from edgeq.devices import host
+from edgeq.devices.host import Host
 from edgeq.graph import package
 from edgeq.graph.annotate import Annotation, annotate, default_plan
 from edgeq.graph.capture import Captured, capture, flatten
 from edgeq.graph.convert import Resolved, convert, float_program
 from edgeq.graph.ops import kind_of, table
 from edgeq.graph.package import QuantizedModel, load_plan, read_json, versions, write_json
+from edgeq.run.compare import compare as compare_profiles
 from edgeq.run.files import artifact_json, exported, find
-from edgeq.run.profile import pair_json
+from edgeq.run.profile import kept, pair_json
 from edgeq.run.profile import profile as profile_artifact
+from edgeq.run.trace import chrome_trace
 from edgeq.run.verify import evaluate, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
 from edgeq.spec import Artifact, EdgeqError, Progress, QParams, QuantPlan, Recipe, Target
@@ -232,35 +235,56 @@ def profile(
     threads: int = 1,
     warmup: int = 5,
     runs: int = 30,
+    trace: str | Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Time every artefact of `model` (or those of `to`) on this host, the float network beside it.
 
-    Milliseconds: median, 10th and 90th percentile over `runs` after `warmup`. Returns plain data and writes it to
-    profile.json.
+    Milliseconds: median, 10th and 90th percentile over `runs` after `warmup`, and rows that add up to the median. Returns
+    plain data and writes it to profile.json; each report is kept among the measurements (edgeq.run.measurements). trace:
+    file to write the same to in Chrome's trace format.
     """
     model = _saved(model)
     chosen = tuple(to) or exported(model)
     if not chosen:
         raise EdgeqError(f"{model.folder}: nothing exported yet; run edgeq export {model.folder} --to litert first")
-    pairs = []
+    pairs, notes = [], []
     for name in chosen:
         twin = find(model, name, "float") if name in exported(model, "float") else None
         if twin is None and backends.runs_here(name) == "yes":
             progress(f"export float twin for {name}", 0, None)
             twin = export(model, name, float_twin=True)
-        pairs.append(
-            profile_artifact(
-                find(model, name), twin, model.golden, threads=threads, warmup=warmup, runs=runs, progress=progress
-            )
-        )
-    found = {
+        int8 = find(model, name)
+        pair = profile_artifact(int8, twin, model.golden, threads=threads, warmup=warmup, runs=runs, progress=progress)
+        try:
+            pair = kept(pair, model, (int8, twin), Host().describe())
+        except EdgeqError as error:
+            notes.append(f"{name} was measured, but is not kept: {error}")
+        pairs.append(pair)
+    found: dict[str, Any] = {
         "model": model.name,
         "device": "host",
         "versions": versions(),
         "backends": {pair.backend: pair_json(pair) for pair in pairs},
+        "notes": notes,
     }
-    return _merge(_home(model) / "profile.json", found)
+    _merge(_home(model) / "profile.json", found)
+    if trace is not None:
+        Path(trace).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(trace), chrome_trace(found))
+    return found
+
+
+def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
+    """Two profiles side by side, with a verdict as far as the noise allows one; its shape is described in docs/json.md.
+
+    a, b: a model folder, a file that `edgeq profile --json` printed, or the number of a kept measurement; `:BACKEND` behind
+    it picks one runtime.
+
+    Raises:
+        EdgeqError: there is no such profile, or the two have no runtime in common.
+    """
+    return compare_profiles(str(a), str(b))
 
 
 def report(model: QuantizedModel | str | Path, *, output: str | Path | None = None) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -170,21 +169,45 @@ def verify(
 
 @app.command()
 def profile(
-    folder: Folder,
+    folder: Annotated[Path | None, typer.Argument(help="Folder written by edgeq quantize.", show_default=False)] = None,
     to: To = None,
     device: Device = "host",
     threads: Threads = 1,
     warmup: Annotated[int, typer.Option(min=0, help="Runs before timing starts.")] = 5,
     runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median is reported.")] = 30,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write a trace for chrome://tracing or ui.perfetto.dev to this file.", show_default=False
+        ),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            help="Measure nothing; put two profiles side by side: model folders, files of --json, numbers of measurements, "
+            "each with :BACKEND or without.",
+            metavar="A B",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time each artefact, the float network on the same runtime beside it, and each operator where it can be seen."""
     from edgeq import api
-    from edgeq.pages.tables import latency_tables
+    from edgeq.pages.tables import comparison_tables, latency_tables
 
+    if compare is not None:
+        if folder is not None:
+            raise typer.BadParameter("--compare takes two profiles and measures no folder")
+        _print(api.compare(*compare), as_json, comparison_tables)
+        return
+    if folder is None:
+        raise typer.BadParameter("name a folder written by edgeq quantize, or two profiles to --compare")
     api.check_device(device)
     with _progress() as progress:
-        found = api.profile(folder, to=to or (), threads=threads, warmup=warmup, runs=runs, progress=progress)
+        found = api.profile(
+            folder, to=to or (), threads=threads, warmup=warmup, runs=runs, trace=trace, progress=progress
+        )
     _print(found, as_json, latency_tables)
 
 
@@ -271,9 +294,9 @@ class _progress:
 
 def _print(found: dict[str, Any], as_json: bool, render: Any) -> None:
     if as_json:
-        from edgeq.graph.package import plain
+        from edgeq.graph.package import dumps
 
-        sys.stdout.write(json.dumps(plain(found), indent=1, allow_nan=False) + "\n")
+        sys.stdout.write(dumps(found) + "\n")
         return
     from rich.console import Console
 

@@ -270,6 +270,7 @@ class LatencyReport:
     method: how rows were measured (`etdump`, `litert profiler`, `prefixes`, ...); empty when there are none.
     row_scale: below 1 where the traced runs took longer than the untraced: every row was multiplied by it.
     unattributed_ms: of the row of that kind; None without rows.
+    measurement: its number among the kept measurements; None where it was not kept.
     """
 
     device: str
@@ -283,6 +284,7 @@ class LatencyReport:
     method: str = ""
     row_scale: float = 1.0
     unattributed_ms: float | None = None
+    measurement: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +296,7 @@ class InstructionReport:
     versions: dict[str, str]
     threads: int
     instructions: int
+    measurement: int | None = None
 
 
 # ---------------------------------------------------------------- devices

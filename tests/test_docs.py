@@ -19,8 +19,9 @@ import typer.main
 import edgeq
 from edgeq import api, cli
 from edgeq.graph.package import load_plan
+from edgeq.run.compare import Ratio
 from edgeq.run.verify import OutputParity, Parting
-from edgeq.spec import LatencyReport, OpPlacement
+from edgeq.spec import InstructionReport, LatencyReport, OpLatency, OpPlacement, Spread
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -136,7 +137,7 @@ def test_every_field_is_described(model: edgeq.QuantizedModel, task: Path) -> No
     out = task.parent / "out"
     for name in ("plan.json", "manifest.json", "qparams.json"):
         assert set(json.loads((out / name).read_text())) <= described, name
-    for kind in (OutputParity, OpPlacement, LatencyReport, Parting):
+    for kind in (OutputParity, OpPlacement, LatencyReport, Spread, OpLatency, InstructionReport, Ratio, Parting):
         assert {f.name for f in dataclasses.fields(kind)} <= described, kind
     doctor = api.doctor()
     assert {*api.summary(model), *doctor, *doctor["targets"]["portable"], *doctor["devices"]["host"]} <= described

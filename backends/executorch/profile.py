@@ -39,15 +39,16 @@ def profile(
         traced.forward(given)
         return next(calls)
 
-    run_ms, kept = alternate(lambda: module.forward(given), trace, warmup, runs)
+    spent, kept = alternate(lambda: module.forward(given), trace, warmup, runs)
     return report(
-        run_ms,
+        [run.ms for run in spent],
         place(artifact, _events(traced, kept)),
         backend="executorch",
         versions={"executorch": version("executorch")},
         threads=threads,
         warmup=warmup,
         method=METHOD,
+        waited=[run.waited for run in spent] if threads == 1 else (),
     )
 
 

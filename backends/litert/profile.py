@@ -14,7 +14,7 @@ from edgeq.backends.alignment import align
 from edgeq.backends.litert.flatbuffer import pack, schema
 from edgeq.backends.litert.profiler import Happened, Profiled, available, merged
 from edgeq.backends.litert.run import feed, interpreter
-from edgeq.backends.timing import Event, alternate, events_of, overhead, report, times
+from edgeq.backends.timing import Event, Run, alternate, events_of, overhead, report, times, watched
 from edgeq.graph.quiet import quiet
 from edgeq.spec import Artifact, LatencyReport, OpLatency, RowKind
 
@@ -37,36 +37,37 @@ def profile(
     engine = interpreter(artifact.path, threads=threads)
     feed(artifact.path, engine, inputs)
     if available():
-        run_ms, rows = _profiled(artifact, engine, threads, warmup, runs)
+        spent, rows = _profiled(artifact, engine, threads, warmup, runs)
         method = METHOD
     else:
-        run_ms, method = times(engine.invoke, warmup, runs), PREFIXES
+        spent, method = watched(engine.invoke, warmup, runs), PREFIXES
         rows = _prefixes(artifact, inputs, threads, warmup, runs)
     return report(
-        run_ms,
+        [run.ms for run in spent],
         rows,
         backend="litert",
         versions={"ai-edge-litert": version("ai-edge-litert")},
         threads=threads,
         warmup=warmup,
         method=method,
+        waited=[run.waited for run in spent] if threads == 1 else (),
     )
 
 
 def _profiled(
     artifact: Artifact, engine: Any, threads: int, warmup: int, runs: int
-) -> tuple[list[float], list[OpLatency]]:
+) -> tuple[list[Run], list[OpLatency]]:
     with quiet():  # LiteRT's C code logs to stderr
         profiled = Profiled(artifact.path, threads)
     try:
         for detail in engine.get_input_details():
             profiled.set_input(detail["name"], engine.get_tensor(detail["index"]).tobytes())
         seen: list[list[Happened]]
-        run_ms, seen = alternate(engine.invoke, profiled.run, warmup, runs)
+        spent, seen = alternate(engine.invoke, profiled.run, warmup, runs)
     finally:
         with quiet():
             profiled.close()
-    return run_ms, place(artifact, events_of({"events": merged(seen)}))
+    return spent, place(artifact, events_of({"events": merged(seen)}))
 
 
 def place(artifact: Artifact, events: Sequence[Event]) -> list[OpLatency]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -239,8 +240,15 @@ def replacing(folder: Path, marker: str = MANIFEST, what: str = "quantized model
 def write_json(path: Path, content: Any) -> None:
     """Write JSON beside `path` and rename, so that a reader never sees half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n")
+    part.write_text(dumps(content) + "\n")
     part.rename(path)
+
+
+def dumps(content: Any) -> str:
+    """Strict JSON a person can read: indented, a list of numbers in one line."""
+    text = json.dumps(plain(content), indent=1, allow_nan=False)
+    # a newline inside a bracket is layout: in a string it would be escaped
+    return re.sub(r"\[\n[-+.\deE,\s]*\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
 
 
 def plain(content: Any) -> Any:

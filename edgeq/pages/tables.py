@@ -14,8 +14,11 @@ from rich.text import Text
 from edgeq.pages.words import (
     NOTHING,
     ap,
+    compared,
     decibel,
+    differing,
     grouped,
+    grouped_digits,
     join,
     label,
     medians,
@@ -30,10 +33,12 @@ from edgeq.pages.words import (
     slower,
     speed,
     title,
+    unsteady,
 )
 
 Found = Mapping[str, Any]
 STYLE = {"integer": "green", "eligible": "cyan", "float island": "yellow"}
+VERDICTS = {"faster": "green", "slower": "bold yellow", "no difference seen": "dim", "too few runs": "dim"}
 SHOWN = 10  # slowest operators listed; the page has all
 
 
@@ -202,7 +207,59 @@ def latency_tables(found: Found) -> list[RenderableType]:
         runs = measured["total_ms"]["runs"]
         how = f"{runs} runs after {measured['warmup']}, {_threads(measured)}, {measured['device']}"
     said = [Text(f"{join(untimed)} cannot be timed on this host", style="dim")] if untimed else []
+    said += [Text(sentence, style="dim") for sentence in (*unsteady(found), *found.get("notes", ()))]
+    numbers = _numbers(found)
+    said += [Text(f"kept as {numbers}; edgeq profile --compare takes these numbers", style="dim")] if numbers else []
     return [*_warnings(found), _head(found["model"], how), table, *said, *parts]
+
+
+def _numbers(found: Found) -> str:
+    """`measurements 3 (LiteRT), 4 (its float twin)`."""
+    said = []
+    for name, row in found["backends"].items():
+        for report, what in ((row, title(name)), (row["float"], "its float twin")):
+            if (report or {}).get("measurement") is not None:
+                said.append(f"{report['measurement']} ({what})")
+    return f"measurement{'s' if len(said) > 1 else ''} {', '.join(said)}" if said else ""
+
+
+def comparison_tables(found: Found) -> list[RenderableType]:
+    """profile --compare: the verdict first, then both totals, then every layer that both have."""
+    parts: list[RenderableType] = [
+        Text.assemble(("A  ", "bold"), found["a"]),
+        Text.assemble(("B  ", "bold"), found["b"]),
+    ]
+    for pair in found["pairs"]:
+        total = pair["total"]
+        who = (pair["a"]["backend"], pair["b"]["backend"])
+        name = title(who[0]) if who[0] == who[1] else f"{title(who[0])} (A) and {title(who[1])} (B)"
+        parts += [Text(), _head(name, ""), Text(compared(total), style=VERDICTS[total["verdict"]])]
+        parts += [Text(sentence, style="dim") for sentence in differing(pair)]
+        table = _table("A ms", "B ms", "B / A", "interval", "B is", "layer", left=(4, 5))
+        for row in sorted(pair["layers"], key=lambda row: -max(row["a_ms"], row["b_ms"])):
+            table.add_row(*_compared_row(row), escape(label(row)))
+        table.add_section()
+        table.add_row(*_compared_row(total), "whole inference")
+        parts.append(table)
+    note = "interval: 95 % of the bootstrapped ratio of medians, 99.9 % for a layer"
+    return [*parts, Text(note, style="dim")]
+
+
+def _compared_row(row: Found) -> list[RenderableType]:
+    between = NOTHING if row["low"] is None else f"{row['low']:.2f}–{row['high']:.2f}"
+    ratio = NOTHING if row["ratio"] is None else f"{row['ratio']:.2f}"
+    verdict = str(row["verdict"])
+    said = {"no difference seen": "", "too few runs": NOTHING}.get(verdict, verdict)
+    return [number(row["a_ms"]), number(row["b_ms"]), ratio, between, Text(said, style=VERDICTS[verdict])]
+
+
+def instruction_table(found: Found) -> list[RenderableType]:
+    """Instructions of one inference on an emulated core, one row a runtime; there is no time to show."""
+    table = _table("runtime", "instructions", "device", left=(0, 2))
+    for name, row in found["backends"].items():
+        table.add_row(title(name), grouped_digits(row["instructions"]), escape(row["device"]))
+    note = "counted on an emulated core; from instructions no time follows"
+    return [_head(found["model"], "instructions of one inference"), table, Text(note, style="dim")]
 
 
 def doctor_tables(found: Found) -> list[RenderableType]:

@@ -188,6 +188,59 @@ def scaled(report: Mapping[str, Any]) -> str:
     return f"; rows × {report['row_scale']:.2f}, as tracing took longer" if report["row_scale"] < 0.995 else ""
 
 
+UNSTEADY = 1.5  # p90 over p10 of whole runs from which on something else is named as running too
+
+
+def unsteady(found: Mapping[str, Any] | None) -> list[str]:
+    """One sentence for each artefact of a profile whose runs differ much: what was measured is partly the machine's load."""
+    said = []
+    for name, row in (found or {}).get("backends", {}).items():
+        for report, what in ((row, "int8"), (row.get("float"), "float")):
+            total = (report or {}).get("total_ms")
+            if total and total["p10"] > 0 and total["p90"] / total["p10"] >= UNSTEADY:
+                said.append(
+                    f"{title(name)}, {what}: runs took {number(total['p10'])} to {number(total['p90'])} ms, so something else "
+                    "kept this device busy; measure again when it is quiet."
+                )
+    return said
+
+
+def compared(total: Mapping[str, Any]) -> str:
+    """The verdict on two profiles in a sentence: `B is 1.32× as fast as A (1.28× to 1.35×).`"""
+    times = f"{number(total['a_ms'])} ms and {number(total['b_ms'])} ms"
+    if total["verdict"] == "too few runs":
+        return f"{times}: too few runs to say which is faster."
+    if total["verdict"] == "no difference seen":
+        between = "" if total["low"] is None else f"; B takes {total['low']:.2f} to {total['high']:.2f} times A's time"
+        return f"No difference seen: {times}{between}."
+    low, high = sorted(
+        (1 / total["low"], 1 / total["high"]) if total["verdict"] == "faster" else (total["low"], total["high"])
+    )
+    gain = 1 / total["ratio"] if total["verdict"] == "faster" else total["ratio"]
+    return f"B is {total['verdict']}: {gain:.2f}× ({low:.2f}× to {high:.2f}×), {times}."
+
+
+def differing(pair: Mapping[str, Any]) -> list[str]:
+    """Sentences on what else differs between the two sides of a comparison: device, threads, versions."""
+    a, b = pair["a"], pair["b"]
+    said = [
+        f"{what} differ: {a[key]} in A, {b[key]} in B."
+        for key, what in (("device", "The devices"), ("threads", "The threads"))
+        if a[key] != b[key]
+    ]
+    other = [
+        f"{name} {a['versions'][name]} in A, {b['versions'][name]} in B"
+        for name in a["versions"]
+        if b["versions"].get(name, a["versions"][name]) != a["versions"][name]
+    ]
+    return said + ([f"The versions differ: {'; '.join(other)}."] if other else [])
+
+
+def grouped_digits(value: int) -> str:
+    """A large count in groups of three digits: `1 234 567`."""
+    return f"{value:,}".replace(",", " ")
+
+
 def label(row: Mapping[str, Any]) -> str:
     """A latency row's first layer and how many more it computes, or its name in the artefact."""
     layers = row["layers"]

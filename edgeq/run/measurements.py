@@ -16,6 +16,8 @@ from typing import Any, Literal
 from edgeq.home import home
 from edgeq.spec import DeviceInfo, EdgeqError, InstructionReport, LatencyReport, OpLatency, Spread
 
+Variant = Literal["int8", "float"]
+
 FORMAT = 1  # of the tables; PRAGMA user_version
 PATIENCE_S = 30.0  # how long to wait while another process writes
 TABLES = """
@@ -66,7 +68,7 @@ class Subject:
     """
 
     model: str
-    variant: Literal["int8", "float"]
+    variant: Variant
     artifact: Path
     signatures: Mapping[str, str] = field(default_factory=dict)
     precisions: Mapping[str, str] = field(default_factory=dict)
@@ -196,10 +198,14 @@ def load(number: int) -> Measurement:
         found = database.execute(f"SELECT {columns} FROM measurements WHERE id = ?", (number,)).fetchone()
     if found is None:
         raise EdgeqError(f"there is no measurement {number} in {path()}")
-    *named, device, settings, report, instructions = found
+    (identity, at, model, variant, content, device, settings, report, instructions) = found
     told = json.loads(device)
     return Measurement(
-        *named,
+        identity,
+        at,
+        model,
+        variant,
+        content,
         DeviceInfo(**{**told, "features": tuple(told["features"])}),
         json.loads(settings),
         latency(json.loads(report)) if instructions is None else InstructionReport(**json.loads(report)),

@@ -12,7 +12,10 @@ from torch import Tensor
 from edgeq import backends
 from edgeq.backends.timing import events_of, report
 from edgeq.devices import host
-from edgeq.spec import Artifact, EdgeqError, LatencyReport
+from edgeq.graph.package import QuantizedModel
+from edgeq.graph.signatures import signatures
+from edgeq.run.measurements import Subject, Variant, keep
+from edgeq.spec import Artifact, DeviceInfo, EdgeqError, LatencyReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,24 @@ def from_result(artifact: Artifact, result: Mapping[str, Any], device: str, *, w
         method="runner",
         device=device,
     )
+
+
+def kept(pair: Pair, model: QuantizedModel, artifacts: tuple[Artifact, Artifact | None], device: DeviceInfo) -> Pair:
+    """The pair with the numbers under which both reports are kept; artifacts: of int8, and of float where there is one.
+
+    Raises:
+        EdgeqError: the measurements cannot be written.
+    """
+    told = signatures(model.twin, model.twin_labels)
+
+    def number(found: LatencyReport | None, artifact: Artifact | None, variant: Variant) -> LatencyReport | None:
+        if found is None or artifact is None:
+            return found
+        subject = Subject(model.name, variant, artifact.path, told, model.plan.layers)
+        return dataclasses.replace(found, measurement=keep(found, device, subject))
+
+    int8, twin = artifacts
+    return Pair(pair.backend, number(pair.int8, int8, "int8"), number(pair.twin, twin, "float"))
 
 
 def pair_json(pair: Pair) -> dict[str, Any]:

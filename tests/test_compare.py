@@ -1,0 +1,160 @@
+"""Two profiles side by side: a verdict only where the noise allows one; and a profile as a trace."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeq.backends.timing import report
+from edgeq.pages import words
+from edgeq.run import measurements
+from edgeq.run.compare import compare, ratio_of_medians
+from edgeq.run.measurements import Subject, keep
+from edgeq.run.trace import chrome_trace
+from edgeq.spec import DeviceInfo, EdgeqError, InstructionReport, LatencyReport, OpLatency
+
+HOST = DeviceInfo("host", "Some CPU", "x86_64-linux", 2, "Linux")
+
+
+def runs(median: float, spread: float, count: int, seed: int, drift: float = 0.0) -> list[float]:
+    """Times around a median; with `drift`, each is like the one before."""
+    generator = np.random.default_rng(seed)
+    noise, state = [], 0.0
+    for step in generator.normal(0, 1, count):
+        state = drift * state + (1 - drift**2) ** 0.5 * step
+        noise.append(state)
+    return [median * (1 + spread * n) for n in noise]
+
+
+def test_a_clear_difference_is_seen_and_the_interval_holds_the_truth() -> None:
+    found = ratio_of_medians(runs(10, 0.03, 40, 1), runs(8, 0.03, 40, 2))
+    assert found.verdict == "faster" and found.low is not None and found.high is not None
+    assert found.low < 0.8 < found.high and found.high - found.low < 0.06
+    assert ratio_of_medians(runs(8, 0.03, 40, 2), runs(10, 0.03, 40, 1)).verdict == "slower"
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.7])
+def test_equal_programs_are_rarely_called_different(drift: float) -> None:
+    verdicts = [
+        ratio_of_medians(runs(5, 0.05, 30, 2 * i, drift), runs(5, 0.05, 30, 2 * i + 1, drift)).verdict
+        for i in range(60)
+    ]
+    wrong = 60 - verdicts.count("no difference seen")
+    assert wrong <= (6 if drift == 0 else 14)  # 5 % wanted; blocks mend most of what drift does
+
+
+def test_noise_hides_a_small_difference_and_few_runs_say_nothing() -> None:
+    assert ratio_of_medians(runs(10, 0.5, 20, 1), runs(9.9, 0.5, 20, 2)).verdict == "no difference seen"
+    few = ratio_of_medians([10.0, 10.1], [1.0, 1.1])
+    assert few.verdict == "too few runs" and few.low is None and few.ratio == pytest.approx(1.05 / 10.05)
+    clock = ratio_of_medians([0.001] * 30, [0.002] * 30)
+    assert clock.verdict == "no difference seen" and clock.ratio == 2
+
+
+def profiled(scale: float, rows: dict[str, tuple[tuple[str, ...], float]], seed: int) -> LatencyReport:
+    made = [OpLatency(name, 0.0, layers, run_ms=tuple(runs(ms, 0.01, 20, seed + i)))
+            for i, (name, (layers, ms)) in enumerate(rows.items())]  # fmt: skip
+    return report(
+        runs(scale, 0.01, 20, seed), made, backend="litert", versions={"ai-edge-litert": "2.3.0"}, threads=1, warmup=5,
+        method="a profiler", device="Some CPU",
+    )  # fmt: skip
+
+
+FUSED = profiled(2.0, {"c": (("pad", "conv", "relu"), 1.5), "f": (("fc",), 0.4)}, 1)
+SPLIT = profiled(1.6, {"p": (("pad",), 0.2), "c": (("conv", "relu"), 0.9), "f": (("fc",), 0.4), "t": ((), 0.05)}, 50)
+
+
+def as_profile(**backends: LatencyReport) -> dict[str, Any]:
+    rows = {
+        name: {**dataclasses.asdict(r), "backend": name, "float": None, "speedup": None} for name, r in backends.items()
+    }
+    return {"model": "small", "device": "host", "versions": {"edgeq": "1"}, "backends": rows, "notes": []}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGEQ_HOME", str(tmp_path / "home"))
+    for name, made in (("a", as_profile(litert=FUSED, tvm=SPLIT)), ("b", as_profile(litert=SPLIT))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "profile.json").write_text(json.dumps(made))
+    return tmp_path
+
+
+def test_layers_fused_on_one_side_are_compared_as_one(folder: Path) -> None:
+    (pair,) = compare(str(folder / "a"), str(folder / "b"))["pairs"]
+    by_layers = {tuple(row["layers"]): row for row in pair["layers"]}
+    first = by_layers["pad", "conv", "relu"]
+    assert first["verdict"] == "faster" and first["a_ms"] == pytest.approx(1.5, rel=0.02)
+    assert first["b_ms"] == pytest.approx(1.1, rel=0.02)
+    assert by_layers["fc",]["verdict"] == "no difference seen"
+    assert by_layers["(operator)",]["verdict"] == "too few runs"  # A has no such row
+    assert pair["total"]["verdict"] == "faster" and pair["total"]["ratio"] == pytest.approx(0.8, rel=0.02)
+
+
+def test_folders_files_and_numbers_name_a_profile(folder: Path) -> None:
+    artifact = folder / "model.tflite"
+    artifact.write_bytes(b"an artefact")
+    number = keep(FUSED, HOST, Subject("small", "int8", artifact))
+    for a in (f"{folder}/a:litert", f"{folder}/a/profile.json:litert", str(number), f"#{number}"):
+        (pair,) = compare(a, f"{folder}/b")["pairs"]
+        assert pair["total"]["a_ms"] == pytest.approx(FUSED.total_ms.median)
+    (pair,) = compare(f"{folder}/a:litert", f"{folder}/a:tvm")["pairs"]
+    assert (pair["a"]["backend"], pair["b"]["backend"]) == ("litert", "tvm")
+    counted = InstructionReport("emulated:cortex-a76", "tvm", {}, 1, 10**9)
+    core = DeviceInfo("emulated:cortex-a76", "Cortex-A76", "aarch64-linux", 1, "Linux", emulated=True)
+    with pytest.raises(EdgeqError, match="there is no time in it"):
+        compare(str(keep(counted, core, Subject("small", "int8", artifact))), str(number))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("nowhere", "there is no such profile; name a model folder"),
+        ("99", "there is no measurement 99"),
+        ("{0}/empty", "run edgeq profile .*empty first"),
+        ("{0}/a:coreml", "has no profile of coreml: there is litert, tvm"),
+        ("{0}/old.json", "no latency in it"),
+    ],
+)
+def test_what_is_no_profile_is_named(source: str, said: str, folder: Path) -> None:
+    (folder / "empty").mkdir()
+    (folder / "old.json").write_text(json.dumps({"backends": {"litert": {"int8": {"median_ms": 1}}}}))
+    with pytest.raises(EdgeqError, match=said):
+        compare(source.format(folder), f"{folder}/b")
+    assert not measurements.path().is_file() or source == "99"
+
+
+def test_the_verdict_is_a_sentence() -> None:
+    faster = ratio_of_medians(runs(10, 0.01, 40, 1), runs(5, 0.01, 40, 2))
+    said = words.compared(dataclasses.asdict(faster))
+    assert said.startswith("B is faster: 2.0") and said.endswith("ms.") and "10.0 ms and 5.0" in said
+    same = words.compared(dataclasses.asdict(ratio_of_medians(runs(10, 0.01, 40, 1), runs(10, 0.01, 40, 2))))
+    assert same.startswith("No difference seen") and same.endswith("times A's time.")
+    assert "too few runs to say" in words.compared(dataclasses.asdict(ratio_of_medians([1.0], [2.0])))
+    told = {"device": "X", "threads": 1, "versions": {"tvm": "0.26"}}
+    assert words.differing({"a": told, "b": told}) == []
+    other = {"device": "Y", "threads": 2, "versions": {"tvm": "0.27"}}
+    assert [s.split()[1] for s in words.differing({"a": told, "b": other})] == ["devices", "threads", "versions"]
+
+
+def test_a_trace_is_what_chrome_reads_and_adds_up() -> None:
+    found = chrome_trace(as_profile(litert=FUSED, tvm=SPLIT))
+    again = json.loads(json.dumps(found, allow_nan=False))
+    events = again["traceEvents"]
+    assert {e["ph"] for e in events} == {"X", "M"} and all({"pid", "tid", "name"} <= set(e) for e in events)
+    names = [e["args"]["name"] for e in events if e["name"] == "process_name"]
+    assert names == ["litert int8, Some CPU", "tvm int8, Some CPU"]
+    drawn = [e for e in events if e["ph"] == "X" and e["pid"] == 1 and e["tid"] == 1]
+    assert [e["name"] for e in drawn] == ["pad", "fc", "unattributed"]
+    for before, after in itertools.pairwise(drawn):
+        assert after["ts"] == pytest.approx(before["ts"] + before["dur"])
+    assert sum(e["dur"] for e in drawn) == pytest.approx(FUSED.total_ms.median * 1e3)
+    assert drawn[0]["args"] == {"operator": "c", "layers": ["pad", "conv", "relu"]}
+    whole = [e for e in events if e["ph"] == "X" and e["pid"] == 1 and e["tid"] == 2]
+    assert [e["dur"] / 1e3 for e in whole] == pytest.approx(FUSED.run_ms)
