@@ -27,7 +27,7 @@ from edgeq import api
 from edgeq.calib.recipes import RECIPES
 from edgeq.graph.package import QuantizedModel, load
 from edgeq.lidar import kitti
-from edgeq.lidar.average_precision import FrameMatches, average_precision, bootstrap_difference, match
+from edgeq.lidar.average_precision import FrameMatches, average_precision, bootstrap, bootstrap_difference, match
 from edgeq.lidar.detectors import Detector
 from edgeq.lidar.evaluate import agreement, matches
 from edgeq.lidar.frame import Detections, Frame
@@ -155,8 +155,9 @@ def rows(options: argparse.Namespace) -> Iterable[list[str]]:
     }
     base = {s: scored(floats[s], frames, detector, kind) for s, frames in sets.items()}
     for s in sets:
-        yield ["float", "", s, f"{100 * average_precision(base[s]):.1f}", "", ""]
+        yield ["float", "", s, f"{100 * average_precision(base[s]):.1f}", "", "", ""]
     for precision in options.precision or PRECISIONS:
+        plain: dict[str, list[FrameMatches]] = {}  # max-min's
         for step, recipe in steps().items():
             if options.step and step not in options.step:
                 continue
@@ -166,14 +167,25 @@ def rows(options: argparse.Namespace) -> Iterable[list[str]]:
                 found = detected(lambda *x, m=model: m.qdq(x), detector, frames, options.cache / f"{stem}.npz")  # type: ignore[misc] # binds the loop's value
                 mine = scored(found, frames, detector, kind)
                 change, low, high = (100 * v for v in bootstrap_difference(mine, base[s]))
+                if step == "max-min":
+                    plain[s] = mine
                 yield [
                     step,
                     precision,
                     s,
                     f"{100 * average_precision(mine):.1f}",
                     f"{change:+.1f} [{low:+.1f}, {high:+.1f}]",
+                    recovered(base[s], plain[s], mine) if step.startswith("+") and s in plain else "",
                     f"{agreement(found, floats[s], kind):.3f}",
                 ]
+
+
+def recovered(real: Sequence[FrameMatches], plain: Sequence[FrameMatches], mine: Sequence[FrameMatches]) -> str:
+    """How much of what max-min loses `mine` has back, in percent; empty where max-min's loss is not clear of 0."""
+    if bootstrap_difference(plain, real)[2] >= 0:
+        return ""
+    share = bootstrap((real, plain, mine), lambda a, b, c: (c - b) / (a - b) if a > b else float("nan"))
+    return "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * v for v in share))
 
 
 def main() -> None:
@@ -194,7 +206,7 @@ def main() -> None:
     for row in rows(options):
         made.append(row)
         print("  ".join(row), file=sys.stderr, flush=True)
-    print(table(("step", "precision", "frames", "AP", "difference", "agreement"), made))
+    print(table(("step", "precision", "frames", "AP", "difference", "recovered %", "agreement"), made))
     print(f"\n{machine()}")
 
 

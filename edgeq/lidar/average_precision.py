@@ -22,7 +22,7 @@ are never looked at; the devkit lets those of ignored height take an object away
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -166,6 +166,33 @@ def average_precision_nuscenes(matches: Sequence[FrameMatches]) -> float:
     return _nuscenes(_pool(matches), np.ones(len(matches), np.int64))
 
 
+def bootstrap(
+    matches: Sequence[Sequence[FrameMatches]],
+    statistic: Callable[..., float],
+    resamples: int = 1000,
+    seed: int = 0,
+    metric: Literal["r40", "nuscenes"] = "r40",
+) -> tuple[float, float, float]:
+    """`statistic` of the APs of several detectors on the same frames, and its 95 % interval: (value, low, high).
+
+    Paired percentile bootstrap (Efron and Tibshirani 1993, chapter 13): every resample draws frames with replacement, the
+    same for all. Neighbouring frames of one drive are alike, so on a drive the interval is too narrow.
+
+    Raises:
+        ValueError: the detectors are not matched to the same frames.
+    """
+    if any([m.objects for m in others] != [m.objects for m in matches[0]] for others in matches):
+        raise ValueError("a paired difference needs all detectors matched to the same objects of the same frames")
+    pools = [_pool(m) for m in matches]
+    measure = _r40 if metric == "r40" else _nuscenes
+    frames = len(matches[0])
+    draws = np.random.default_rng(seed).multinomial(frames, np.full(frames, 1 / frames), resamples)
+    found = np.array([statistic(*(measure(p, weights) for p in pools)) for weights in draws])
+    low, high = np.nanpercentile(found, [2.5, 97.5])  # a resample without objects says nothing
+    whole = np.ones(frames, np.int64)
+    return statistic(*(measure(p, whole) for p in pools)), float(low), float(high)
+
+
 def bootstrap_difference(
     matches_a: Sequence[FrameMatches],
     matches_b: Sequence[FrameMatches],
@@ -173,24 +200,8 @@ def bootstrap_difference(
     seed: int = 0,
     metric: Literal["r40", "nuscenes"] = "r40",
 ) -> tuple[float, float, float]:
-    """AP of a less AP of b on the same frames, and its 95 % interval: (difference, low, high).
-
-    Paired percentile bootstrap (Efron and Tibshirani 1993, chapter 13): every resample draws frames with replacement, the
-    same for a and b. Neighbouring frames of one drive are alike, so on a drive the interval is too narrow.
-
-    Raises:
-        ValueError: a and b are not of the same frames.
-    """
-    if [m.objects for m in matches_a] != [m.objects for m in matches_b]:
-        raise ValueError("a paired difference needs both detectors matched to the same objects of the same frames")
-    a, b = _pool(matches_a), _pool(matches_b)
-    measure = _r40 if metric == "r40" else _nuscenes
-    frames = len(matches_a)
-    draws = np.random.default_rng(seed).multinomial(frames, np.full(frames, 1 / frames), resamples)
-    differences = np.array([measure(a, weights) - measure(b, weights) for weights in draws])
-    low, high = np.nanpercentile(differences, [2.5, 97.5])  # a resample without objects says nothing
-    whole = np.ones(frames, np.int64)
-    return measure(a, whole) - measure(b, whole), float(low), float(high)
+    """AP of a less AP of b on the same frames, and its 95 % interval: see `bootstrap`."""
+    return bootstrap((matches_a, matches_b), lambda a, b: a - b, resamples, seed, metric)
 
 
 # ---------------------------------------------------------------- matching
