@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeq.backends.tvm import moves, sums
+from edgeq.backends.tvm import bundle, moves, origins, sums
 from edgeq.backends.tvm.floats import schedule_floats
 from edgeq.backends.tvm.inspection import placement
-from edgeq.backends.tvm.schedule import Machine, host_target, machine
+from edgeq.backends.tvm.schedule import HVX, Machine, host_target, machine
 from edgeq.backends.tvm.target import VARIANTS
 from edgeq.graph.integer import (
     DEQUANTIZE,
@@ -43,7 +43,7 @@ def lower(
     layers: Mapping[str, str] = {},
     target: str | Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """Compile `program` to folder/name.so, which holds Relax's bytecode, kernels and weights.
+    """Compile `program` to folder/name.so, which holds Relax's bytecode, kernels and weights; for hexagon to name.elf.
 
     program: static shapes; QDQ or float. layers: node name → layer key, for coverage and profile.
     target: a variant of edgeq.backends.tvm.target or TVM's target description; None is this computer's own processor.
@@ -57,15 +57,18 @@ def lower(
     described = tvm.target.Target(dict(chosen) if isinstance(chosen, Mapping) else chosen or host_target())
     emitter = _Emitter(read(program, layers), machine(described), layers)
     folder.mkdir(parents=True, exist_ok=True)
-    path, partial = folder / f"{name}.so", folder / f"{name}.part.so"
     with quiet():
         module = emitter.module()
-        coverage = tuple(_coverage(module, emitter.layers))
-        with described:
-            module = schedule_floats(module)
-        compiled = tvm.compile(module, described)
-        link(compiled, described, partial)
-        partial.replace(path)
+        coverage = tuple(_coverage(module, emitter.calls))
+        if emitter.device is HVX:
+            path = folder / f"{name}.elf"
+            bundle.write(module, described, path, f"tvm {tvm.__version__}")
+        else:
+            path, partial = folder / f"{name}.so", folder / f"{name}.part.so"
+            with described:
+                module = schedule_floats(module)
+            link(tvm.compile(module, described), described, partial)
+            partial.replace(path)
     backend = target if isinstance(target, str) and target in VARIANTS else "tvm"
     return Artifact(backend, path, coverage, (f"compiled for {_words(described)}",))
 
@@ -120,13 +123,16 @@ def _last_line(error: BaseException) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def _coverage(module: Any, layers: Mapping[str, tuple[str, ...]]) -> list[OpPlacement]:
-    """One row for each call of a kernel in `main`, in order; converting at the float boundary is left out."""
+def _coverage(module: Any, layers: Sequence[tuple[str, ...]]) -> list[OpPlacement]:
+    """One row for each call of a kernel in `main`, in order; converting at the float boundary is left out.
+
+    layers: keys of each call.
+    """
     rows = []
-    for function in called(module):
+    for function, keys in zip(called(module), layers, strict=True):
         kind = str(module[function].attrs.get("edgeq.kind", "")) if function in names(module) else ""
         if kind not in ("quantize", "dequantize"):
-            rows.append(placement(module[function], function, kind, layers.get(function, ())))
+            rows.append(placement(module[function], function, kind, keys))
     return rows
 
 
@@ -160,7 +166,8 @@ class _Emitter:
         self.importer.block_builder = self.builder
         self.floats: dict[Node, Any] = self.importer.env
         self.integers: dict[str, Any] = {}  # int8 values, four axes lying channels-last
-        self.layers: dict[str, tuple[str, ...]] = {}  # kernel → layer keys
+        self.layers: dict[str, tuple[str, ...]] = {}  # kernel → layer keys, of our own kernels
+        self.calls: list[tuple[str, ...]] = []  # layer keys of each call in `main`, in order
 
     def module(self) -> Any:
         """The IRModule with `main`, legalised and fused, and `layers`: each kernel's layer keys as JSON bytes."""
@@ -173,6 +180,7 @@ class _Emitter:
         self.floats.update(zip(inputs, params, strict=True))
         on_demand = {n.name for n in nodes if n.target in (DEQUANTIZE, DEQUANTIZE_CHANNEL)}
         absorbed = {name for op in self.program.ops.values() for name in op.absorbed}
+        ends: dict[str, str | None] = {}  # variable → the float node whose value it is, None of an integer operator's
         with self.builder.function("main", params):
             with self.builder.dataflow():
                 for node in nodes:
@@ -180,14 +188,21 @@ class _Emitter:
                         continue
                     if node.target is QUANTIZE:
                         op = self.program.ops.get(node.name)
-                        self.integers[node.name] = self._integer(op) if op else self._quantize(node)
+                        made = self.integers[node.name] = self._integer(op) if op else self._quantize(node)
+                        ends[str(made.name)] = None
                     elif node.op == "call_function" and node.name not in absorbed | on_demand:
-                        self.floats[node] = self._float(node)
+                        made = self.floats[node] = self._float(node)
+                        ends[str(getattr(made, "name", ""))] = node.name
                 leaves = torch.utils._pytree.tree_leaves(self.graph.output_node().args)
                 outputs = [self.builder.emit_output(self._output(n)) for n in leaves]
             self.builder.emit_func_output(outputs[0] if len(outputs) == 1 else self.relax.Tuple(outputs))
         steps = ["LegalizeOps", "AnnotateTIROpPattern", "FoldConstant", "FuseOps", "FuseTIR", "DeadCodeElimination"]
-        module = transform.Sequential([getattr(relax_transform, step)() for step in steps])(self.builder.get())
+        legalise, *fuse = (getattr(relax_transform, step)() for step in steps)
+        legal = legalise(self.builder.get())
+        module = transform.Sequential(fuse)(legal)
+        told = origins.told(called(transform.Sequential(fuse)(origins.twin(legal, ends))))
+        float_keys = [tuple(dict.fromkeys(self.keys[n] for n in nodes_of if n in self.keys)) for nodes_of in told]
+        self.calls = [self.layers.get(n) or keys for n, keys in zip(called(module), float_keys, strict=True)]
         self.layers = {name: keys for name, keys in self.layers.items() if name in names(module)}
         stored = np.frombuffer(json.dumps(self.layers).encode(), np.uint8)
         extra = self.relax.BlockBuilder()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,24 +77,28 @@ def _cost(untraced: Sequence[float], traced: Sequence[float], calls: int) -> flo
 
 
 def _events(runs: Sequence[Run], cost: float) -> list[Event]:
-    """Runs as events, less `cost` for each call: kernels by name; all of the machine's own functions are one."""
-    spent: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(runs))
-    for i, run in enumerate(runs):
-        for symbol, ms in run:
-            spent[BOOKKEEPING if symbol.startswith(MACHINE) else symbol][i] += max(0.0, ms - cost)
-    return [Event(name, "runtime" if name == BOOKKEEPING else "kernel", tuple(ms)) for name, ms in spent.items()]
+    """Runs as events in the order of their calls, less `cost` each; all of the machine's own functions are one, the last."""
+    events, own = [], [0.0] * len(runs)
+    for calls in zip(*runs, strict=True):
+        symbol, ms = calls[0][0], [max(0.0, ms - cost) for _, ms in calls]
+        if symbol.startswith(MACHINE):
+            own = [before + more for before, more in zip(own, ms, strict=True)]
+        else:
+            events.append(Event(symbol, "kernel", tuple(ms)))
+    return [*events, Event(BOOKKEEPING, "runtime", tuple(own))]
 
 
 def place(artifact: Artifact, events: Sequence[Event]) -> list[OpLatency]:
-    """Events of a traced run as rows, a kernel each in the order of their first calls, with all its layers."""
-    layers = {row.name: row.layers for row in artifact.coverage}
-    spent: dict[str, list[tuple[float, ...]]] = defaultdict(list)
-    for event in events:
-        if event.kind == "kernel":
-            spent[event.name].append(event.ms)
+    """Events of a traced run as rows, one for each call of a kernel, with all its layers.
+
+    Calls and coverage rows stand in the same order. Kernels that convert at the edge of the integers stand in no coverage,
+    and what only changes a shape is never called.
+    """
+    coverage, at = artifact.coverage, 0
     rows = []
-    for name, calls in spent.items():
-        found = layers.get(name, ())
-        kind: RowKind = "operator" if found else "inserted"
-        rows.append(OpLatency(name, 0.0, found, kind, tuple(sum(ms) for ms in zip(*calls, strict=True))))
+    for event in (e for e in events if e.kind == "kernel"):
+        here = next((i for i in range(at, len(coverage)) if coverage[i].name == event.name), None)
+        kind: RowKind = "inserted" if here is None else "operator"
+        rows.append(OpLatency(event.name, 0.0, () if here is None else coverage[here].layers, kind, event.ms))
+        at = at if here is None else here + 1
     return rows + overhead("virtual machine overhead", [e for e in events if e.name == BOOKKEEPING], ())

@@ -406,18 +406,20 @@ def _depthwise(
     pixels = min(6, g.out[1])
     kh, kw = g.kernel
     instructions = g.batch * g.out[0] * g.out[1] * blocks * kh * kw
-    c = cut(dataclasses.replace(g, groups=1), instructions, channels * 2, pixels, 1)
+    c = cut(g, instructions, channels * 2, pixels, 1)
+    pixels = min(pixels, c.columns)
+    whole = dataclasses.replace(g, groups=1)
 
     def read(buffer: Any, start: Any, width: int) -> Any:
         stored = buffer[T.ramp(start, 1, width) if width > 1 else start]
         return widened(T, stored, -zero_point, width)
 
     def task(t: Task) -> None:
-        staged, columns = _stage(T, m, dataclasses.replace(g, groups=1), c, t, x, "int16", channels, 0, read)
-        tiles = -(-g.out[1] // pixels)
+        staged, columns = _stage(T, m, whole, c, t, x, "int16", channels, 0, read)
+        tiles = -(-c.columns // pixels)
         with T.serial(0, blocks) as block, T.serial(0, t.rows) as line, T.serial(0, tiles) as number:
             channel = T.Bind(block * lanes)
-            first = T.Bind(T.min(number * pixels, g.out[1] - pixels))
+            first = T.Bind(T.min(number * pixels, c.columns - pixels))
             origin = T.Bind((line * g.stride[0] * columns + first * g.stride[1]) * channels + channel)
             total = T.alloc_buffer((pixels * lanes,), "int32", scope="global")
             places = [T.ramp(p * lanes, 1, lanes) for p in range(pixels)]
@@ -433,7 +435,7 @@ def _depthwise(
                         value = staged[T.ramp(data + p * g.stride[1] * channels, 1, lanes)]
                         T.buffer_store(total, m.multiply(T, total[places[p]], value, taps), [places[p]])
             for p in range(pixels):
-                at = Pixel(t.image, t.row + line, first + p, channel, channel, g.channels)
+                at = Pixel(t.image, t.row + line, t.column + first + p, channel, channel, g.channels)
                 _finish(T, op, g, m, total, p * lanes, m.order, ratio, channel, out, at)
 
     _tasks(T, g, c, 1, task)

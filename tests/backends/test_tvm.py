@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edgeq import backends
+from edgeq.backends.tvm import moves, sums
 from edgeq.backends.tvm.inspection import placement
 from edgeq.backends.tvm.lower import lower
 from edgeq.backends.tvm.profile import profile
@@ -324,6 +325,19 @@ def test_operators_without_weights_equal_int64_arithmetic(tmp_path_factory, chan
     ]
     net = Net(numbers, [Branch(out, run) for run, _ in cases])
     check(net, x.shape, [wanted for _, wanted in cases], tmp_path_factory.mktemp("tvm"), x)
+
+
+def test_outputs_cut_into_many_tasks_lose_no_byte(tmp_path_factory: pytest.TempPathFactory, monkeypatch):
+    """Small networks are one task each; here every cut is made that a large one would have."""
+    for name, value in (("STAGED_BYTES", 700), ("TASKS", 5), ("WORTH", 1)):
+        monkeypatch.setattr(sums, name, value)
+    for name, value in (("CHUNK", 48), ("ROWS", 3), ("WORTH", 100)):
+        monkeypatch.setattr(moves, name, value)
+    for shape in ((13, 11), 34, 70, 3, 1, 1, -5), ((6, 17), 40, 9, 1, 1, 1, 99), ((1, 40), 18, 20, 3, 2, 1, 0):
+        net, x, wanted = convolutions(*shape)
+        check(net, x.shape, wanted, tmp_path_factory.mktemp("cut"), x)
+    test_linear_and_conv1d_equal_int64_arithmetic.hypothesis.inner_test(tmp_path_factory, 70, 150, 9, 3, 4)
+    test_operators_without_weights_equal_int64_arithmetic.hypothesis.inner_test(tmp_path_factory, 40, 9, 8, 3, 0.05)
 
 
 def test_views_and_unchanged_numbers_keep_every_byte(folder: Path):

@@ -1,0 +1,29 @@
+// Division, for which compilers call a library that a freestanding program lacks. Weak, so that a real library wins.
+#include <stdint.h>
+
+static uint64_t divided(uint64_t a, uint64_t b, uint64_t* rest) {
+  uint64_t quotient = 0, remainder = 0;
+  for (int bit = 63; bit >= 0; --bit) {
+    remainder = remainder << 1 | (a >> bit & 1);
+    if (remainder >= b) remainder -= b, quotient |= (uint64_t)1 << bit;
+  }
+  *rest = remainder;
+  return quotient;
+}
+
+static int64_t signed_divided(int64_t a, int64_t b, int64_t* rest) {
+  uint64_t remainder;
+  const uint64_t quotient = divided(a < 0 ? -(uint64_t)a : (uint64_t)a, b < 0 ? -(uint64_t)b : (uint64_t)b, &remainder);
+  *rest = (int64_t)(a < 0 ? -remainder : remainder);
+  return (int64_t)((a < 0) != (b < 0) ? -quotient : quotient);
+}
+
+#define WEAK __attribute__((weak))
+WEAK uint32_t __hexagon_udivsi3(uint32_t a, uint32_t b) { uint64_t rest; return (uint32_t)divided(a, b, &rest); }
+WEAK uint32_t __hexagon_umodsi3(uint32_t a, uint32_t b) { uint64_t rest; divided(a, b, &rest); return (uint32_t)rest; }
+WEAK int32_t __hexagon_divsi3(int32_t a, int32_t b) { int64_t rest; return (int32_t)signed_divided(a, b, &rest); }
+WEAK int32_t __hexagon_modsi3(int32_t a, int32_t b) { int64_t rest; signed_divided(a, b, &rest); return (int32_t)rest; }
+WEAK uint64_t __hexagon_udivdi3(uint64_t a, uint64_t b) { uint64_t rest; return divided(a, b, &rest); }
+WEAK uint64_t __hexagon_umoddi3(uint64_t a, uint64_t b) { uint64_t rest; divided(a, b, &rest); return rest; }
+WEAK int64_t __hexagon_divdi3(int64_t a, int64_t b) { int64_t rest; return signed_divided(a, b, &rest); }
+WEAK int64_t __hexagon_moddi3(int64_t a, int64_t b) { int64_t rest; signed_divided(a, b, &rest); return rest; }
