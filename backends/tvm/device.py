@@ -1,4 +1,7 @@
-"""How a compiled library runs on a device that is not this process: by the C++ runner and TVM's runtime library."""
+"""How a compiled library runs on a device that is not this process: by the C++ runner and TVM's runtime library.
+
+What is compiled for Hexagon is a program that runs itself.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,8 @@ def job(artifact: Path, info: DeviceInfo, kernels: str = "") -> Job:
     machine = MACHINES.get(code, f"machine {code}")
     if machine != info.abi.split("-")[0]:
         raise EdgeqError(f"{artifact} is compiled for {machine}, and {info.name} runs {info.abi} programs")
+    if machine == "hexagon":
+        return Job({"model.elf": artifact}, ("model.elf",))
     files = installed("tvm_runner", info.abi)
     return Job({"model.so": artifact, **files}, ("tvm_runner", "--model", "model.so"))
 

@@ -86,7 +86,7 @@ def use_threads(threads: int) -> None:
 
 
 def check_library(path: Path) -> None:
-    """Refuse what the loader would crash on: a missing, foreign or truncated ELF file (ELF-64, sections at the end).
+    """Refuse what a loader would crash on: a missing, foreign or truncated ELF file (little-endian, sections at the end).
 
     Raises:
         EdgeqError: the file cannot be loaded.
@@ -97,7 +97,8 @@ def check_library(path: Path) -> None:
         head = file.read(64)
     if len(head) < 64 or head[:4] != b"\x7fELF":
         raise EdgeqError(f"{path} is no shared library: export the program to tvm again")
-    (sections,) = struct.unpack_from("<Q", head, 40)
-    size, count = struct.unpack_from("<HH", head, 58)
+    wide = head[4] == 2  # ELFCLASS64
+    (sections,) = struct.unpack_from("<Q", head, 40) if wide else struct.unpack_from("<I", head, 32)
+    size, count = struct.unpack_from("<HH", head, 58 if wide else 46)
     if sections + size * count > path.stat().st_size:
         raise EdgeqError(f"{path} is truncated: export the program to tvm again")

@@ -36,6 +36,8 @@ class Tvm : public edgeq::Engine {
 
   void load(const edgeq::Options& options, const std::vector<TensorType>& inputs) override {
     setenv("TVM_BIND_THREADS", "0", 0);  // else TVM chooses cores itself
+    // else it counts them at every parallel loop, and runs the loop on half of them at most
+    setenv("TVM_NUM_THREADS", std::to_string(options.threads).c_str(), 1);
     model_ = options.model;
     types_ = inputs;
     said(model_ + " is no library that edgeq compiled with TVM for this device", [&] {
