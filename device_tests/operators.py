@@ -27,8 +27,9 @@ CLIPS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float] | None]] 
     "relu6": (F.relu6, (0.0, 6.0)),
 }
 WEIGHTED = ("conv2d", "conv_transpose2d", "linear", "conv1d")
-PAIRS = ("add", "sub", "mul", "cat")
-SAME_GRID = ("cat", "max_pool2d", "avg_pool2d", "slice", "permute", "reshape", "pad", "upsample")
+PAIRS = ("add", "sub", "mul", "cat", "matmul")
+SAME_GRID = ("cat", "max_pool2d", "avg_pool2d", "relu", "slice", "permute", "reshape", "pad", "upsample")
+CURVES = {"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}  # their only output grids
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class Operator(nn.Module):
         self.grids: list[Grid] = [grid(rng) for _ in range(2 if spec.kind in PAIRS else 1)]
         if spec.kind == "cat":
             self.grids[1] = self.grids[0]
-        self.target = self.grids[0] if spec.kind in SAME_GRID else self._target(rng)
+        self.target = self.grids[0] if spec.kind in SAME_GRID else CURVES.get(spec.kind) or self._target(rng)
         if spec.kind in WEIGHTED:
             shape = self._weight_shape()
             self.axis = 1 if spec.kind == "conv_transpose2d" else 0
@@ -126,7 +127,11 @@ class Operator(nn.Module):
             size = (spec.batch, spec.size[0], spec.channels)
         elif spec.kind == "conv1d":
             size = (spec.batch, spec.channels, spec.size[1])
+        elif spec.kind == "matmul":
+            size = (spec.batch, *spec.size)
         self.integers: list[Ints] = [rng.integers(-128, 128, size) for _ in self.grids]
+        if spec.kind == "matmul":
+            self.integers[1] = rng.integers(-128, 128, (spec.batch, spec.size[1], spec.channels))
 
     def _target(self, rng: np.random.Generator) -> Grid:
         """A grid on which most of the output fits, so that little is clipped."""
@@ -134,6 +139,8 @@ class Operator(nn.Module):
         if spec.kind in WEIGHTED:
             taps = spec.channels // spec.groups * spec.kernel[0] * spec.kernel[1]
             scale *= 24 * math.sqrt(taps) * self.grids[0][0]
+        elif spec.kind == "matmul":
+            scale *= 40 * math.sqrt(spec.size[1]) * self.grids[0][0]
         elif spec.kind == "mul":
             scale *= 40 * self.grids[0][0]
         elif spec.kind == "mean":
@@ -196,6 +203,11 @@ class Operator(nn.Module):
             "pad": lambda: F.pad(x, (1, 2, 0, 1)),
             "upsample": lambda: F.interpolate(x, scale_factor=(2.0, 3.0)),
             "requantize": lambda: x,
+            "relu": lambda: F.relu(x),
+            "matmul": lambda: x @ others[0],
+            "softmax": lambda: torch.softmax(x, 1),
+            "sigmoid": lambda: torch.sigmoid(x),
+            "tanh": lambda: torch.tanh(x),
         }
         return table[s.kind]()
 
@@ -227,6 +239,8 @@ class Operator(nn.Module):
             "pad": lambda: np.pad(x, ((0, 0), (0, 0), (0, 1), (1, 2))),
             "upsample": lambda: x.repeat(2, 2).repeat(3, 3),
             "requantize": lambda: x,
+            "relu": lambda: np.maximum(x, 0),
+            "matmul": lambda: x @ others[0],
         }
         return table[s.kind]()
 

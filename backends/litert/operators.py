@@ -230,6 +230,8 @@ class Emitter:
             raw = node_arg(op.node, 1, None)
             axes = {int(d) % rank for d in raw} if raw else set(range(rank))
             keep = bool(node_arg(op.node, 2, False))
+        if rank == 4 and axes == {2, 3} and keep:  # LiteRT has a kernel for just this layout, which rounds otherwise
+            x = self.arranged(x, (0, 2, 3, 1))
         left = sorted(a for a in range(rank) if a not in axes)
         perm = x.perm if keep else tuple(left.index(a) for a in x.perm if a in left)
         out = self._value(op.name, tuple(value(op.node).shape), perm, op.output_qparams)
@@ -453,7 +455,9 @@ class Emitter:
         needed = [(o - 1) * s + e for o, s, e in zip(out, strides, extents, strict=True)]
         if all(p == 0 for p in pads) and all(n <= i for n, i in zip(needed, x.shape[2:], strict=True)):
             return x, modes.VALID
-        if same and _same(x.shape[2:], out, kernel, strides, pads, dilations):
+        # where windows leave out the end of an axis, XNNPACK's SAME is wrong in releases before 2.3 (seen in 2.1.6)
+        reach = all(n >= i for n, i in zip(needed, x.shape[2:], strict=True))
+        if same and reach and _same(x.shape[2:], out, kernel, strides, pads, dilations):
             return x, modes.SAME
         # what the last window does not reach stays unpadded
         sides = [(0, 0), (0, 0)] + [(p, max(n - i - p, 0)) for p, n, i in zip(pads, needed, x.shape[2:], strict=True)]

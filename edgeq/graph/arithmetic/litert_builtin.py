@@ -43,8 +43,8 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     return kernel(op, inputs)
 
 
-def weighted(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
-    """CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV.
+def weighted(op: IntegerOp, inputs: Sequence[Tensor], product: reference.Rule = multiply_upwards) -> Tensor:
+    """CONV_2D, DEPTHWISE_CONV_2D, TRANSPOSE_CONV; `product` rescales what ruy computes, the library of matrix products.
 
     A CONV_2D with groups runs the reference kernel. The depthwise and transposed kernels take eight channels at a time
     in vectors and the rest one by one, as the reference does (Quantize in optimized_ops.h, depthwise_conv.h).
@@ -56,23 +56,23 @@ def weighted(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     if not transposed and attrs.groups != 1 and not depthwise:
         return reference.weighted(op, inputs)
     sums = accumulate(op, inputs[0])
-    upwards = reference.scaled_channels(op, sums, multiply_upwards)
+    upwards = reference.scaled_channels(op, sums, multiply_upwards if depthwise or transposed else product)
     if depthwise or transposed:
         whole = sums.shape[1] // LANES * LANES
         upwards[:, whole:] = reference.scaled_channels(op, sums)[:, whole:]
     return reference.finish(op, upwards)
 
 
-def linear(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
-    """FULLY_CONNECTED. A single output channel counts as per tensor, where the product of the scales is rounded to
+def linear(op: IntegerOp, inputs: Sequence[Tensor], product: reference.Rule = multiply_upwards) -> Tensor:
+    """FULLY_CONNECTED, by ruy. A single output channel counts as per tensor, where the product of the scales is rounded to
     float32 (GetQuantizedConvolutionMultipler in kernels/kernel_util.cc)."""
     sums = accumulate(op, inputs[0])
     assert op.weight_scale is not None
     if op.weight_scale.numel() > 1:
-        return reference.finish(op, reference.scaled_channels(op, sums, multiply_upwards))
+        return reference.finish(op, reference.scaled_channels(op, sums, product))
     source, target = np.float32(op.input_qparams[0].scale[0]), float(np.float32(op.output_qparams.scale[0]))
     real = float(source * op.weight_scale.numpy()[0]) / target
-    return reference.finish(op, reference.scaled(sums, real, multiply_upwards))
+    return reference.finish(op, reference.scaled(sums, real, product))
 
 
 def mean(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:

@@ -243,7 +243,10 @@ def table(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
 
 
 def softmax(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
-    """SOFTMAX of both kernel sets: float32 table of exp, summed in order, times 1 / (sum · 1/256) (optimized_ops.h)."""
+    """SOFTMAX: float32 table of exp, summed in order, times 1 / (sum · 1/256) (optimized_ops.h).
+
+    The optimised kernel, except on Arm. The reference's own is in fixed point and 1 off in some ten of a million elements.
+    """
     fixed = FIXED_OUTPUT["softmax"]
     axis = int(op.node.args[1])  # type: ignore[arg-type] # an int
     x = inputs[0].movedim(axis, -1).numpy().astype(np.int64)

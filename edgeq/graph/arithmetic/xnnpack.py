@@ -2,14 +2,15 @@
 
 Sources: XNNPACK src/microparams-init.c, src/xnnpack/requantization.h, src/operators/{convolution-nhwc,reduce-nd}.c,
 src/reference/unary-elementwise.cc; checked against the runtime in executorch 1.5.1 on x86-64 (AVX2).
-Sums, additions and subtractions are the same on every instruction set. Two rules are not pinned by XNNPACK: `mul` on
-Arm rescales in fixed point (ties go up), and `mean` on a compiler that contracts a·b + c may round a tie the other way.
+Sums, additions and subtractions are the same on every instruction set. Two rules are not pinned by XNNPACK: `mul` is
+another on Arm (`xnnpack_arm`), and `mean` on a compiler that contracts a·b + c rounds some ties the other way
+(`litert_xnnpack_arm`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
         left, right = (_f32(q.scale[0]) for q in op.input_qparams)
         return _requantize(op, a * b, left * right / _f32(op.output_qparams.scale[0]))
     if op.kind == "mean":
-        return _mean(op, inputs[0])
+        return mean(op, inputs[0])
     if op.kind == "avg_pool2d":
         return _average_pool(op, inputs[0])
     if op.kind == "requantize":
@@ -109,15 +110,20 @@ def _add(op: IntegerOp, a: Tensor, b: Tensor) -> Tensor:
     return _clip(op, (total >> shift) + op.output_qparams.zero_point[0])
 
 
-def _mean(op: IntegerOp, x: Tensor) -> Tensor:
-    """Raw sums, then float32 total·m + z with the input's zero point folded into z (reduce-nd.c)."""
+def rounded_twice(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a·b + c in float32, the product rounded before it is added."""
+    return a * b + c
+
+
+def mean(op: IntegerOp, x: Tensor, affine: Callable[[Tensor, Tensor, Tensor], Tensor] = rounded_twice) -> Tensor:
+    """Raw sums, then float32 total·m + z with the input's zero point folded into z (reduce-nd.c); affine: how a·b + c."""
     (source,), out = op.input_qparams, op.output_qparams
-    mean = apply(op, [x.double()])
-    count = x.numel() // mean.numel()
-    total = torch.round(mean * count).to(torch.float32)
+    average = apply(op, [x.double()])
+    count = x.numel() // average.numel()
+    total = torch.round(average * count).to(torch.float32)
     scale = _f32(source.scale[0]) / _f32(out.scale[0]) * (1 / _f32(count))
-    offset = _f32(out.zero_point[0]) - _f32(count * source.zero_point[0]) * scale
-    return _clip(op, torch.round(total * scale + offset))
+    offset = affine(_f32(-count * source.zero_point[0]), scale, _f32(out.zero_point[0]))
+    return _clip(op, torch.round(affine(total, scale, offset)))
 
 
 def _average_pool(op: IntegerOp, x: Tensor) -> Tensor:

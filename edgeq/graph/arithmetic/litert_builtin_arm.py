@@ -1,0 +1,61 @@
+"""LiteRT's optimised kernels without a delegate on 64-bit Arm: as on x86, but for matrix products and softmax.
+
+ruy's assembly rounds once where its code for x86 rounds twice, and softmax reads 16-bit powers from a table. Sources:
+ruy/kernel_arm64.cc, SoftmaxInt8LUT in tflite/kernels/internal/optimized/optimized_ops.h; checked against the aarch64 wheel
+of ai-edge-litert 2.1.6 on emulated Cortex-A53 and Cortex-A76, which agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeq.graph.arithmetic import litert_builtin as builtin
+from edgeq.graph.arithmetic import litert_reference as reference
+from edgeq.graph.integer import IntegerOp
+
+quantize = builtin.quantize
+
+
+def multiply_once(x: Tensor, mantissa: Tensor, shift: Tensor) -> Tensor:
+    """x · mantissa · 2^(shift − 31), rounded once, ties upwards."""
+    right = 31 - shift
+    return (x * mantissa + (torch.ones_like(right) << (right - 1))) >> right
+
+
+def softmax(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+    """SOFTMAX: exp as a table of 256 16-bit integers, summed exactly, divided by one fixed-point multiplier a row."""
+    fixed = reference.FIXED_OUTPUT["softmax"]
+    axis = int(op.node.args[1])  # type: ignore[arg-type] # an int
+    x = inputs[0].movedim(axis, -1).long()
+    source = np.float32(op.input_qparams[0].scale[0])
+    powers = np.exp(source * np.arange(-255, 1, dtype=np.float32)).astype(np.float32) * np.float32(65535)
+    table = torch.from_numpy(np.minimum(np.floor(powers.astype(np.float64) + 0.5), 65535).astype(np.int64))
+    entries = table[x - x.amax(-1, keepdim=True) + 255]
+    totals, rows = torch.unique(entries.sum(-1, keepdim=True), return_inverse=True)
+    inverses = np.float32(1) / (totals.numpy().astype(np.float32) * np.float32(fixed.scale[0]))
+    pairs = torch.tensor([reference.quantize_multiplier(float(inverse)) for inverse in inverses])
+    shares = builtin.multiply_upwards(entries, pairs[rows, 0], pairs[rows, 1])
+    out = torch.clamp(shares + fixed.zero_point[0], -128, 127).to(torch.int8).movedim(-1, axis).contiguous()
+    return torch.clamp(reference.requantized(out, fixed, op.output_qparams, builtin.multiply_upwards), op.low, op.high)
+
+
+def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+    """The int8 output of `op` as these kernels compute it; `inputs` are int8 in torch's layout.
+
+    Raises:
+        EdgeqError: there is no such kernel.
+    """
+    kernel = KERNELS.get(op.kind)
+    return builtin.compute(op, inputs) if kernel is None else kernel(op, inputs)
+
+
+KERNELS: dict[str, reference.Kernel] = {
+    **dict.fromkeys(("conv1d", "conv2d"), partial(builtin.weighted, product=multiply_once)),
+    "linear": partial(builtin.linear, product=multiply_once),
+    "softmax": softmax,
+}
