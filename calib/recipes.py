@@ -69,7 +69,7 @@ RECIPES: Final[dict[str, Recipe]] = {
             weights="mse",
             rounding="squant",
             reconstruction=Reconstruction(
-                objectives=("mse", "tgpl"), balanced=True, polish=60, batch=2, activations=True
+                objectives=("mse", "tgpl"), balanced=True, polish=150, batch=2, activations=True
             ),
             ends="w8a8",
         ),

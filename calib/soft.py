@@ -16,12 +16,12 @@ from edgeq.calib.spans import Span
 from edgeq.calib.twins import Numbers
 from edgeq.graph.convert import Resolved
 from edgeq.graph.ops import WEIGHTED, constant, kind_of
-from edgeq.spec import QuantSpec
+from edgeq.spec import QParams, QuantSpec
 
 CERTAIN: Final = 0.85  # h of a weight whose rounding says up, before the first step; 1 - CERTAIN where it says down
 WEIGHT_RATE: Final = 3e-2
 BIAS_RATE: Final = 1e-2  # in steps of the layer's output
-SCALE_RATE: Final = 1e-3  # of a scale's logarithm
+SCALE_RATE: Final = 1e-3  # of an eight-bit scale's logarithm; faster where the grid is coarser, see `_pace`
 
 
 class Soft(Numbers):
@@ -67,7 +67,7 @@ class Soft(Numbers):
         scale = torch.tensor(qparams.scale[0])
         moved = self.scales.get(self.annotation.tensors.find(node))
         if moved is not None:
-            scale = scale * moved.exp()
+            scale = scale * (moved * self._pace(qparams)).exp()
         steps = x / scale
         rounded = steps + (torch.round(steps) - steps).detach()
         zero = qparams.zero_point[0]
@@ -102,7 +102,7 @@ class Soft(Numbers):
                     resolved.biases[key] = bias + self.biases[node] * self.units[node]
             for root, moved in self.scales.items():
                 old = resolved.activations[root]
-                scale = float(torch.tensor(old.scale[0]) * moved.exp())
+                scale = float(torch.tensor(old.scale[0]) * (moved * self._pace(old)).exp())
                 resolved.activations[root] = dataclasses.replace(old, scale=(scale,))
         return resolved
 
@@ -124,6 +124,11 @@ class Soft(Numbers):
             total = loss(*runs[step % len(runs)]) + self.regulariser(step / steps)
             total.backward()  # type: ignore[no-untyped-call] # torch's
             adam.step()
+
+    @staticmethod
+    def _pace(qparams: QParams) -> float:
+        """A scale learns at 1/√levels of its grid, 1 at eight bits (LSQ, section 2.2: gradients by 1/√(N·Q))."""
+        return math.sqrt(255 / (qparams.qmax - qparams.qmin))
 
     def _broadcast(self, node: Node) -> Tensor:
         key, _ = self.weighted[node]

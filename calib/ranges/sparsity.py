@@ -27,8 +27,8 @@ from edgeq.graph.annotate import Group
 from edgeq.graph.ops import WEIGHTED
 from edgeq.spec import Progress, QParams
 
-SHARES: Final = (0.6, 1.1)  # least and most share of the max-min range
-CANDIDATES: Final = 6
+SHARES: Final = (0.2, 1.1)  # least and most share of the max-min range; at four bits the best lies near 0.3
+CANDIDATES: Final = 10
 FRAMES: Final = 8  # those where most tensors reach their extremes, so that the cost of clipping these is seen
 
 
