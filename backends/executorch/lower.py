@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from edgeq.backends.executorch.partition import partitioner
 from edgeq.backends.executorch.pte import PteOp, executorch_package, read_pte
 from edgeq.backends.executorch.rewrites import rewrite
 from edgeq.graph.integer import DEQUANTIZE_CHANNEL, members, read
-from edgeq.graph.ops import kind_of
+from edgeq.graph.ops import ACTIVATIONS, kind_of
 from edgeq.graph.quiet import quiet
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, Status
 
@@ -44,7 +45,8 @@ def lower(
     partial.write_bytes(data)
     partial.replace(path)
     kinds = {n.name: kind_of(n) or _short(str(n.target)) for n in program.graph.nodes if n.op == "call_function"}
-    coverage = _coverage(ops, edge, kinds, members(read(program, layers or {}), layers or {}))
+    clips = {n.name: n.all_input_nodes[0].name for n in program.graph.nodes if kind_of(n) in ACTIVATIONS}
+    coverage = _coverage(ops, edge, kinds, members(read(program, layers or {}), layers or {}), clips)
     return Artifact("executorch", path, coverage, _notes(ops, program))
 
 
@@ -81,10 +83,16 @@ def _to_pte(program: ExportedProgram, name: str) -> tuple[ExportedProgram, bytes
 
 
 def _coverage(
-    ops: tuple[PteOp, ...], edge: ExportedProgram, kinds: Mapping[str, str], layers: Mapping[str, tuple[str, ...]]
+    ops: tuple[PteOp, ...],
+    edge: ExportedProgram,
+    kinds: Mapping[str, str],
+    layers: Mapping[str, tuple[str, ...]],
+    clips: Mapping[str, str],
 ) -> tuple[OpPlacement, ...]:
+    """clips: activation → the node before it, in whose operator XNNPACK may compute it."""
     by_handle, kernels = _origins(edge)
-    rows = []
+    rows: list[OpPlacement] = []
+    owned: dict[str, int] = {}  # node → its row
     for op in ops:
         if op.inserted:
             continue
@@ -93,7 +101,13 @@ def _coverage(
         if op.type in HELPERS and kind not in ("reshape", "permute"):
             continue  # a change of shape inside a rewritten operator, whose own row follows
         status, reason = _judge(op)
+        owned.setdefault(node or "", len(rows))
         rows.append(OpPlacement(op.name, kind, status, reason, layers.get(node or "", ())))
+    for clip, before in clips.items():
+        if clip not in owned and before in owned:
+            row = rows[owned[before]]
+            keys = tuple(dict.fromkeys((*row.layers, *layers.get(clip, ()))))
+            rows[owned[before]] = dataclasses.replace(row, layers=keys)
     return tuple(rows)
 
 

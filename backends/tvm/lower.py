@@ -25,6 +25,7 @@ from edgeq.graph.integer import (
     QUANTIZE,
     IntegerOp,
     IntegerProgram,
+    members,
     read,
     tensor_qparams,
 )
@@ -180,7 +181,7 @@ class _Emitter:
         self.floats.update(zip(inputs, params, strict=True))
         on_demand = {n.name for n in nodes if n.target in (DEQUANTIZE, DEQUANTIZE_CHANNEL)}
         absorbed = {name for op in self.program.ops.values() for name in op.absorbed}
-        ends: dict[str, str | None] = {}  # variable → the float node whose value it is, None of an integer operator's
+        ends: dict[str, str] = {}  # variable → the node whose value it is
         with self.builder.function("main", params):
             with self.builder.dataflow():
                 for node in nodes:
@@ -189,7 +190,7 @@ class _Emitter:
                     if node.target is QUANTIZE:
                         op = self.program.ops.get(node.name)
                         made = self.integers[node.name] = self._integer(op) if op else self._quantize(node)
-                        ends[str(made.name)] = None
+                        ends[str(made.name)] = node.name
                     elif node.op == "call_function" and node.name not in absorbed | on_demand:
                         made = self.floats[node] = self._float(node)
                         ends[str(getattr(made, "name", ""))] = node.name
@@ -201,8 +202,12 @@ class _Emitter:
         legal = legalise(self.builder.get())
         module = transform.Sequential(fuse)(legal)
         told = origins.told(called(transform.Sequential(fuse)(origins.twin(legal, ends))))
-        float_keys = [tuple(dict.fromkeys(self.keys[n] for n in nodes_of if n in self.keys)) for nodes_of in told]
-        self.calls = [self.layers.get(n) or keys for n, keys in zip(called(module), float_keys, strict=True)]
+        of = members(self.program, self.keys)
+        self.calls = [tuple(dict.fromkeys(key for n in nodes_of for key in of.get(n, ()))) for nodes_of in told]
+        if len(self.calls) != len(
+            called(module)
+        ):  # fused otherwise than its twin: only our own kernels tell their layers
+            self.calls = [self.layers.get(name, ()) for name in called(module)]
         self.layers = {name: keys for name, keys in self.layers.items() if name in names(module)}
         stored = np.frombuffer(json.dumps(self.layers).encode(), np.uint8)
         extra = self.relax.BlockBuilder()

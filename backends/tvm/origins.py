@@ -1,7 +1,7 @@
-"""Which layers a call of TVM's own float kernels computes: told by a twin of the module whose kernels are named after them.
+"""Which nodes each call of a kernel computes: told by a twin of the module whose kernels are named after them.
 
-TVM gives equal operators one kernel and fuses neighbours under names of its own. In the twin every operator has a kernel
-with its node's number in the name, and fusing joins the names; both modules are fused alike, so calls pair up in order.
+TVM gives equal float operators one kernel and fuses neighbours under names of its own. In the twin every call has a kernel
+with its node in the name, and fusing joins the names; both modules are fused alike, so calls pair up in order.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ MARK = "_node_"  # before a node's name in a kernel's
 END = "_end_"
 
 
-def twin(module: Any, ends: Mapping[str, str | None]) -> Any:
-    """A legalised `module` with each float call on a kernel of its own, named after the node it is part of.
+def twin(module: Any, ends: Mapping[str, str]) -> Any:
+    """A legalised `module` with each call on a kernel of its own, named after the node it is part of.
 
-    ends: name of the variable that holds a node's value → the node, None where our own kernels computed it. An importer
-    makes several calls of one node; those before its value belong to it.
+    ends: name of the variable that holds a node's value → the node. Some nodes take several calls; those before a node's
+    value belong to it.
     """
     from tvm import relax
     from tvm.ir import Op
     from tvm.relax.expr_functor import PyExprMutator, mutator
 
-    owners: dict[str, str | None] = {}
+    owners: dict[str, str] = {}
     waiting: list[str] = []
     for block in module["main"].body.blocks:
         for binding in block.bindings:
@@ -33,7 +33,7 @@ def twin(module: Any, ends: Mapping[str, str | None]) -> Any:
                 waiting.clear()
     call_tir = Op.get("relax.call_tir")
 
-    @mutator  # type: ignore[untyped-decorator] # TVM ships no types
+    @mutator
     class Marker(PyExprMutator):  # type: ignore[misc] # untyped
         def visit_var_binding_(self, binding: Any) -> None:
             owner, call = owners.get(str(binding.var.name)), binding.value

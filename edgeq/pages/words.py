@@ -155,14 +155,17 @@ class Placed:
 def grouped(rows: Iterable[Mapping[str, Any]], latency: Iterable[Mapping[str, Any]] = ()) -> list[Placed]:
     """Coverage rows joined by kind, status and reason, float islands first, with the time of matching latency rows.
 
-    A latency row belongs to the coverage row of its name, else to the first of the same layers; each is used once.
+    A latency row belongs to the coverage row of its name and layers, else of its name, else to the first of the same layers;
+    each is used once.
     """
     rows, times = list(rows), list(latency)
     spent: dict[int, float] = {}
     names = {row["name"]: i for i, row in reversed(list(enumerate(rows)))}
     layers = {tuple(row["layers"]): i for i, row in reversed(list(enumerate(rows))) if row["layers"]}
+    both = {(row["name"], tuple(row["layers"])): i for i, row in reversed(list(enumerate(rows)))}
     for time in times:
-        index = names.get(time["name"], layers.get(tuple(time["layers"])))
+        keys = tuple(time["layers"])
+        index = both.get((time["name"], keys), names.get(time["name"], layers.get(keys)))
         if index is not None:
             spent[index] = spent.get(index, 0.0) + time["ms"]
     groups: dict[tuple[str, str, str], Placed] = {}
