@@ -7,6 +7,7 @@ import html
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from edgeq.graph.package import QuantizedModel
 from edgeq.pages import tables, words
 from edgeq.pages.page import write_page
 from edgeq.run.tensors import tensors
+from edgeq.spec import InstructionReport
 from edgeq.task import Task
 
 HOSTILE = "<script>alert('x')</script>&\"/conv2d"
@@ -303,6 +305,24 @@ def test_tables_fit_eighty_columns(verb: str, made: QuantizedModel) -> None:
     assert "…" not in text
     warned = text.find("slower than float")
     assert warned == -1 or warned < text.index("runtime")
+
+
+def test_an_emulated_core_has_instructions_and_nothing_of_time(made: QuantizedModel) -> None:
+    report = InstructionReport("emulated:cortex-a76", "tvm", {"tvm": "0.26.0"}, 1, 123_456_789)
+    assert {field.name for field in dataclasses.fields(InstructionReport)} == {
+        "device", "backend", "versions", "threads", "instructions", "measurement",
+    }  # fmt: skip
+    counted = {
+        "model": "small",
+        "device": report.device,
+        "notes": ["a note"],
+        "backends": {"tvm": dataclasses.asdict(report)},
+    }
+    text = shown(tables.latency_tables, counted)
+    assert "123 456 789" in text and "Cortex" not in text and "emulated:cortex-a76" in text and "a note" in text
+    assert not re.search(r"\b(ms|milliseconds|speedup|seconds)\b", text)
+    both = {**counted, "backends": {**counted["backends"], **profile_of(made, 6.5, 5.25)["backends"]}}
+    assert "123 456 789" in shown(tables.latency_tables, both) and "6.50" in shown(tables.latency_tables, both)
 
 
 def test_the_tables_do_not_import_torch() -> None:

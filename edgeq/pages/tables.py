@@ -190,7 +190,15 @@ def parity_table(found: Found) -> list[RenderableType]:
 
 
 def latency_tables(found: Found) -> list[RenderableType]:
-    """profile: int8 beside float, then each runtime's slowest operators. A slower backend is said first."""
+    """profile: int8 beside float, then each runtime's slowest operators. A slower backend is said first.
+
+    What was counted on an emulated core has a table without times.
+    """
+    counted = {name: row for name, row in found["backends"].items() if "instructions" in row}
+    if counted:
+        timed = {name: row for name, row in found["backends"].items() if name not in counted}
+        first = instruction_table({**found, "backends": counted})
+        return [*first, Text(), *latency_tables({**found, "backends": timed})] if timed else first
     table = _table("runtime", "int8 ms", "p10–p90", "float ms", "p10–p90", "speedup")
     untimed, parts = [], []
     for name, row in found["backends"].items():
@@ -259,7 +267,8 @@ def instruction_table(found: Found) -> list[RenderableType]:
     for name, row in found["backends"].items():
         table.add_row(title(name), grouped_digits(row["instructions"]), escape(row["device"]))
     note = "counted on an emulated core; from instructions no time follows"
-    return [_head(found["model"], "instructions of one inference"), table, Text(note, style="dim")]
+    said = [Text(sentence, style="dim") for sentence in found.get("notes", ())]
+    return [_head(found["model"], "instructions of one inference"), table, Text(note, style="dim"), *said]
 
 
 def doctor_tables(found: Found) -> list[RenderableType]:
