@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -155,7 +154,7 @@ def plugin(emulator: str) -> Path:
     built = home() / "plugins" / f"count_instructions-{digest}-api{api}.so"
     if built.is_file():
         return built
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise EdgeqError("counting instructions needs a C compiler on this host; tools/device_setup.sh installs gcc")
     built.parent.mkdir(parents=True, exist_ok=True)
