@@ -121,7 +121,7 @@ def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None
         times = (latency or {}).get("backends", {}).get(name) or {}
         int8, floating = (report if (report or {}).get("total_ms") else None for report in (times, times.get("float")))
         rows, others = words.parted(int8["rows"] if int8 else ())
-        longest = max((row["ms"] for row in (*rows, *others)), default=0.0) or 1.0
+        longest = max((row["ms"] for row in rows), default=0.0) or 1.0
         coverage = [dataclasses.asdict(row) for row in artifact.coverage]
         placed = Counter(str(row.status) for row in artifact.coverage)
         found.append(
@@ -138,7 +138,7 @@ def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None
                 speedup=times.get("speedup"),
                 timed="total_ms" in times,
                 bars=_bars(artifact, rows, longest),
-                others=[(row["name"], row["name"], row["ms"], "hatch", row["ms"] / longest) for row in others],
+                others=[(row["name"], row["name"], row["ms"], "hatch", min(1.0, row["ms"] / longest)) for row in others],
             )
         )
     return found
@@ -164,6 +164,7 @@ def _verdicts(
     if parity and parity["float_metric"]:
         shown.append(("info", _accuracy_verdict(parity)))
     shown += [("good", sentence) for sentence in words.faster(latency)]
+    shown += [("info", sentence) for sentence in words.unsteady(latency)]
     untimed = [words.title(r.name) for r in runtimes if r.timed and r.int8 is None]
     if untimed:
         shown.append(("info", f"{words.join(untimed)} cannot be timed on this host, so no latency is claimed for it."))

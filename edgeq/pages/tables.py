@@ -17,6 +17,7 @@ from edgeq.pages.words import (
     compared,
     decibel,
     differing,
+    duration,
     grouped,
     grouped_digits,
     join,
@@ -258,7 +259,7 @@ def _compared_row(row: Found) -> list[RenderableType]:
     ratio = NOTHING if row["ratio"] is None else f"{row['ratio']:.2f}"
     verdict = str(row["verdict"])
     said = {"no difference seen": "", "too few runs": NOTHING}.get(verdict, verdict)
-    return [number(row["a_ms"]), number(row["b_ms"]), ratio, between, Text(said, style=VERDICTS[verdict])]
+    return [duration(row["a_ms"]), duration(row["b_ms"]), ratio, between, Text(said, style=VERDICTS[verdict])]
 
 
 def instruction_table(found: Found) -> list[RenderableType]:
@@ -314,12 +315,12 @@ def _operators(name: str, report: Found) -> list[RenderableType]:
     table = _table("ms", "share", "operator", left=(2,))
     total = report["total_ms"]["median"]
     for row in rows[:SHOWN]:
-        table.add_row(number(row["ms"]), percent(row["ms"] / total), escape(label(row)))
+        table.add_row(duration(row["ms"]), percent(row["ms"] / total), escape(label(row)))
     if len(rows) > SHOWN:
         rest = sum(row["ms"] for row in rows[SHOWN:])
         table.add_row(number(rest), percent(rest / total), Text(f"{len(rows) - SHOWN} others", style="dim"))
     for row in others:
-        table.add_row(number(row["ms"]), percent(row["ms"] / total), Text(row["name"], style="dim"))
+        table.add_row(duration(row["ms"]), percent(row["ms"] / total), Text(row["name"], style="dim"))
     table.add_section()
     table.add_row(number(total), percent(1.0), Text("whole inference, operators not traced", style="dim"))
     return [_head(title(name), f"slowest operators, by {report['method']}{scaled(report)}"), table]

@@ -31,6 +31,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - magnitude)}f}".replace("-", "−")
 
 
+def duration(ms: float) -> str:
+    """Milliseconds with three significant digits, none of them below a tenth of a microsecond."""
+    return number(ms) if ms >= 0.01 or ms == 0 else f"{ms:.4f}"
+
+
 def plain(value: float | None) -> str:
     """A metric or an LSB count: up to four digits behind the point, trailing zeros left out."""
     if value is None or not math.isfinite(value):
