@@ -82,14 +82,30 @@ class Machine:
         """How many of `groups` groups of inputs are loaded at once."""
         return math.gcd(groups, self.ahead)
 
+    def view(self, T: Any, staged: Any) -> Any:
+        """Staged inputs as `load` reads them: a word a group where words are what the instruction takes.
+
+        Hexagon loads a word of unknown alignment byte by byte.
+        """
+        if not self.words:
+            return staged
+        return T.decl_buffer((int(staged.shape[0]) // self.group,), "int32", data=staged.data)
+
+    def load(self, T: Any, staged: Any, start: Any, chunk: int) -> Any:
+        """`chunk` groups of inputs from group `start` on."""
+        together = 1 if self.words else chunk * self.group
+        return staged[T.ramp(start * self.group, 1, together) if together > 1 else start]
+
     def spread(self, T: Any, loaded: Any, place: int, chunk: int) -> Any:
-        """The `place`-th group of a vector of `chunk` groups, in every sum's lane: int16 [lanes] or `group` times as many."""
+        """The `place`-th of `chunk` loaded groups in every sum's lane: int16 [lanes] or `group` times as many staged."""
         lanes, group = self.lanes, self.group
+        if self.words:
+            return T.broadcast(loaded, lanes)
         if self.intrinsic is None:
             return T.broadcast(T.Shuffle([loaded], [place]) if chunk > 1 else loaded, lanes)
         word = T.reinterpret(f"int32x{chunk}" if chunk > 1 else "int32", loaded)
         words = T.broadcast(T.Shuffle([word], [place]) if chunk > 1 else word, lanes)
-        return words if self.words else T.reinterpret(f"{self.staged}x{lanes * group}", words)
+        return T.reinterpret(f"{self.staged}x{lanes * group}", words)
 
     def dot(self, T: Any, total: Any, data: Any, weights: Any) -> Any:
         """total + Σ_group data·weights: int32 [lanes] from a `spread` group and int8 [lanes·group] weights."""
@@ -161,9 +177,10 @@ PLAIN = Machine("plain", 8, 1, 16, "int16", None, None, pair=2, deep=8)
 SDOT = Machine("neon-sdot", 4, 4, 32, "int8", 0, "llvm.aarch64.neon.sdot", accumulates=True, ahead=4, deep=8, flat=16)
 NEON = Machine("neon", 8, 1, 32, "int16", None, None, pair=2, ahead=8, deep=8, flat=16)
 # Hexagon V66 HVX PRM: vrmpy multiplies int8 quadruples, vmpy int16 pairwise into the sums of even and of odd elements.
-# V67 PRM: convert_sf2w rounds as the status register says, and that is half to even.
+# V67 PRM: convert_sf2w rounds as the status register says, and that is half to even. Of its 32 vector registers 18 are
+# counted: LLVM unrolls the sum over inputs, and with more sums it keeps some of them in memory.
 HVX = Machine(
-    "hvx", 32, 4, 32, "int8", 0, "llvm.hexagon.V6.vrmpybv.acc.128B", accumulates=True, words=True,
+    "hvx", 32, 4, 18, "int8", 0, "llvm.hexagon.V6.vrmpybv.acc.128B", accumulates=True, words=True,
     deep=64, deep_intrinsic="llvm.hexagon.V6.vmpyhv.acc.128B", flat=128, rounding="llvm.hexagon.F2.conv.sf2w",
 )  # fmt: skip
 

@@ -335,6 +335,7 @@ def _dense(
 
     def task(t: Task) -> None:
         staged, columns = _stage(T, m, g, c, t, x, m.staged, quads * m.group, m.fill(zero_point), read)
+        staged = m.view(T, staged)
 
         def tile(line: Any, r: Any, q: Any, block: Any, number: Any) -> None:
             """One register tile: `pixels` outputs of a row of a phase, `wide` vectors of output channels."""
@@ -344,7 +345,9 @@ def _dense(
             phase = (r * pw + q) * (g.groups * vectors * m.lanes)
             top = line * g.stride[0] + (r + g.shift[0]) // ph
             left = first * g.stride[1] + (q + g.shift[1]) // pw
-            origin = T.Bind((top * columns + left) * pixel + group * (quads * m.group))
+            origin = T.Bind(
+                (top * columns + left) * (g.groups * quads) + group * quads
+            )  # in groups, as all that is read
             packed = T.Bind((((r * pw + q) * g.groups) * vectors + block * wide) * (kh * kw * quads * step))
             total = T.alloc_buffer((pixels * wide * m.lanes,), "int32", scope="global")
             places = [[T.ramp((p * wide + v) * m.lanes, 1, m.lanes) for v in range(wide)] for p in range(pixels)]
@@ -354,12 +357,10 @@ def _dense(
                     T.buffer_store(total, start, [places[p][v]])
             with T.serial(0, kh) as y, T.serial(0, kw) as z, T.serial(0, quads // chunk) as k:
                 at = T.Bind(packed + ((y * kw + z) * quads + k * chunk) * step)
-                place = T.Bind(
-                    origin + (y * (g.dilation[0] * columns) + z * g.dilation[1]) * pixel + k * chunk * m.group
-                )
-                reads = [place + p * (g.stride[1] * pixel) for p in range(pixels)]
-                together = chunk * m.group
-                inputs = [staged[T.ramp(start, 1, together) if together > 1 else start] for start in reads]
+                tap = y * (g.dilation[0] * columns) + z * g.dilation[1]
+                place = T.Bind(origin + tap * (g.groups * quads) + k * chunk)
+                reads = [place + p * (g.stride[1] * g.groups * quads) for p in range(pixels)]
+                inputs = [m.load(T, staged, start, chunk) for start in reads]
                 if chunk > 1:
                     inputs = [T.Bind(i) for i in inputs]
                 for j in range(chunk):
