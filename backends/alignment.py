@@ -82,6 +82,9 @@ def align(types: Sequence[str], names: Sequence[str]) -> list[tuple[int, ...]]:
     for first, second in (*pairwise(range(columns)), *pairwise(reversed(range(columns)))):
         if beginnings[first] == beginnings[second] == "copy" and found[first] and not found[second]:
             found[second].append(found[first][0])  # a concatenation is one copy for each of its inputs
+    for before, j in pairwise(range(columns)):
+        if beginnings[j] == "clamp" and found[before] and not found[j]:
+            found[j].append(found[before][0])  # the activation of an operator whose kernel has none
     for i in range(rows):
         if i not in owner and owner:
             behind = [k for k in owner if k > i]

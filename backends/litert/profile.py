@@ -28,18 +28,20 @@ def profile(
     """Time `runs` invocations of LiteRT's default kernels (XNNPACK takes what it can) after `warmup`.
 
     Rows by the profiler of LiteRT's compiled model, in turns with the interpreter that is timed: the same kernels, of the
-    same package. In a release of LiteRT whose profiler is not known here, a row is what one operator adds to the median
-    time of the graph up to it, never below 0 (the delegate may fuse across the end of a prefix).
+    same package. Where that does not work, as in a release of LiteRT whose profiler is not known here, a row is what one
+    operator adds to the median time of the graph up to it, never below 0 (the delegate may fuse across the end of a prefix).
 
     Raises:
         EdgeqError: see edgeq.backends.litert.run.interpreter.
     """
     engine = interpreter(artifact.path, threads=threads)
     feed(artifact.path, engine, inputs)
-    if available():
+    try:
+        if not available():
+            raise RuntimeError("no profiler that is known here")
         spent, rows = _profiled(artifact, engine, threads, warmup, runs)
         method = METHOD
-    else:
+    except RuntimeError:  # or LiteRT's compiled model refuses what its interpreter takes
         spent, method = watched(engine.invoke, warmup, runs), PREFIXES
         rows = _prefixes(artifact, inputs, threads, warmup, runs)
     return report(

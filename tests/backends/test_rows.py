@@ -101,6 +101,10 @@ def test_a_concatenation_owns_all_its_copies_and_a_table_its_activation() -> Non
     assert {i for at in found for i in at} == set(range(6))
 
 
+def test_a_clip_of_its_own_belongs_to_the_operator_before_it() -> None:
+    assert align(["ADD", "MEAN"], ["Add (ND) #1", "Clamp (NC) #1", "Mean (ND) #1"]) == [(0,), (0,), (1,)]
+
+
 def test_nothing_in_common_is_nothing_found() -> None:
     assert align([], ["Add (ND)"]) == [()]
     assert align(["ADD"], []) == []
