@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from edgeq import backends
+from edgeq import backends, devices
 from edgeq.calib.calibrate import calibrate
 from edgeq.calib.ends import with_ends
 from edgeq.calib.recipes import RECIPES
 from edgeq.calib.recipes import recipe as find_recipe
 from edgeq.calib.workspace import forget
-from edgeq.devices import host
+from edgeq.devices import Found
 from edgeq.devices.host import Host
 from edgeq.graph import package
 from edgeq.graph.annotate import Annotation, annotate, default_plan
@@ -337,10 +337,17 @@ def doctor() -> dict[str, Any]:
     return {
         "versions": versions(),
         "backends": engines,
-        "devices": {"host": host.describe()},
+        "devices": {row.name: device_json(row) for row in devices.found()},
         "targets": {name: target_table(backends.target(name)) for name in names},
         "recipes": {name: r.summary for name, r in RECIPES.items()},
     }
+
+
+def device_json(row: Found) -> dict[str, Any]:
+    """A device, or a kind of device, as plain data; what it is only where it is reachable."""
+    described = dataclasses.asdict(row.info) if row.info is not None else {}
+    described.pop("name", None)
+    return {"reachable": row.info is not None, "can": row.can, "how": row.how, **described}
 
 
 def target_table(target: Target) -> dict[str, Any]:

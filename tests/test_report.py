@@ -257,8 +257,25 @@ def found_by(verb: str, model: QuantizedModel) -> dict[str, Any]:
                 "coreml": {"installed": False, "version": None, "install": "pip install 'edgeq[coreml]'",
                            "runs_here": "not installed"},
             },
-            "devices": {"host": {"model": "Intel(R) Xeon(R) Processor @ 2.10GHz", "cores": 2, "os": "Linux 6.1",
-                                 "features": ["avx2", "avx512f", "avx512_vnni", "amx_int8"]}},
+            "devices": {
+                "host": {
+                    "reachable": True, "can": "verify, profile", "how": "", "emulated": False, "abi": "x86_64-linux",
+                    "model": "Intel(R) Xeon(R) Processor @ 2.10GHz", "cores": 2, "os": "Linux 6.1",
+                    "features": ("avx2", "avx512f", "avx512_vnni", "amx_int8"), "governor": None, "temperature_c": None,
+                },
+                "emulated:hexagon-v67": {
+                    "reachable": True, "can": "verify; instruction counts, no times", "how": "", "emulated": True,
+                    "model": "Qualcomm Hexagon V67 (qemu-hexagon 7.2.22)", "abi": "hexagon", "cores": 1, "os": "none",
+                    "features": ("hvx128",), "governor": None, "temperature_c": None,
+                },
+                "adb:RFCX90ABCDE": {
+                    "reachable": True, "can": "verify, profile", "how": "", "emulated": False, "abi": "aarch64-android",
+                    "model": "Example [Phone] 9 (SoC 1)", "cores": 8, "os": "Android 14", "features": ("asimd", "asimddp"),
+                    "governor": "schedutil", "temperature_c": 41.5,
+                },
+                "tvm-rpc:HOST:PORT": {"reachable": False, "can": "TVM: verify, profile",
+                                      "how": "python -m tvm.exec.rpc_server --port 9090 on the board"},
+            },
             "targets": {name: {"ops": [{"kind": "conv2d", "status": status}, {"kind": "mean", "status": "integer"}]}
                         for name, status in {"portable": "integer", "litert": "integer", "executorch": "integer",
                                              "coreml": "eligible", "tvm": "integer"}.items()},
@@ -284,7 +301,17 @@ WANTED = {
         "a profiler; rows × 0.75",
         "100 % whole inference",
     ),
-    "doctor": ("litert", "pip install", "conv2d ● ● ● ○ ●", "minmax", "2 cores"),
+    "doctor": (
+        "litert",
+        "pip install",
+        "conv2d ● ● ● ○ ●",
+        "minmax",
+        "2 cores",
+        "7.2.22), 1 core hvx128 verify; instruction counts",
+        "[Phone]",
+        "asimd asimddp, governor schedutil, 42 °C",
+        "not reached: python",
+    ),
 }
 RENDER = {
     "demo": tables.demo_table,

@@ -146,17 +146,31 @@ class Adb(Shell):
         )
 
 
+def _client(step_s: float) -> Any:
+    try:
+        from adbutils import AdbClient
+    except ImportError:
+        raise EdgeqError("adb devices need adbutils: pip install 'edgeq[devices]'") from None
+    return AdbClient(socket_timeout=step_s)
+
+
+def running() -> bool:
+    """Whether adb's server runs already.
+
+    Raises:
+        EdgeqError: adbutils is missing.
+    """
+    made = _client(1.0)
+    return _listens(made.host, made.port)
+
+
 def client(step_s: float = STEP_S) -> Any:
     """adbutils' client of adb's server, which is started where it does not run.
 
     Raises:
         EdgeqError: adbutils or adb is missing, or the server does not start.
     """
-    try:
-        from adbutils import AdbClient
-    except ImportError:
-        raise EdgeqError("adb devices need adbutils: pip install 'edgeq[devices]'") from None
-    made = AdbClient(socket_timeout=step_s)
+    made = _client(step_s)
     if _listens(made.host, made.port):
         return made
     program = shutil.which("adb")
@@ -164,12 +178,11 @@ def client(step_s: float = STEP_S) -> Any:
         raise EdgeqError(
             "adb is not installed: tools/device_setup.sh installs it on Debian; Android's platform-tools have it"
         )
-    command = [program, "start-server"]
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("stdin", "stdout", "stderr"), subprocess.DEVNULL
+    )  # the server keeps them open
     with contextlib.suppress(subprocess.TimeoutExpired):
-        # the server stays, and would keep a pipe open
-        subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=START_S, check=False
-        )  # fmt: skip
+        subprocess.run([program, "start-server"], **quiet, timeout=START_S, check=False)
     if not _listens(made.host, made.port):
         raise EdgeqError(f"adb's server does not start on {made.host}:{made.port}; run adb start-server to see why")
     return made

@@ -14,8 +14,8 @@ from edgeq.devices.host import Host
 from edgeq.spec import DeviceInfo, EdgeqError
 
 PATIENCE_S = 2.0  # what a phone may take to describe itself
-EVERYTHING = "correctness, times"
-EMULATION = "correctness, instruction counts (no times)"
+EVERYTHING = "verify, profile"
+EMULATION = "verify; instruction counts, no times"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ def found(patience_s: float = PATIENCE_S) -> list[Found]:
         *((f"emulated:{core}", EMULATION, lambda core=core: [_emulated(core)]) for core in CORES),
         ("adb:SERIAL", EVERYTHING, lambda: _phones(patience_s)),
         ("ssh:USER@HOST", EVERYTHING, _ssh),
-        ("apple:", "Core ML: correctness, placement, times", _apple),
-        ("tvm-rpc:HOST:PORT", "TVM: correctness, times", _tvm),
+        ("apple:", "Core ML: verify, profile", _apple),
+        ("tvm-rpc:HOST:PORT", "TVM: verify, profile", _tvm),
     ]
     answers: dict[str, list[Found]] = {}
 
@@ -64,16 +64,19 @@ def _emulated(core: str) -> Found:
         return Found(name, None, EMULATION, PACKAGES)
     how = ""
     if CORES[core].abi != "hexagon" and not arm64_root().is_dir():
-        how = "for LiteRT, ExecuTorch and TVM: python tools/arm64_root.py"
+        how = "the runtimes' libraries are missing: python tools/arm64_root.py"
     return Found(name, Emulated(core).describe(), EMULATION, how)
 
 
 def _phones(patience_s: float) -> list[Found]:
-    from edgeq.devices.adb import STATES, Adb, client, phones
+    from edgeq.devices.adb import STATES, Adb, client, phones, running
 
+    was_running = running()
     server = client(patience_s)
     connected = phones(server)
     if not connected:
+        if not was_running:
+            server.server_kill()  # it was started for this question only
         return [
             Found("adb:SERIAL", None, EVERYTHING, "plug a phone in, with USB debugging on in its developer options")
         ]
@@ -111,7 +114,7 @@ def _ssh() -> list[Found]:
 def _apple() -> list[Found]:
     from edgeq.devices.apple import Apple
 
-    can = "Core ML: correctness, placement, times"
+    can = "Core ML: verify, profile"
     if platform.system() != "Darwin":
         return [Found("apple:", None, can, "run edgeq on a Mac")]
     return [Found("apple:", Apple().describe(), can)]
@@ -121,4 +124,4 @@ def _tvm() -> list[Found]:
     how = "python -m tvm.exec.rpc_server --port 9090 on the board"
     if importlib.util.find_spec("tvm") is None:
         how = f"pip install 'edgeq[tvm]'; {how}"
-    return [Found("tvm-rpc:HOST:PORT", None, "TVM: correctness, times", how)]
+    return [Found("tvm-rpc:HOST:PORT", None, "TVM: verify, profile", how)]

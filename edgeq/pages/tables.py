@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from edgeq.pages.devices import device_rows
 from edgeq.pages.words import (
     NOTHING,
     ap,
@@ -278,11 +279,9 @@ def doctor_tables(found: Found) -> list[RenderableType]:
     for name, row in found["backends"].items():
         here = escape(row["runs_here"]) if row["installed"] else f"not installed: [bold]{escape(row['install'])}[/bold]"
         backends.add_row(name, row["version"] or NOTHING, here)
-    devices = _table("device", "what it is", left=(0, 1))
-    for name, device in found["devices"].items():
-        features = " ".join(device.get("features", ()))
-        what = f"{device['model']}, {device['cores']} cores" + (f", {device['os']}" if "os" in device else "")
-        devices.add_row(name, escape(f"{what}\n{features}" if features else what))
+    devices = _table("device", "what it is and can do", left=(0, 1))
+    for cells in device_rows(found["devices"]):
+        devices.add_row(*map(escape, cells))
     recipes = _table("recipe", "what it does", left=(0, 1))
     for name, summary in found["recipes"].items():
         recipes.add_row(name, escape(summary))
