@@ -20,8 +20,7 @@ from edgeq.calib.ends import with_ends
 from edgeq.calib.recipes import RECIPES
 from edgeq.calib.recipes import recipe as find_recipe
 from edgeq.calib.workspace import forget
-from edgeq.devices import Found
-from edgeq.devices.host import Host
+from edgeq.devices import Found, open_device
 from edgeq.graph import package
 from edgeq.graph.annotate import Annotation, annotate, default_plan
 from edgeq.graph.capture import Captured, capture, flatten
@@ -29,11 +28,17 @@ from edgeq.graph.convert import Resolved, convert, float_program
 from edgeq.graph.ops import kind_of, table
 from edgeq.graph.package import QuantizedModel, load_plan, read_json, versions, write_json
 from edgeq.run.compare import compare as compare_profiles
+from edgeq.run.count import count as count_instructions
+from edgeq.run.count import counts_json
+from edgeq.run.count import kept as keep_counts
 from edgeq.run.files import artifact_json, exported, find
-from edgeq.run.profile import kept, pair_json
+from edgeq.run.kept import Kept, digest, slug
+from edgeq.run.place import Place
+from edgeq.run.profile import kept as keep_pair
+from edgeq.run.profile import pair_json
 from edgeq.run.profile import profile as profile_artifact
 from edgeq.run.trace import chrome_trace
-from edgeq.run.verify import evaluate, first_parting, parity_json
+from edgeq.run.verify import Parity, evaluate, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
 from edgeq.spec import Artifact, EdgeqError, Progress, QParams, QuantPlan, Recipe, Target
 from edgeq.task import Positives, Task, asked, build, load_task
@@ -187,88 +192,112 @@ def verify(
     model: QuantizedModel | str | Path,
     *,
     to: Sequence[str] = (),
+    device: str = "host",
     batches: int = 8,
     layers: bool = False,
     threads: int = 1,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Run every artefact of `model` (or those of `to`) on this host against its runtime's simulation.
+    """Run every artefact of `model` (or those of `to`) on `device` against its runtime's simulation.
 
-    Inputs are the first `batches` calibration batches where the task file is still there, else the synthetic golden
-    vector. Returns plain data and writes it to verify.json; its shape is described in docs/json.md.
+    Without `to`, artefacts that do not run there are left out and named in `skipped`. Inputs are the first `batches`
+    calibration batches where the task file is still there, else the synthetic golden vector. The task's metric is
+    computed on the host alone. Returns plain data and writes it to verify.json (`verify.<device>.json` for others); its
+    shape is described in docs/json.md. After an interruption the same call goes on behind the last finished backend.
 
     Raises:
-        EdgeqError: nothing was exported, or an artefact is truncated.
+        DeviceLost: the device went away. EdgeqError: nothing was exported, an artefact is truncated or does not run there.
     """
     model = _saved(model)
-    chosen = tuple(to) or exported(model)
-    if not chosen:
-        raise EdgeqError(f"{model.folder}: nothing exported yet; run edgeq export {model.folder} --to litert first")
     task = load_task(model.task) if model.task and Path(model.task).is_file() else None
-    inputs, source = _inputs(model, task, batches)
-    found: dict[str, Any] = {
-        "model": model.name,
-        "device": "host",
-        "versions": versions(),
-        "inputs": source,
-        "batches": len(inputs),
-        "float_metric": evaluate(task, model.float) if task else None,
-        "qdq_metric": evaluate(task, model.qdq) if task else None,
-        "backends": {},
-    }
-    for name in chosen:
-        artifact = find(model, name)
-        parity = verify_artifact(model, artifact, inputs, task=task, threads=threads, progress=progress)
-        found["backends"][name] = parity_json(parity, artifact)
-        if layers and parity.max_lsb > 0:
-            worst = max(parity.kernels, key=lambda k: k.max_lsb)
-            kernels = "" if worst.kernels == "default" else worst.kernels
-            parting = first_parting(model, name, inputs[0], kernels=kernels, progress=progress)
-            found["backends"][name]["first_parting"] = dataclasses.asdict(parting) if parting else None
-    return _merge(_home(model) / "verify.json", found)
+    with open_device(device) as opened:
+        place = Place(opened)
+        chosen, skipped = _chosen(model, to, place)
+        inputs, source = _inputs(model, task, batches)
+        found: dict[str, Any] = {
+            "model": model.name,
+            "device": device,
+            "versions": versions(),
+            "inputs": source,
+            "batches": len(inputs),
+            "float_metric": evaluate(task, model.float) if task and place.device is None else None,
+            "qdq_metric": evaluate(task, model.qdq) if task and place.device is None else None,
+            "backends": {},
+            "skipped": skipped,
+        }
+        kept = Kept(_home(model) / f"verify.{slug(device)}.partial")
+        data = [task.path if task else None, *(x.numpy().tobytes() for batch in inputs for x in batch)]
+        for name in chosen:
+            artifact = find(model, name)
+            known = digest(artifact.path, layers, threads, versions(), *data)
+            row = kept.get(name, known)
+            if row is None:
+                parity = verify_artifact(
+                    model, artifact, inputs, place=place, task=task, threads=threads, progress=progress
+                )
+                row = parity_json(parity, artifact)
+                if layers and parity.max_lsb > 0:
+                    row["first_parting"] = _parting(model, name, inputs[0], parity, place, progress)
+                kept.keep(name, known, row)
+            found["backends"][name] = row
+    _merge(_home(model) / _result("verify", device), found)
+    kept.forget()
+    return found
 
 
 def profile(
     model: QuantizedModel | str | Path,
     *,
     to: Sequence[str] = (),
+    device: str = "host",
     threads: int = 1,
     warmup: int = 5,
     runs: int = 30,
+    cores: Sequence[int] = (),
     trace: str | Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Time every artefact of `model` (or those of `to`) on this host, the float network beside it.
+    """Time every artefact of `model` (or those of `to`) on `device`, the float network beside it.
 
-    Milliseconds: median, 10th and 90th percentile over `runs` after `warmup`, and rows that add up to the median. Returns
-    plain data and writes it to profile.json; each report is kept among the measurements (edgeq.run.measurements). trace:
-    file to write the same to in Chrome's trace format.
+    Milliseconds: median, 10th and 90th percentile over `runs` after `warmup`, and rows that add up to the median; on an
+    emulated device instructions instead, and no time at all. Returns plain data and writes it to profile.json
+    (`profile.<device>.json` for others); each report of times is kept among the measurements (edgeq.run.measurements).
+    cores: of the device, to run on. trace: file to write the same to in Chrome's trace format. After an interruption the
+    same call goes on behind the last finished backend.
+
+    Raises:
+        DeviceLost: the device went away. EdgeqError: see `verify`.
     """
     model = _saved(model)
-    chosen = tuple(to) or exported(model)
-    if not chosen:
-        raise EdgeqError(f"{model.folder}: nothing exported yet; run edgeq export {model.folder} --to litert first")
-    pairs, notes = [], []
-    for name in chosen:
-        twin = find(model, name, "float") if name in exported(model, "float") else None
-        if twin is None and backends.runs_here(name) == "yes":
-            progress(f"export float twin for {name}", 0, None)
-            twin = export(model, name, float_twin=True)
-        int8 = find(model, name)
-        pair = profile_artifact(int8, twin, model.golden, threads=threads, warmup=warmup, runs=runs, progress=progress)
-        try:
-            pair = kept(pair, model, (int8, twin), Host().describe())
-        except EdgeqError as error:
-            notes.append(f"{name} was measured, but is not kept: {error}")
-        pairs.append(pair)
-    found: dict[str, Any] = {
-        "model": model.name,
-        "device": "host",
-        "versions": versions(),
-        "backends": {pair.backend: pair_json(pair) for pair in pairs},
-        "notes": notes,
-    }
-    _merge(_home(model) / "profile.json", found)
+    if cores and device == "host":
+        raise EdgeqError("this process is not bound to cores: start it as taskset -c 0,1 edgeq profile …")
+    with open_device(device) as opened:
+        place = Place(opened)
+        if trace is not None and place.info.emulated:
+            raise EdgeqError(f"{device} is emulated: it has instruction counts, and no times to trace")
+        chosen, skipped = _chosen(model, to, place)
+        found: dict[str, Any] = {
+            "model": model.name,
+            "device": device,
+            "versions": versions(),
+            "backends": {},
+            "skipped": skipped,
+            "notes": [],
+        }
+        kept = Kept(_home(model) / f"profile.{slug(device)}.partial")
+        for name in chosen:
+            int8 = find(model, name)
+            twin = _twin(model, name, place, found["notes"], progress)
+            known = digest(int8.path, twin.path if twin else None, threads, warmup, runs, tuple(cores), versions())
+            row = kept.get(name, known)
+            if row is None:
+                row = _measured(
+                    model, (int8, twin), place, threads, warmup, runs, tuple(cores), found["notes"], progress
+                )
+                kept.keep(name, known, row)
+            found["backends"][name] = row
+    _merge(_home(model) / _result("profile", device), found)
+    kept.forget()
     if trace is not None:
         Path(trace).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(trace), chrome_trace(found))
@@ -360,12 +389,6 @@ def target_table(target: Target) -> dict[str, Any]:
     }
 
 
-def check_device(device: str) -> None:
-    """Raise EdgeqError unless `device` is one this version reaches."""
-    if device != "host":
-        raise EdgeqError(f"unknown device {device!r}: this version runs artefacts on host only")
-
-
 def condition(text: str) -> Callable[[dict[str, Any]], bool]:
     """Parse a failure condition such as `max_lsb>1` into a test of one backend's row.
 
@@ -429,6 +452,89 @@ def _positives(task: Task) -> Positives | None:
     """The task's positives(); what it raises becomes one sentence."""
     function = task.positives
     return None if function is None else lambda outputs: asked(task, "positives", function, outputs)
+
+
+def _chosen(model: QuantizedModel, to: Sequence[str], place: Place) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Backends to run at `place`: those of `to`, else all exported ones that run there; and why the others do not.
+
+    Raises:
+        EdgeqError: nothing was exported, or nothing of it runs there.
+    """
+    there = tuple(to) or exported(model, elsewhere=place.device is not None)
+    if not there:
+        raise EdgeqError(f"{model.folder}: nothing exported yet; run edgeq export {model.folder} --to litert first")
+    lacking = {name: why for name in there if (why := place.lacks(name))}
+    if (to and lacking) or len(lacking) == len(there):
+        raise EdgeqError(next(iter(lacking.values())))
+    return tuple(name for name in there if name not in lacking), lacking
+
+
+def _twin(model: QuantizedModel, name: str, place: Place, notes: list[str], progress: Progress) -> Artifact | None:
+    """The float artefact beside the int8 one, exported where it is missing; None, and a note, where it cannot be had."""
+    if name in exported(model, "float", elsewhere=True):
+        return find(model, name, "float")
+    if place.device is None and backends.runs_here(name) != "yes":
+        return None
+    progress(f"export float twin for {name}", 0, None)
+    try:
+        return export(model, name, float_twin=True)
+    except EdgeqError as error:
+        if place.device is None:
+            raise
+        notes.append(f"{name} has no float twin to compare with: {error}")
+        return None
+
+
+def _measured(
+    model: QuantizedModel,
+    artifacts: tuple[Artifact, Artifact | None],
+    place: Place,
+    threads: int,
+    warmup: int,
+    runs: int,
+    cores: tuple[int, ...],
+    notes: list[str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Times at `place`, or instructions where it is emulated, kept among the measurements; as plain data."""
+    unkept = f"{artifacts[0].backend} was measured, but is not kept"
+    if place.info.emulated:
+        counts = count_instructions(place, *artifacts, model.golden, threads=threads, progress=progress)
+        try:
+            keep_counts(counts, model, artifacts, place.info)
+        except EdgeqError as error:
+            notes.append(f"{unkept}: {error}")
+        return counts_json(counts)
+    pair = profile_artifact(
+        *artifacts,
+        model.golden,
+        place=place,
+        threads=threads,
+        warmup=warmup,
+        runs=runs,
+        cores=cores,
+        progress=progress,
+    )
+    try:
+        pair = keep_pair(pair, model, artifacts, place.info)
+    except EdgeqError as error:
+        notes.append(f"{unkept}: {error}")
+    return pair_json(pair)
+
+
+def _parting(
+    model: QuantizedModel, name: str, batch: Sequence[Tensor], parity: Parity, place: Place, progress: Progress
+) -> dict[str, Any] | None:
+    """Where the worst kernel set first leaves its simulation, as plain data."""
+    worst = max(parity.kernels, key=lambda k: k.max_lsb)
+    kernels = "" if worst.kernels == "default" else worst.kernels
+    parting = first_parting(model, name, batch, place=place, kernels=kernels, progress=progress)
+    return dataclasses.asdict(parting) if parting else None
+
+
+def _result(verb: str, device: str) -> str:
+    """Name of the file with what a verb found on a device; the pages read the host's."""
+    return f"{verb}.json" if device == "host" else f"{verb}.{slug(device)}.json"
 
 
 def _merge(path: Path, found: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,9 +158,10 @@ def verify(
     from edgeq.pages.tables import parity_table
 
     condition = api.condition(fail_if) if fail_if else None
-    api.check_device(device)
-    with _progress() as progress:
-        found = api.verify(folder, to=to or (), batches=batches, layers=layers, threads=threads, progress=progress)
+    with _resumable(), _progress() as progress:
+        found = api.verify(
+            folder, to=to or (), device=device, batches=batches, layers=layers, threads=threads, progress=progress
+        )
     _print(found, as_json, parity_table)
     if condition is not None:
         failing = [name for name, row in found["backends"].items() if condition(row)]
@@ -175,6 +178,10 @@ def profile(
     threads: Threads = 1,
     warmup: Annotated[int, typer.Option(min=0, help="Runs before timing starts.")] = 5,
     runs: Annotated[int, typer.Option(min=1, help="Timed runs; the median is reported.")] = 30,
+    cores: Annotated[
+        str | None,
+        typer.Option(help="Cores of the device to run on, as 4,5 for the big ones of a phone.", show_default=False),
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -203,10 +210,17 @@ def profile(
         return
     if folder is None:
         raise typer.BadParameter("name a folder written by edgeq quantize, or two profiles to --compare")
-    api.check_device(device)
-    with _progress() as progress:
+    with _resumable(), _progress() as progress:
         found = api.profile(
-            folder, to=to or (), threads=threads, warmup=warmup, runs=runs, trace=trace, progress=progress
+            folder,
+            to=to or (),
+            device=device,
+            threads=threads,
+            warmup=warmup,
+            runs=runs,
+            cores=_cores(cores),
+            trace=trace,
+            progress=progress,
         )
     _print(found, as_json, latency_tables)
 
@@ -247,6 +261,24 @@ def main() -> None:
     except EdgeqError as error:
         typer.echo(f"edgeq: {error}", err=True)
         raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def _resumable() -> Iterator[None]:
+    """What Ctrl-C interrupts goes on where it was; says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("edgeq: every finished runtime is kept; the same command goes on from there", err=True)
+        raise
+
+
+def _cores(text: str | None) -> list[int]:
+    """`4,5` as numbers."""
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise typer.BadParameter(f"--cores {text}: write core numbers, as 4,5") from None
 
 
 class _Bar:

@@ -108,6 +108,7 @@ class Target:
 
     arithmetic: the requantisation rule of its default kernels, a module name in edgeq.graph.arithmetic.
     kernels: (name `load` takes as `kernels`, arithmetic) of each kernel set, where the runtime has several.
+    arm: (arithmetic, that of the same kernels on 64-bit Arm) where the two differ.
     weight_only: kinds whose weights may stay int8 while activations are float.
     floats: float precisions the runtime can store and compute.
     """
@@ -119,11 +120,17 @@ class Target:
     weight_only: tuple[str, ...] = ()
     floats: tuple[str, ...] = ("fp32",)
     kernels: tuple[tuple[str, str], ...] = ()
+    arm: tuple[tuple[str, str], ...] = ()
     any_precision: bool = False  # the simulated target: every bit width, no artefact
 
     def support(self, kind: str) -> OpSupport | None:
         """The row of operator `kind`, or None where this target leaves it in float."""
         return next((row for row in self.ops if row.kind == kind), None)
+
+    def kernel_sets(self, abi: str) -> tuple[tuple[str, str], ...]:
+        """(kernels, arithmetic) of each kernel set on a machine with `abi`; a single set is called ""."""
+        own = dict(self.arm) if abi.startswith(("aarch64", "arm64")) else {}
+        return tuple((name, own.get(rule, rule)) for name, rule in self.kernels or (("", self.arithmetic),))
 
 
 # ---------------------------------------------------------------- plans and resolved numbers

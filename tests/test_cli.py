@@ -135,7 +135,7 @@ def test_bad_tasks_end_in_one_sentence(case: str, tmp_path: Path) -> None:
         (("export", "out", "--to", "onnx"), "unknown backend 'onnx'"),
         (("verify", "elsewhere"), "not a quantized model"),
         (("verify", "out", "--fail-if", "lsb above one"), "write a name, a comparison and a number"),
-        (("verify", "out", "--device", "adb:1"), "unknown device"),
+        (("verify", "out", "--device", "abacus"), "unknown device"),
         (("verify", "out", "--to", "tvm"), "no tvm artefact"),
     ],
 )

@@ -12,6 +12,7 @@ TARGET = Target(
     name="executorch",
     runtimes=("executorch",),
     arithmetic="xnnpack",
+    arm=(("xnnpack", "xnnpack_arm"),),
     ops=(
         OpSupport("conv1d", fused=CLIPS, ratio=SUMS),
         OpSupport("conv2d", fused=CLIPS, ratio=SUMS),

@@ -27,5 +27,6 @@ TARGET = Target(
         OpSupport("tanh", fixed_output=(1 / 128, 0)),
     ),
     kernels=(("reference", "litert_reference"), ("builtin", "litert_builtin"), ("xnnpack", "litert_xnnpack")),
+    arm=(("litert_builtin", "litert_builtin_arm"), ("litert_xnnpack", "litert_xnnpack_arm")),
     weight_only=("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"),
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -113,6 +114,16 @@ class TvmRpc(Device):
         """End the session; the server then removes its folder."""
         self._there.clear()
         self.session = None
+
+    @contextlib.contextmanager
+    def explained(self, doing: str) -> Iterator[None]:
+        """What TVM raises inside, as one sentence."""
+        try:
+            yield
+        except EdgeqError:
+            raise
+        except Exception as error:
+            self._explain(error, f"{self._name} failed while {doing}", doing)
 
     def _facts(self, function: str) -> str:
         try:

@@ -180,11 +180,16 @@ def parity_table(found: Found) -> list[RenderableType]:
         partings.extend(_parting(name, row))
     batches = f"{found['batches']} calibration batch{'es' if found['batches'] != 1 else ''}"
     inputs = {"golden": "the synthetic golden input", "calibration": batches}
-    parts: list[RenderableType] = [_head(found["model"], f"on {inputs.get(found['inputs'], found['inputs'])}"), table]
+    where = "" if found["device"] == "host" else f", run by {found['device']}"
+    parts: list[RenderableType] = [
+        _head(found["model"], f"on {inputs.get(found['inputs'], found['inputs'])}{where}"),
+        table,
+    ]
     if any(o["equivalent"] for r in found["backends"].values() for k in r["kernels"].values() for o in k["outputs"]):
         parts.append(Text("* the output is computed in float: LSB is 1/255 of its range", style="dim"))
     parts.append(Text("max LSB, equal: against the runtime's own simulation; SQNR: against float", style="dim"))
     parts.extend(partings)
+    parts.extend(Text(sentence, style="dim") for sentence in _skipped(found))
     accuracy = _accuracy(
         found["float_metric"], found["qdq_metric"], {n: r["metric"] for n, r in found["backends"].items()}
     )
@@ -217,10 +222,15 @@ def latency_tables(found: Found) -> list[RenderableType]:
         runs = measured["total_ms"]["runs"]
         how = f"{runs} runs after {measured['warmup']}, {_threads(measured)}, {measured['device']}"
     said = [Text(f"{join(untimed)} cannot be timed on this host", style="dim")] if untimed else []
-    said += [Text(sentence, style="dim") for sentence in (*unsteady(found), *found.get("notes", ()))]
+    said += [Text(sentence, style="dim") for sentence in (*unsteady(found), *found.get("notes", ()), *_skipped(found))]
     numbers = _numbers(found)
     said += [Text(f"kept as {numbers}; edgeq profile --compare takes these numbers", style="dim")] if numbers else []
     return [*_warnings(found), _head(found["model"], how), table, *said, *parts]
+
+
+def _skipped(found: Found) -> list[str]:
+    """A sentence for each artefact that was left out, because it does not run on this device."""
+    return [f"left out: {why}" for why in found.get("skipped", {}).values()]
 
 
 def _numbers(found: Found) -> str:
@@ -265,11 +275,18 @@ def _compared_row(row: Found) -> list[RenderableType]:
 
 def instruction_table(found: Found) -> list[RenderableType]:
     """Instructions of one inference on an emulated core, one row a runtime; there is no time to show."""
-    table = _table("runtime", "instructions", "device", left=(0, 2))
+    table = _table("runtime", "int8", "float", "float / int8", "device", left=(0, 4))
     for name, row in found["backends"].items():
-        table.add_row(title(name), grouped_digits(row["instructions"]), escape(row["device"]))
+        floating = row.get("float")
+        table.add_row(
+            title(name),
+            grouped_digits(row["instructions"]),
+            grouped_digits(floating["instructions"]) if floating else NOTHING,
+            f"{row['fewer']:.2f}" if floating else NOTHING,
+            escape(row["device"]),
+        )
     note = "counted on an emulated core; from instructions no time follows"
-    said = [Text(sentence, style="dim") for sentence in found.get("notes", ())]
+    said = [Text(sentence, style="dim") for sentence in (*found.get("notes", ()), *_skipped(found))]
     return [_head(found["model"], "instructions of one inference"), table, Text(note, style="dim"), *said]
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from edgeq import backends
 from edgeq.backends.timing import events_of, report
-from edgeq.devices import host
 from edgeq.graph.package import QuantizedModel
 from edgeq.graph.signatures import signatures
 from edgeq.run.measurements import Subject, Variant, keep
+from edgeq.run.place import Place
+from edgeq.run.remote import Timing
 from edgeq.spec import Artifact, DeviceInfo, EdgeqError, LatencyReport
 
 
@@ -39,19 +40,39 @@ def profile(
     float_twin: Artifact | None,
     inputs: Sequence[Tensor],
     *,
+    place: Place | None = None,
     threads: int = 1,
     warmup: int = 5,
     runs: int = 30,
+    cores: tuple[int, ...] = (),
     progress: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
 ) -> Pair:
-    """Time an artefact and its float twin on this host."""
-    engine = backends.backend(int8.backend)
+    """Time an artefact and its float twin at `place` (None: this process), there on `cores` where some are named.
+
+    Raises:
+        DeviceLost: the device went away. EdgeqError: the artefact does not run there, or `place` is emulated.
+    """
+    place = place or Place()
+    if place.info.emulated:
+        raise EdgeqError(f"{place.name} is emulated: it counts instructions, and its times mean nothing")
     reports: list[LatencyReport | None] = []
     for done, artifact in enumerate((int8, float_twin), start=1):
         progress(f"profile {int8.backend}", done, 2)
-        found = engine.profile(artifact, inputs, threads=threads, warmup=warmup, runs=runs) if artifact else None
-        reports.append(dataclasses.replace(found, device=str(host.describe()["model"])) if found else None)
+        reports.append(
+            _timed(place, artifact, inputs, threads, Timing(warmup, runs, True, cores)) if artifact else None
+        )
     return Pair(int8.backend, reports[0], reports[1])
+
+
+def _timed(
+    place: Place, artifact: Artifact, inputs: Sequence[Tensor], threads: int, timing: Timing
+) -> LatencyReport | None:
+    if not place.in_process(artifact.backend):
+        outcome = place.run(artifact, [inputs], threads=threads, timing=timing)
+        return from_result(artifact, outcome.result, place.info.model, warmup=timing.warmup)
+    engine = backends.backend(artifact.backend)
+    found = engine.profile(artifact, inputs, threads=threads, warmup=timing.warmup, runs=timing.runs)
+    return dataclasses.replace(found, device=place.info.model) if found else None
 
 
 def from_result(artifact: Artifact, result: Mapping[str, Any], device: str, *, warmup: int) -> LatencyReport:

@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from edgeq.devices import Device, Finished
+from edgeq.devices.tvm_rpc import TvmRpc
 from edgeq.spec import EdgeqError, Job
 
 DTYPES = {
@@ -43,6 +45,9 @@ class Timing:
     cores: tuple[int, ...] = ()
 
 
+UNTIMED = Timing()
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """outputs: of each batch, as the artefact gives them. result: the runner's result.json. instructions: where counted."""
@@ -58,7 +63,7 @@ def execute(
     batches: Sequence[Sequence[Tensor]],
     *,
     threads: int = 1,
-    timing: Timing = Timing(),
+    timing: Timing = UNTIMED,
     count: bool = False,
     timeout_s: float = 3600.0,
 ) -> Outcome:
@@ -69,6 +74,8 @@ def execute(
     Raises:
         DeviceLost: it went away. EdgeqError: it refuses, the runner ends with an error, or gives what cannot be read.
     """
+    if isinstance(device, TvmRpc):
+        return _over_rpc(device, job, batches, threads, timing)
     command = [*job.command, "--input", "in", "--output", "out", "--batches", str(len(batches))]
     command += ["--threads", str(threads), "--warmup", str(timing.warmup), "--runs", str(timing.runs)]
     if timing.cores:
@@ -98,21 +105,21 @@ def execute(
     return Outcome(outputs, result, done.instructions)
 
 
-def instructions(device: Device, job: Job, batch: Sequence[Tensor], *, threads: int = 1, runs: int = 2) -> int:
-    """Instructions of one inference on an emulated device: what `runs` more runs add, over `runs`.
+def is_rpc(device: Device) -> bool:
+    """Whether the device runs TVM's modules and no programs."""
+    return isinstance(device, TvmRpc)
 
-    Loading the model, packing weights and the first inference are in both counts, and so in neither difference.
 
-    Raises:
-        EdgeqError: see `execute`.
-    """
-    counts = []
-    for more in (1, 1 + runs):
-        found = execute(device, job, [batch], threads=threads, timing=Timing(runs=more), count=True).instructions
-        if found is None:
-            raise EdgeqError(f"{device.name} counted no instructions")
-        counts.append(found)
-    return round((counts[1] - counts[0]) / runs)
+def _over_rpc(device: TvmRpc, job: Job, batches: Sequence[Sequence[Tensor]], threads: int, timing: Timing) -> Outcome:
+    """The job's artefact, through the session, in place of its runner; no operators' times."""
+    from edgeq.backends.tvm.rpc import run
+
+    device.put(job.files["model.so"], "model.so")
+    with device.explained("the network ran"):
+        outputs, run_ms = run(device.session, "model.so", batches, threads, timing.warmup, timing.runs)
+    release = f"tvm {version('apache-tvm')}"
+    result = {"runtime": release, "threads": threads, "cores": [], "run_ms": run_ms, "events": [], "events_run_ms": []}
+    return Outcome(outputs, result, None)
 
 
 def _put_inputs(device: Device, folder: Path, batches: Sequence[Sequence[Tensor]]) -> None:

@@ -16,10 +16,9 @@ from edgeq import backends
 from edgeq.graph.excerpt import excerpt
 from edgeq.graph.integer import tensor_qparams
 from edgeq.graph.package import QuantizedModel
+from edgeq.run.place import Batch, Place
 from edgeq.spec import Artifact, EdgeqError, TensorInfo
 from edgeq.task import Task
-
-Batch = Sequence[Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +96,38 @@ def verify(
     artifact: Artifact,
     inputs: Sequence[Batch],
     *,
+    place: Place | None = None,
     task: Task | None = None,
     threads: int = 1,
     progress: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
 ) -> Parity:
-    """Run `artifact` on this host with every kernel set its runtime has and compare.
+    """Run `artifact` at `place` (None: this process) with every kernel set its runtime has and compare.
 
-    inputs: flat batches. task: its `evaluate` is run on the artefact where it has one.
+    inputs: flat batches. task: its `evaluate` is run on the artefact where it has one and the place is this process.
+
+    Raises:
+        DeviceLost: the device went away. EdgeqError: the artefact does not run there.
     """
-    engine = backends.backend(artifact.backend)
-    sets = engine.target.kernels or (("", engine.target.arithmetic),)
+    place = place or Place()
+    sets = backends.backend(artifact.backend).target.kernel_sets(place.info.abi)
     reports = []
     floats = [model.float(batch) for batch in inputs]
     qdq = [model.qdq(batch) for batch in inputs]
     for kernels, arithmetic in sets:
-        options = {"kernels": kernels} if kernels else {}
-        predict = engine.load(artifact.path, threads=threads, **options)
-        got, wanted = [], []
+        stage = f"verify {artifact.backend} {kernels}".rstrip()
+        progress(stage, 0, len(inputs))
+        got = place.answers(artifact, inputs, kernels=kernels, threads=threads)
+        wanted = []
         for done, batch in enumerate(inputs, start=1):
-            got.append(predict(batch))
             wanted.append(model.simulate(batch, arithmetic))
-            progress(f"verify {artifact.backend} {kernels}".rstrip(), done, len(inputs))
+            progress(stage, done, len(inputs))
         outputs = tuple(
             _compare(info, *[[run[i] for run in runs] for runs in (got, wanted, qdq, floats)])
             for i, info in enumerate(model.outputs)
         )
-        default = kernels == sets[-1][0]
-        metric = evaluate(task, predict) if task is not None and default else None
+        metric = None
+        if task is not None and place.device is None and kernels == sets[-1][0]:
+            metric = evaluate(task, place.predict(artifact, kernels=kernels, threads=threads))
         reports.append(KernelParity(kernels or "default", arithmetic, outputs, metric))
     return Parity(artifact.backend, tuple(reports), len(inputs))
 
@@ -181,6 +185,7 @@ def first_parting(
     backend: str,
     batch: Batch,
     *,
+    place: Place | None = None,
     kernels: str = "",
     progress: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
 ) -> Parting | None:
@@ -189,8 +194,8 @@ def first_parting(
     A prefix ends where the whole network does not, so a runtime may fuse it differently; bisection over the layers in
     order, so a difference that heals again is found only if it is the one the bisection meets. None: all agree.
     """
-    engine = backends.backend(backend)
-    arithmetic = dict(engine.target.kernels).get(kernels, engine.target.arithmetic)
+    engine, place = backends.backend(backend), place or Place()
+    arithmetic = dict(engine.target.kernel_sets(place.info.abi))[kernels]
     wanted: dict[str, Tensor] = {}
     from edgeq.graph.simulate import simulate
 
@@ -199,7 +204,7 @@ def first_parting(
 
     def parts(index: int) -> Parting | None:
         name = names[index]
-        got = _prefix(model, engine, name, batch, kernels)
+        got = _prefix(model, engine, place, name, batch, kernels)
         q = next(tensor_qparams(n) for n in model.integers.module.graph.nodes if n.name == name)
         reference = (wanted[name].double() - q.zero_point[0]) * q.scale[0]
         difference = ((got.double() - reference).abs() / q.scale[0]).round()
@@ -221,15 +226,16 @@ def first_parting(
     return found
 
 
-def _prefix(model: QuantizedModel, engine: backends.Backend, name: str, batch: Batch, kernels: str) -> Tensor:
+def _prefix(
+    model: QuantizedModel, engine: backends.Backend, place: Place, name: str, batch: Batch, kernels: str
+) -> Tensor:
     """The value of quantize node `name` as the artefact of the program cut there computes it."""
     part = excerpt(model, None, (model.labels[name],), "prefix")
     needed = {info.name for info in part.inputs}
     with tempfile.TemporaryDirectory() as folder:
         artifact = engine.lower(part.program, Path(folder), name="prefix", layers={})
-        options = {"kernels": kernels} if kernels else {}
-        predict = engine.load(artifact.path, threads=1, **options)
-        return predict([x for x, info in zip(batch, model.inputs, strict=True) if info.name in needed])[0]
+        inputs = [x for x, info in zip(batch, model.inputs, strict=True) if info.name in needed]
+        return place.answers(dataclasses.replace(artifact, backend=engine.name), [inputs], kernels=kernels)[0][0]
 
 
 def parity_json(parity: Parity, artifact: Artifact) -> dict[str, object]:
