@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -199,6 +202,38 @@ def test_one_of_two_phones_is_unplugged(plug: Plug, adb: Callable[..., str], tmp
     sentence(error, f"adb:{first.serial}: no such phone", f"adb:{second.serial}")
     with device(second) as opened:
         assert opened.run(["echo", "here"]).stdout == "here\n"
+
+
+@pytest.mark.parametrize(
+    ("listed", "name", "words"),
+    [
+        ("X1\tdevice\nX1\tdevice\n", "adb:X1", "adb:X1: two phones have this serial number"),
+        ("(no serial number)\tdevice\nX1\tunauthorized\n", "adb:X1", "confirm 'Allow USB debugging'"),
+        ("(no serial number)\tdevice\n", "adb", "it has no serial number"),
+        ("X1\toffline\n", "adb", "adb:X1: it is connected but does not answer"),
+        ("X1\tno permissions (user in plugdev group; are your udev rules wrong?)\n", "adb", "udev rules"),
+        ("X1\tsideload\n", "adb:X1", "its state is sideload"),
+        ("X1\tdevice\nX2\tdevice\n", "adb", "2 phones are connected, name one: adb:X1, adb:X2"),
+    ],
+)
+def test_phones_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, listed: str, name: str, words: str) -> None:
+    """The list as adb's server words it; only the server is a stand-in, as these phones cannot be had."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    stream, _ = listener.accept()
+                    if stream.recv(4) and stream.recv(100) == b"host:devices":
+                        stream.sendall(f"OKAY{len(listed):04x}{listed}".encode())
+                    stream.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(listener.getsockname()[1]))
+        with pytest.raises(EdgeqError) as error:
+            open_device(name)
+        sentence(error, words)
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_missing_adb_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

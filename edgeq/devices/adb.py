@@ -197,17 +197,25 @@ def phones(server: Any) -> dict[str, str]:
     from adbutils import AdbError
 
     try:
-        return {phone.serial: phone.state for phone in server.list()}
+        listed = server.list()
     except (AdbError, OSError, ValueError):
         raise EdgeqError(
             f"adb's server on {server.host}:{server.port} does not answer; adb kill-server, then try again"
         ) from None
+    found: dict[str, str] = {}
+    for phone in listed:
+        nameless = phone.serial == "(no"  # adb writes `(no serial number)`, which adbutils splits at the blanks
+        serial = "????????????" if nameless else phone.serial
+        found[serial] = "duplicate" if serial in found else "nameless" if nameless else phone.state
+    return found
 
 
 STATES = {
     "unauthorized": "it has not allowed this computer: unlock it and confirm 'Allow USB debugging'",
     "offline": "it is connected but does not answer: replug it",
     "no": "this user may not open it over USB: install Debian's android-sdk-platform-tools-common (udev rules)",
+    "duplicate": "two phones have this serial number: unplug one of them",
+    "nameless": "it has no serial number to reach it by: replug it, or use adb over the network",
     "recovery": "it runs its recovery system: restart it",
     "bootloader": "it is in its bootloader: restart it",
 }
