@@ -193,7 +193,7 @@ def parted(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], 
 
 def scaled(report: Mapping[str, Any]) -> str:
     """Words for rows that were scaled down, because tracing takes time itself; empty where they were not."""
-    return f"; rows × {report['row_scale']:.2f}, as tracing took longer" if report["row_scale"] < 0.995 else ""
+    return f"; rows × {report['row_scale']:.2f}, as traced runs took longer" if report["row_scale"] < 0.995 else ""
 
 
 UNSTEADY = 1.5  # p90 over p10 of whole runs from which on something else is named as running too
