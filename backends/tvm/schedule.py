@@ -115,7 +115,9 @@ class Machine:
         if self.words:
             weights = T.reinterpret(f"int32x{lanes}", weights)
         if self.accumulates:
-            return T.call_llvm_pure_intrin(f"int32x{lanes}", self.intrinsic, total, data, weights)
+            # of signed operands either may come first, and only sdot's last one may be an element of a vector
+            operands = (weights, data) if self.staged == "int8" else (data, weights)
+            return T.call_llvm_pure_intrin(f"int32x{lanes}", self.intrinsic, total, *operands)
         wide = T.cast(weights, f"{self.staged}x{lanes * group}")
         return total + T.call_llvm_pure_intrin(f"int32x{lanes}", self.intrinsic, data, wide)
 
