@@ -88,9 +88,9 @@ def align(types: Sequence[str], names: Sequence[str]) -> list[tuple[int, ...]]:
     for i in range(rows):
         if i not in owner and owner:
             behind = [k for k in owner if k > i]
-            before = [k for k in owner if k < i]
-            forward = behind and (plain[i] in FORWARD or not before)
-            found[owner[min(behind) if forward else max(before)]].append(i)
+            earlier = [k for k in owner if k < i]
+            forward = behind and (plain[i] in FORWARD or not earlier)
+            found[owner[min(behind) if forward else max(earlier)]].append(i)
     return [tuple(at) for at in found]
 
 

@@ -60,7 +60,7 @@ class Observer:
             raise EdgeqError(
                 f"tensor {self.name!r} is empty in calibration batch {batch}: give batches with at least one element"
             )
-        each = x.detach().unflatten(0, (stacked, -1)) if x.dim() else x.detach().view(1, 1)
+        each = x.detach().view(stacked, -1, *x.shape[1:]) if x.dim() else x.detach().view(1, 1)
         axes = tuple(range(1, each.dim()))
         # both at once (aminmax) is up to sixty times slower along axes, and on channels-last tensors
         for index, (low, high) in enumerate(

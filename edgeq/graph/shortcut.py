@@ -7,6 +7,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
+from edgeq.graph.ops import constant
 
 
 def shortcut(module: GraphModule) -> GraphModule:
@@ -24,7 +25,7 @@ def shortcut(module: GraphModule) -> GraphModule:
                 )
             node.replace_all_uses_with(short)
         elif node.target is DEQUANTIZE_CHANNEL and all(n.op == "get_attr" for n in node.all_input_nodes):
-            given = torch.fx.map_arg(node.args, lambda n: module.get_buffer(n.target))
+            given = torch.fx.map_arg(node.args, lambda n: constant(module, n))
             module.register_buffer(f"{node.name}_real", node.target(*given))
             with module.graph.inserting_before(node):
                 node.replace_all_uses_with(module.graph.get_attr(f"{node.name}_real"))

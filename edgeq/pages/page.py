@@ -138,7 +138,9 @@ def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None
                 speedup=times.get("speedup"),
                 timed="total_ms" in times,
                 bars=_bars(artifact, rows, longest),
-                others=[(row["name"], row["name"], row["ms"], "hatch", min(1.0, row["ms"] / longest)) for row in others],
+                others=[
+                    (row["name"], row["name"], row["ms"], "hatch", min(1.0, row["ms"] / longest)) for row in others
+                ],
             )
         )
     return found
