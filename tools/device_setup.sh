@@ -12,12 +12,13 @@ declare -A why=(
     [lld-16]="links the Hexagon runner with a network's objects"
     [adb]="reaches Android phones (adb:SERIAL)"
     [openssh-client]="reaches Linux boards (ssh:USER@HOST)"
+    [llvm-16]="the tests of TVM's code read what it compiled"
     [openssh-server]="the tests of ssh devices start a server of their own on loopback"
 )
 order=(qemu-user gcc libc6-dev gcc-aarch64-linux-gnu g++-aarch64-linux-gnu clang-16 lld-16 adb openssh-client)
 case "${1:-}" in
     "") ;;
-    --tests) order+=(openssh-server) ;; # apart: where systemd runs, Debian starts its service
+    --tests) order+=(llvm-16 openssh-server) ;; # apart: where systemd runs, Debian starts its service
     *)
         echo "usage: $0 [--tests]   (--tests: also what device_tests/ need)" >&2
         exit 1

@@ -244,7 +244,7 @@ def link(folder: Path, program: Path) -> None:
     compiler, linker = (_tool(name) for name in (COMPILER, LINKER))
     objects = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name in ("plan", "model", "runner", "division"):
+        for name in ("plan", "model", "runner", "builtins"):
             made = Path(scratch) / f"{name}.o"
             _run([compiler, *FLAGS, "-c", f"{name}.c", "-o", str(made)], folder)
             objects.append(str(made))

@@ -19,17 +19,6 @@ static long call(long number, long a, long b, long c, long d, long e, long f) {
   return r0;
 }
 
-// What compilers call by themselves.
-void* memset(void* to, int value, unsigned size) {
-  for (volatile char* c = to; size--;) *c++ = (char)value;
-  return to;
-}
-void* memcpy(void* to, const void* from, unsigned size) {
-  const char* source = from;
-  for (volatile char* c = to; size--;) *c++ = *source++;
-  return to;
-}
-
 static unsigned length(const char* text) {
   unsigned n = 0;
   while (text[n]) ++n;
