@@ -334,6 +334,15 @@ def test_tables_fit_eighty_columns(verb: str, made: QuantizedModel) -> None:
     assert warned == -1 or warned < text.index("runtime")
 
 
+def test_runs_that_differ_much_are_said_in_one_sentence(made: QuantizedModel) -> None:
+    found = profile_of(made, 6.5, 5.25)
+    assert words.unsteady(found) == []
+    found["backends"]["litert"]["total_ms"]["p90"] = 20.0
+    (said,) = words.unsteady(found)
+    assert "device busy" in said and "LiteRT int8 took 5.85 to 20.0 ms." in said
+    assert "device busy" in " ".join(shown(tables.latency_tables, found).split())
+
+
 def test_an_emulated_core_has_instructions_and_nothing_of_time(made: QuantizedModel) -> None:
     report = InstructionReport("emulated:cortex-a76", "tvm", {"tvm": "0.26.0"}, 1, 123_456_789)
     assert {field.name for field in dataclasses.fields(InstructionReport)} == {

@@ -200,17 +200,15 @@ UNSTEADY = 1.5  # p90 over p10 of whole runs from which on something else is nam
 
 
 def unsteady(found: Mapping[str, Any] | None) -> list[str]:
-    """One sentence for each artefact of a profile whose runs differ much: what was measured is partly the machine's load."""
+    """A sentence on the artefacts of a profile whose runs differ much: what was measured is partly the machine's load."""
     said = []
     for name, row in (found or {}).get("backends", {}).items():
         for report, what in ((row, "int8"), (row.get("float"), "float")):
             total = (report or {}).get("total_ms")
             if total and total["p10"] > 0 and total["p90"] / total["p10"] >= UNSTEADY:
-                said.append(
-                    f"{title(name)}, {what}: runs took {number(total['p10'])} to {number(total['p90'])} ms, so something else "
-                    "kept this device busy; measure again when it is quiet."
-                )
-    return said
+                said.append(f"{title(name)} {what} took {number(total['p10'])} to {number(total['p90'])} ms")
+    busy = "Something else kept this device busy, so measure again when it is quiet"
+    return [f"{busy}: {join(said)}."] if said else []
 
 
 def compared(total: Mapping[str, Any]) -> str:
