@@ -71,10 +71,10 @@ def watched(call: Callable[[], object], warmup: int, runs: int) -> list[Run]:
         call()
     spent = []
     for _ in range(runs):
-        start, worked = time.perf_counter_ns(), time.thread_time_ns()
+        worked, start = time.thread_time_ns(), time.perf_counter_ns()
         call()
-        worked = time.thread_time_ns() - worked
         ms = (time.perf_counter_ns() - start) / 1e6
+        worked = time.thread_time_ns() - worked
         spent.append(Run(ms, max(0.0, ms - worked / 1e6)))
     return spent
 
