@@ -28,7 +28,7 @@ CLIPS: dict[str, tuple[Callable[[Tensor], Tensor], tuple[float, float] | None]] 
 }
 WEIGHTED = ("conv2d", "conv_transpose2d", "linear", "conv1d")
 PAIRS = ("add", "sub", "mul", "cat", "matmul")
-SAME_GRID = ("cat", "max_pool2d", "avg_pool2d", "relu", "slice", "permute", "reshape", "pad", "upsample")
+SAME_GRID = ("cat", "max_pool2d", "avg_pool2d", "relu", "slice", "subsample", "permute", "reshape", "pad", "upsample")
 CURVES = {"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}  # their only output grids
 
 
@@ -197,7 +197,8 @@ class Operator(nn.Module):
             "mean": lambda: x.mean((2, 3), keepdim=True),
             "max_pool2d": lambda: F.max_pool2d(x, s.kernel, s.stride),
             "avg_pool2d": lambda: F.avg_pool2d(x, s.kernel, s.stride),
-            "slice": lambda: x[:, :, 1::2],
+            "slice": lambda: x[:, :, 1:-1],
+            "subsample": lambda: x[:, :, ::2],
             "permute": lambda: x.permute(0, 2, 3, 1),
             "reshape": lambda: x.reshape(s.batch, -1),
             "pad": lambda: F.pad(x, (1, 2, 0, 1)),
@@ -233,7 +234,8 @@ class Operator(nn.Module):
             "mean": lambda: x.sum((2, 3), keepdims=True),
             "max_pool2d": lambda: windows(x, s.kernel, s.stride).max((-1, -2)),
             "avg_pool2d": lambda: windows(x, s.kernel, s.stride).sum((-1, -2)),
-            "slice": lambda: x[:, :, 1::2],
+            "slice": lambda: x[:, :, 1:-1],
+            "subsample": lambda: x[:, :, ::2],
             "permute": lambda: x.transpose(0, 2, 3, 1),
             "reshape": lambda: x.reshape(s.batch, -1),
             "pad": lambda: np.pad(x, ((0, 0), (0, 0), (0, 1), (1, 2))),
