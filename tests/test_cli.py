@@ -173,7 +173,12 @@ def test_interrupting_quantize_leaves_the_earlier_model(home: Path) -> None:
     )
     (home / "slow.py").write_text(slow)
     before = {p.name: p.stat().st_mtime_ns for p in (home / "out").iterdir()}
-    process = subprocess.Popen([str(EDGEQ), "quantize", "slow.py", "-o", "out"], cwd=home, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [str(EDGEQ), "quantize", "slow.py", "-o", "out"],
+        cwd=home,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's `&` has it ignored
+    )
     deadline = time.monotonic() + 120
     while not (home / "waiting").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
