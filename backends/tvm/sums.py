@@ -208,7 +208,7 @@ class Cut:
 
 STAGED_BYTES = 65536  # of input that a task stages: half of a small core's second-level cache
 TASKS = 4  # at least so many where the work is worth it
-WORTH = 8192  # multiply instructions; a parallel loop costs a microsecond or two
+WORTH = 65536  # multiply instructions, ten microseconds or so; a parallel loop costs one, and five where cores are busy
 
 
 def cut(g: Geometry, instructions: int, pixel_bytes: int, pixels: int, blocks: int) -> Cut:
