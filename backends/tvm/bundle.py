@@ -98,7 +98,7 @@ def planned(module: Any) -> Plan:
     results = list(main.body.body) if isinstance(main.body.body, relax.Tuple) else [main.body.body]
     if len(set(results)) < len(results) or any(r not in {var for var, _ in calls} for r in results):
         raise EdgeqError("a program for hexagon returns each of its results once, and none of its inputs as it is")
-    found: dict[Any, int] = {}  # variable → index of its value
+    found: dict[Any, list[int]] = {}  # variable → indices of its values, several of a tuple
     roots: dict[Any, Any] = {}  # variable → the one whose memory it shares
 
     def add(value: Value) -> int:
@@ -106,35 +106,48 @@ def planned(module: Any) -> Plan:
         return len(plan.values) - 1
 
     for index, parameter in enumerate(main.params):
-        found[parameter] = add(Value(*_type(parameter), "input", index))
-    plan.inputs = [found[p] for p in main.params]
+        (kind,) = _types(parameter)
+        found[parameter] = [add(Value(*kind, "input", index))]
+    plan.inputs = [found[p][0] for p in main.params]
     for var, call in calls:
-        if getattr(getattr(call, "op", None), "name", "") != "relax.call_tir":
+        roots[var] = var
+        if isinstance(call, relax.TupleGetItem):
+            roots[var] = roots[call.tuple_value]
+        elif getattr(getattr(call, "op", None), "name", "") != "relax.call_tir":
             raise EdgeqError(f"a program for hexagon calls kernels only, and this one does {call}")
-        sources = list(call.args[1].fields)
-        view = relax.analysis.has_reshape_pattern(module[call.args[0]]) and var not in results
-        roots[var] = roots.get(sources[0], sources[0]) if view and not isinstance(sources[0], relax.Constant) else var
-    uses = {roots.get(s, s): i for i, (_, call) in enumerate(calls) for s in call.args[1].fields}  # the last of each
+        elif var not in results and relax.analysis.has_reshape_pattern(module[call.args[0]]):
+            (source,) = call.args[1].fields
+            roots[var] = var if isinstance(source, relax.Constant) else roots.get(source, source)
+    if any(not roots[r].same_as(r) for r in results):
+        raise EdgeqError("a program for hexagon returns what a kernel computes alone, and not one of several results")
+    uses: dict[Any, int] = {}  # variable → the last step that reads it
+    for i, (_, call) in enumerate(calls):
+        sources = [] if isinstance(call, relax.TupleGetItem) else list(call.args[1].fields)
+        uses |= {roots.get(source, source): i for source in sources}
     arena = _Arena()
     for i, (var, call) in enumerate(calls):
-        shape, dtype = _type(var)
-        if roots[var] is not var:
-            origin = plan.values[found[roots[var]]]
-            found[var] = add(Value(shape, dtype, origin.place, origin.where))
+        kinds = _types(var)
+        if isinstance(call, relax.TupleGetItem):
+            found[var] = [found[call.tuple_value][call.index]]
+            continue
+        if not roots[var].same_as(var):
+            (origin,) = (plan.values[at] for at in found[call.args[1].fields[0]])
+            found[var] = [add(Value(*kinds[0], origin.place, origin.where))]
             continue
         if var in results:
-            found[var] = add(Value(shape, dtype, "output", results.index(var)))
+            found[var] = [add(Value(*kinds[0], "output", results.index(var)))]
         else:
-            size = Value(shape, dtype, "scratch", 0).bytes
-            found[var] = add(Value(shape, dtype, "scratch", arena.take(size, i, uses.get(var, i))))
+            sizes = [Value(*kind, "scratch", 0).bytes for kind in kinds]
+            places = [arena.take(size, i, uses.get(var, i)) for size in sizes]
+            found[var] = [add(Value(*k, "scratch", place)) for k, place in zip(kinds, places, strict=True)]
         arguments = []
         for argument in call.args[1].fields:
             if isinstance(argument, relax.Constant):
                 arguments.append(add(_constant(plan, argument.data.numpy())))
             else:
-                arguments.append(found[argument])
-        plan.steps.append((str(call.args[0].name_hint), [*arguments, found[var]]))
-    plan.outputs = [found[r] for r in results]
+                arguments += found[argument]
+        plan.steps.append((str(call.args[0].name_hint), [*arguments, *found[var]]))
+    plan.outputs = [found[r][0] for r in results]
     plan.scratch = arena.size
     plan.workspace = max((_workspace(module[name]) for name, _ in plan.steps), default=0)
     return plan
@@ -160,8 +173,10 @@ class _Arena:
         return offset
 
 
-def _type(variable: Any) -> tuple[tuple[int, ...], str]:
-    return tuple(int(n) for n in variable.ty.shape), str(variable.ty.dtype)
+def _types(variable: Any) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of a variable, or of each part of a tuple."""
+    parts = list(variable.ty.fields) if hasattr(variable.ty, "fields") else [variable.ty]
+    return [(tuple(int(n) for n in part.shape), str(part.dtype)) for part in parts]
 
 
 def _constant(plan: Plan, values: npt.NDArray[Any]) -> Value:

@@ -35,8 +35,13 @@ def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float
     settings = (model.preprocessing or {}).get("pipeline")
     if not settings:
         raise EdgeqError(f'{model.name} is no lidar detector: its task file has no PREPROCESSING = {{"pipeline": …}}')
+    runtime = backends.runtime_of(to)
     if not backends.installed(to):
-        raise EdgeqError(f"backend {to} is not installed: pip install 'edgeq[{to}]'")
+        raise EdgeqError(f"backend {to} is not installed: pip install 'edgeq[{runtime}]'")
+    if to in backends.VARIANTS and backends.VARIANTS[to].machine == "hexagon":
+        raise EdgeqError(
+            f"a bundle is run by Python, which {to} has not: export the detector, and prepare its inputs elsewhere"
+        )
     with replacing(folder, "pipeline.json", "lidar bundle") as part:
         described = []
         for piece in parts(model, settings):
@@ -51,7 +56,7 @@ def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float
                     "coverage": [dataclasses.asdict(row) for row in artifact.coverage],
                 }
             )
-        said = {"format": 1, "name": model.name, "runtime": to, "parts": described, **settings}
+        said = {"format": 1, "name": model.name, "runtime": runtime, "parts": described, **settings}
         if settings["encoder"]["kind"] == "pillars":
             said["grid"] = grid(settings["encoder"]["point_range"], settings["encoder"]["pillar_size"])
         (part / "pipeline.json").write_text(json.dumps(plain(said), indent=1) + "\n")

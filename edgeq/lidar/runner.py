@@ -124,6 +124,7 @@ def _tvm(threads: int) -> Callable[[Path], Run]:
     import os
 
     os.environ.setdefault("TVM_BIND_THREADS", "0")  # else TVM nails this whole process to one core
+    os.environ["TVM_NUM_THREADS"] = str(threads)  # else it counts cores at every loop, and takes half of them at most
     import tvm
 
     def load(path: Path) -> Run:

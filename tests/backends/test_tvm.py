@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edgeq import backends
-from edgeq.backends.tvm import moves, sums
+from edgeq.backends.tvm import bundle, moves, sums
 from edgeq.backends.tvm.inspection import placement
 from edgeq.backends.tvm.lower import lower
 from edgeq.backends.tvm.profile import profile
@@ -472,3 +472,14 @@ def test_what_is_compiled_for_another_machine_says_how_it_runs(name: str, folder
     for verb in (variant.load, variant.profile):
         with pytest.raises(EdgeqError, match=f"{name} is compiled for other machines than this one: add --device"):
             verb(folder / "model.so")
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 6)), min_size=1, max_size=30))
+def test_values_that_live_at_once_share_no_memory(wanted: list[tuple[int, int]]):
+    arena = bundle._Arena()
+    held = [(arena.take(size, step, step + life), size, step, step + life) for step, (size, life) in enumerate(wanted)]
+    for i, (place, size, _, last) in enumerate(held):
+        assert place % bundle.ALIGNMENT == 0 and place + size <= arena.size
+        for other, its_size, first, _ in held[i + 1 :]:
+            assert first > last or other >= place + size or place >= other + its_size
+    assert arena.size <= sum(-(-size // bundle.ALIGNMENT) * bundle.ALIGNMENT for size, _ in wanted)
