@@ -88,8 +88,8 @@ def calibrate(
     Raises:
         EdgeqError: the data does not fit the network, or the recipe needs positives that are not there.
     """
-    plan, search = recipe.reconstruction, method(recipe.activations).search
-    if plan is None and search is None:
+    plan, ranges = recipe.reconstruction, method(recipe.activations)
+    if plan is None and not ranges.search:
         return resolve(captured, annotation, recipe, observe(captured, annotation, recipe, data, progress))
     guided = plan is not None and "tgpl" in plan.objectives
     if guided and positives is None:
@@ -114,8 +114,8 @@ def calibrate(
         observers = observe(captured, annotation, recipe, data, progress, spool)
         resolved = resolve(captured, annotation, recipe, observers)
         numbers = Numbers(captured, annotation, resolved)
-        if search is not None:
-            sparsity.search(numbers, cache, observers, search, progress)
+        if ranges.search:
+            sparsity.search(numbers, cache, observers, ranges.least, progress)
             settle(numbers, recipe)
         if plan is not None:
             home.open(key.hexdigest())

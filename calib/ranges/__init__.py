@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from edgeq.calib.ranges import entropy, minmax, moving_average, mse, percentile, sparsity
+from edgeq.calib.ranges import entropy, minmax, moving_average, mse, percentile
 from edgeq.calib.ranges.observe import Observer
 from edgeq.spec import EdgeqError, QuantSpec
 
@@ -18,13 +18,14 @@ Interval = Callable[[Observer, QuantSpec], tuple[float, float]]
 class Method:
     """A range method; call it as `interval(stats, spec)` for real numbers (low, high).
 
-    needs_histogram: its observers must be made with `histogram=True`. search: the least and the most share of the interval
-    that are tried on the layers' outputs afterwards (edgeq.calib.ranges.sparsity); None leaves the interval as it is.
+    needs_histogram: its observers must be made with `histogram=True`. search: shares of the interval are tried on
+    the layers' outputs afterwards (edgeq.calib.ranges.sparsity), from `least` on, or from what suits the tensor's bits.
     """
 
     interval: Interval
     needs_histogram: bool
-    search: tuple[float, float] | None = None
+    search: bool = False
+    least: float | None = None
 
     def __call__(self, stats: Observer, spec: QuantSpec) -> tuple[float, float]:
         """The interval of the tensor that `stats` observed, on a grid of `spec`."""
@@ -38,7 +39,7 @@ METHODS: Final[dict[str, Method]] = {
     "mse": Method(mse.interval, needs_histogram=True),
     "entropy": Method(entropy.interval, needs_histogram=True),
     "entropy:nonzero": Method(partial(entropy.interval, nonzero=True), needs_histogram=True),
-    "sparsity": Method(minmax.interval, needs_histogram=False, search=sparsity.SHARES),
+    "sparsity": Method(minmax.interval, needs_histogram=False, search=True),
 }
 
 
@@ -70,7 +71,7 @@ def method(text: str) -> Method:
             least = 0.0
         if not 0.0 < least <= 1.0:
             raise EdgeqError(f"range method {text!r} needs a share above 0 and up to 1, such as sparsity:0.5")
-        return Method(minmax.interval, needs_histogram=False, search=(least, sparsity.SHARES[1]))
+        return Method(minmax.interval, needs_histogram=False, search=True, least=least)
     raise EdgeqError(
         f"unknown range method {text!r}: use {', '.join(METHODS)} or percentile:P, such as percentile:99.9"
     )

@@ -27,21 +27,29 @@ from edgeq.graph.annotate import Group
 from edgeq.graph.ops import WEIGHTED
 from edgeq.spec import Progress, QParams
 
-SHARES: Final = (0.2, 1.1)  # least and most share of the max-min range; at four bits the best lies near 0.3
-CANDIDATES: Final = 10
+MOST: Final = 1.1  # largest share of the max-min range that is tried
+STEP: Final = 0.1  # from one candidate to the next
+
+
+def least_share(bits: int) -> float:
+    """Smallest share of the max-min range worth trying: 0.6 at eight bits, where clipping buys little, 0.2 at four."""
+    return min(1.0, max(0.2, 0.1 * bits - 0.2))
+
+
 FRAMES: Final = 8  # those where most tensors reach their extremes, so that the cost of clipping these is seen
 
 
 def search(
-    numbers: Numbers, cache: Cache, observers: Mapping[Node, Observer], shares: tuple[float, float], progress: Progress
+    numbers: Numbers, cache: Cache, observers: Mapping[Node, Observer], least: float | None, progress: Progress
 ) -> None:
-    """Replace the activation scales of `numbers`, max-min so far, by the best candidate between `shares` of them.
+    """Replace the activation scales of `numbers`, max-min so far, by the best candidate between `least` and MOST of them.
+
+    least: for every tensor; None leaves it to `least_share` of its bits.
 
     cache: holds the float value of every placeholder. observers: what the float pass saw. Tensors with fixed numbers keep
     them; the max-min range itself is among the candidates and wins a tie.
     """
-    tried = sorted({*np.linspace(*shares, CANDIDATES).tolist(), 1.0}, key=lambda s: abs(s - 1.0))
-    runner = _Runner(numbers, tried)
+    runner = _Runner(numbers, least)
     placeholders = [n for n in numbers.captured.module.graph.nodes if n.op == "placeholder"]
     votes = Counter(batch for seen in observers.values() for batch in (seen.low_batch, seen.high_batch))
     chosen = sorted(range(cache.frames), key=lambda frame: (-votes[frame], frame))[:FRAMES]
@@ -55,12 +63,12 @@ def search(
 class _Runner(Interpreter):
     """Runs the float graph; where a layer reads a quantized tensor, adds up what each candidate does to its output."""
 
-    def __init__(self, numbers: Numbers, shares: list[float]) -> None:
+    def __init__(self, numbers: Numbers, least: float | None) -> None:
         super().__init__(numbers.captured.module)
         tensors = numbers.annotation.tensors
         self.numbers = numbers
         self.candidates = {
-            root: [_scaled(q, share, root, numbers) for share in shares]
+            root: [_scaled(q, s, root, numbers) for s in _shares(least or least_share(tensors.specs[root].bits))]
             for root, q in numbers.resolved.activations.items()
             if root not in tensors.fixed
         }
@@ -111,6 +119,12 @@ class _Runner(Interpreter):
         output = group.output
         found: Tensor = output.target(x, *output.args[1:], **output.kwargs)  # type: ignore[operator] # call_function
         return found
+
+
+def _shares(least: float) -> list[float]:
+    """From `least` to MOST in equal steps, max-min's own 1 among them, those near it first."""
+    count = round((MOST - least) / STEP) + 1
+    return sorted({*np.linspace(least, MOST, count).round(6).tolist(), 1.0}, key=lambda s: abs(s - 1.0))
 
 
 def _scaled(qparams: QParams, share: float, root: Node, numbers: Numbers) -> QParams:
