@@ -59,7 +59,7 @@ def page(runtimes: dict[str, Target], targets: dict[str, Target]) -> str:
     """The whole of docs/targets.md."""
     parts = [HEAD, "## Which target computes what\n", support(targets)]
     for name, target in targets.items():
-        parts += [f"## `{name}`\n", about(target), details(target.ops)]
+        parts += [f"## `{name}`\n", about(target), details(target.ops), *elsewhere(name)]
     parts += ["## Kernel sets\n", KERNELS, kernel_sets(runtimes), "## Recipes\n", RECIPES_HEAD, recipes()]
     return "\n".join(parts)
 
@@ -119,6 +119,22 @@ def about(target: Target) -> str:
     """The sentences above a target's table."""
     weight_only = ", ".join(f"`{kind}`" for kind in target.weight_only)
     return f"Weight-only int8 (`w8`): {weight_only or 'none'}. Float precisions: {', '.join(target.floats)}.\n"
+
+
+def elsewhere(name: str) -> list[str]:
+    """What a runtime's artefacts for other machines are called; they have the same operators and the same integers."""
+    found = {backend: variant for backend, variant in backends.VARIANTS.items() if variant.runtime == name}
+    if not found:
+        return []
+    rows = [
+        [f"`{backend}`", variant.machine, ", ".join(variant.features) or "any", variant.devices]
+        for backend, variant in found.items()
+    ]
+    columns = ["backend", "machine", "processor's features", "`--device`, as"]
+    return [
+        f"`{name}` compiles for this host. For other machines, same operators, same integers:\n",
+        table(columns, rows),
+    ]
 
 
 def kernel_sets(runtimes: dict[str, Target]) -> str:
