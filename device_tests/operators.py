@@ -64,11 +64,14 @@ def specs(draw: st.DrawFn, kinds: Sequence[str]) -> Spec:
     """A random operator of one of `kinds`."""
     kind = draw(st.sampled_from(kinds))
     seed, batch, size = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 2)), draw(pairs(5, 13))
+    if kind in ("linear", "conv2d") and draw(st.booleans()):  # one vector, for which runtimes have code of their own
+        batch, size = 1, (1, 1)
     clip = draw(st.sampled_from(list(CLIPS))) if kind in (*WEIGHTED, "add", "sub", "mul") else ""
     common = {"kind": kind, "seed": seed, "batch": batch, "size": size, "clip": clip}
     channels = draw(st.integers(1, 37))
     if kind == "conv2d":
-        form = draw(st.sampled_from(["dense", "pointwise", "depthwise", "multiplier", "grouped"]))
+        forms = ["dense", "pointwise", "depthwise", "multiplier", "grouped"]
+        form = draw(st.sampled_from(forms if size != (1, 1) else ["pointwise"]))
         kernel = (1, 1) if form == "pointwise" else draw(pairs(1, 4))
         stride, padding = draw(pairs(1, 2)), draw(pairs(0, 2))
         padding = (min(padding[0], kernel[0] - 1), min(padding[1], kernel[1] - 1))

@@ -234,11 +234,16 @@ def litert_weighted(op: Operator, sums: Ints, rule: str) -> Ints:
         return per_channel(op, sums, lambda c: upwards if c < whole else away)
     if spec.groups > 1:
         return per_channel(op, sums, lambda c: away)
-    product = once if rule.endswith("_arm") else upwards
+    product = once if rule.endswith("_arm") and not one_vector(op, sums) else upwards
     if spec.kind == "linear" and spec.outputs == 1:
         real = float(f32(op.grids[0][0]) * op.scales[0]) / float(f32(op.target[0]))
         return product(sums, real)
     return per_channel(op, sums, lambda c: product)
+
+
+def one_vector(op: Operator, sums: Ints) -> bool:
+    """Whether the product is with a single vector and large enough for code of its own, which rounds twice on Arm too."""
+    return sums.size == op.spec.outputs >= 4 and op.weight[0].size >= 8
 
 
 def common_scale(op: Operator) -> Ints:

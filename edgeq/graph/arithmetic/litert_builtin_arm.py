@@ -1,14 +1,14 @@
 """LiteRT's optimised kernels without a delegate on 64-bit Arm: as on x86, but for matrix products and softmax.
 
-ruy's assembly rounds once where its code for x86 rounds twice, and softmax reads 16-bit powers from a table. Sources:
-ruy/kernel_arm64.cc, SoftmaxInt8LUT in tflite/kernels/internal/optimized/optimized_ops.h; checked against the aarch64 wheel
-of ai-edge-litert 2.1.6 on emulated Cortex-A53 and Cortex-A76, which agree.
+ruy's assembly rounds once where its code for x86 rounds twice; a product with a single vector is not ruy's; softmax reads
+16-bit powers from a table. Sources: ruy/kernel_arm64.cc, tflite/kernels/cpu_backend_gemm_custom_gemv.h, SoftmaxInt8LUT in
+tflite/kernels/internal/optimized/optimized_ops.h; checked against the aarch64 wheel of ai-edge-litert 2.1.6 on emulated
+Cortex-A53 and Cortex-A76, which agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor
 from edgeq.graph.arithmetic import litert_builtin as builtin
 from edgeq.graph.arithmetic import litert_reference as reference
 from edgeq.graph.integer import IntegerOp
+from edgeq.graph.ops import value
 
+VECTOR_ROWS, VECTOR_DEPTH = 4, 8  # what the code for a single vector takes at a time, and at least
 quantize = builtin.quantize
 
 
@@ -25,6 +27,16 @@ def multiply_once(x: Tensor, mantissa: Tensor, shift: Tensor) -> Tensor:
     """x · mantissa · 2^(shift − 31), rounded once, ties upwards."""
     right = 31 - shift
     return (x * mantissa + (torch.ones_like(right) << (right - 1))) >> right
+
+
+def weighted(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
+    """CONV_2D and FULLY_CONNECTED; depthwise convolutions and those with groups are as on x86."""
+    assert op.weight is not None
+    outputs, depth = op.weight.shape[0], op.weight[0].numel()
+    vectors = value(op.node).numel() // outputs
+    vector = vectors == 1 and outputs >= VECTOR_ROWS and depth >= VECTOR_DEPTH
+    product = builtin.multiply_upwards if vector else multiply_once
+    return (builtin.linear if op.kind == "linear" else builtin.weighted)(op, inputs, product)
 
 
 def softmax(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
@@ -55,7 +67,6 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
 
 
 KERNELS: dict[str, reference.Kernel] = {
-    **dict.fromkeys(("conv1d", "conv2d"), partial(builtin.weighted, product=multiply_once)),
-    "linear": partial(builtin.linear, product=multiply_once),
+    **dict.fromkeys(("conv1d", "conv2d", "linear"), weighted),
     "softmax": softmax,
 }
