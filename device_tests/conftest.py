@@ -17,6 +17,10 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))  # networks and oracle
 
 from fake_adbd import FakePhone
 
+from edgeq.home import home
+
+os.environ["EDGEQ_HOME"] = str(home())  # stays where it is when a fixture gives adb a HOME of its own
+
 
 def need(*programs: str) -> None:
     """Skip where one of them is not installed."""
