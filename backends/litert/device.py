@@ -15,6 +15,9 @@ from edgeq.spec import DeviceInfo, EdgeqError, Job
 SCRIPT = Path(runners.__file__).parent / "litert_runner.py"
 PYTHON = ("aarch64-linux", "x86_64-linux", "armv7l-linux", "arm64-apple")  # where LiteRT has wheels, or had
 
+# numpy's own threads and the order of hashes would make each start, and so each count of instructions, another
+ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+
 
 def job(artifact: Path, info: DeviceInfo, kernels: str = "") -> Job:
     """The Python runner with `artifact`.
@@ -33,7 +36,7 @@ def job(artifact: Path, info: DeviceInfo, kernels: str = "") -> Job:
     return Job(
         {"model.tflite": artifact, "litert_runner.py": SCRIPT},
         ("python3", "litert_runner.py", "--model", "model.tflite", "--kernels", chosen),
-        {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        dict(ENVIRONMENT),
     )
 
 

@@ -16,7 +16,7 @@ from edgeq.run.place import Place
 from edgeq.run.remote import Outcome, Timing
 from edgeq.spec import Artifact, DeviceInfo, EdgeqError, InstructionReport
 
-MORE = 2  # inferences beyond the first, whose instructions are the difference of two counts
+MORE = 4  # inferences beyond the first, whose instructions are the difference of two counts
 
 
 @dataclass(frozen=True, slots=True)
