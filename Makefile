@@ -1,16 +1,23 @@
-# Two commands do everything: make demo, make test.
+# make demo, make test; make device-test adds emulated Arm cores and a Hexagon DSP, phones and boards on loopback.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types floors clean
+.PHONY: demo test device-test lint types floors clean
 
 demo: $(STAMP)
 	$(BIN)/edgeq demo -o demo-out
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# packages from Debian (as root or by sudo), an Arm root and the runners in home(), which is ~/.cache/edgeq
+device-test: $(STAMP)
+	tools/device_setup.sh --tests
+	$(BIN)/python tools/arm64_root.py
+	$(BIN)/python -m edgeq.runners.build aarch64-linux
+	$(BIN)/python -m pytest device_tests
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
