@@ -165,7 +165,8 @@ class Machine:
             (pixels, wide)
             for wide in (1, 2, 3, 4)
             for pixels in range(1, columns + 1)
-            if vectors % wide == 0 and pixels * wide * self.pair + wide + (pixels if chunk > 1 else 2) <= self.registers
+            if vectors % wide == 0
+            and pixels * wide * self.pair + wide + (pixels if chunk > 1 else 0) + 2 <= self.registers
         ]
         return min(fitting, key=cost)
 
