@@ -13,6 +13,7 @@ import pytest
 import torch
 from fake_adbd import FakePhone
 from test_random_ops import need_device
+from test_tvm_rpc import Server
 
 import edgeq
 from edgeq.devices import DeviceLost, open_device
@@ -155,6 +156,21 @@ def test_verify_over_adb_with_pinned_cores(model: Path, plug: Callable[..., Fake
     assert any("--cores 0" in command for command in board.commands)
     with pytest.raises(EdgeqError, match="cannot run on core 999"):
         edgeq.profile(model, device=f"adb:{board.serial}", to=["executorch"], cores=[999], warmup=0, runs=2)
+
+
+def test_a_tvm_rpc_server_runs_and_times(model: Path, tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    try:
+        found = edgeq.verify(model, device=f"tvm-rpc:{server.where}", to=["tvm"])
+        assert (found["backends"]["tvm"]["max_lsb"], found["backends"]["tvm"]["exact_share"]) == (0, 1)
+        timed = edgeq.profile(model, device=f"tvm-rpc:{server.where}", to=["tvm"], warmup=1, runs=3)
+        assert (
+            timed["backends"]["tvm"]["total_ms"]["runs"] == timed["backends"]["tvm"]["float"]["total_ms"]["runs"] == 3
+        )
+        with pytest.raises(EdgeqError, match="runs TVM's artefacts alone"):
+            edgeq.verify(model, device=f"tvm-rpc:{server.where}", to=["executorch"])
+    finally:
+        server.kill()
 
 
 # ---------------------------------------------------------------- runners

@@ -229,8 +229,8 @@ def latency_tables(found: Found) -> list[RenderableType]:
 
 
 def _skipped(found: Found) -> list[str]:
-    """A sentence for each artefact that was left out, because it does not run on this device."""
-    return [f"left out: {why}" for why in found.get("skipped", {}).values()]
+    """A sentence for each reason why artefacts were left out, because they do not run on this device."""
+    return [f"left out: {why}" for why in dict.fromkeys(found.get("skipped", {}).values())]
 
 
 def _numbers(found: Found) -> str:

@@ -40,7 +40,11 @@ class Place:
         """Why artefacts of `backend` do not run here, in words; empty where they do."""
         if self.device is None:
             return "" if backend not in backends.VARIANTS else backends.runs_here(backend).removeprefix("no: ")
+        if remote.is_rpc(self.device) and backends.runtime_of(backend) != "tvm":
+            return f"{self.name} runs TVM's artefacts alone"
         machine = self.info.abi.partition("-")[0].replace("arm64", "aarch64")
+        if machine == "unknown":  # a server with TVM's bare runtime does not tell; what is not for it will not load
+            return ""
         variant = backends.VARIANTS.get(backend)
         if variant is not None:
             if variant.machine != machine:
@@ -53,8 +57,6 @@ class Place:
             return f"tvm is compiled for this host, and {self.name} is {self.info.abi}"
         if machine == "hexagon":
             return f"{backend} does not run on Hexagon; export --to tvm-hexagon"
-        if remote.is_rpc(self.device) and backend != "tvm":
-            return f"{self.name} runs TVM's artefacts alone"
         return ""
 
     def job(self, artifact: Artifact, kernels: str = "") -> Job:
@@ -66,6 +68,8 @@ class Place:
         why = self.lacks(artifact.backend)
         if why:
             raise EdgeqError(why)
+        if remote.is_rpc(self.device):
+            return Job({"model.so": artifact.path}, ())
         made: Job = self._part(artifact.backend).job(artifact.path, self.info, kernels)
         return made
 

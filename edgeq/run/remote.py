@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from edgeq.devices import Device, Finished
+from edgeq.devices.shell import digest
 from edgeq.devices.tvm_rpc import TvmRpc
 from edgeq.spec import EdgeqError, Job
 
@@ -105,7 +106,7 @@ def execute(
     return Outcome(outputs, result, done.instructions)
 
 
-def is_rpc(device: Device) -> bool:
+def is_rpc(device: Device | None) -> bool:
     """Whether the device runs TVM's modules and no programs."""
     return isinstance(device, TvmRpc)
 
@@ -114,9 +115,11 @@ def _over_rpc(device: TvmRpc, job: Job, batches: Sequence[Sequence[Tensor]], thr
     """The job's artefact, through the session, in place of its runner; no operators' times."""
     from edgeq.backends.tvm.rpc import run
 
-    device.put(job.files["model.so"], "model.so")
+    local = job.files["model.so"]
+    name = f"model-{digest(local)[:16]}.so"  # a library that is loaded must not be written over
+    device.put(local, name)
     with device.explained("the network ran"):
-        outputs, run_ms = run(device.session, "model.so", batches, threads, timing.warmup, timing.runs)
+        outputs, run_ms = run(device.session, name, batches, threads, timing.warmup, timing.runs)
     release = f"tvm {version('apache-tvm')}"
     result = {"runtime": release, "threads": threads, "cores": [], "run_ms": run_ms, "events": [], "events_run_ms": []}
     return Outcome(outputs, result, None)
