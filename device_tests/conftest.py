@@ -20,6 +20,7 @@ from fake_adbd import FakePhone
 from edgeq.home import home
 
 os.environ["EDGEQ_HOME"] = str(home())  # stays where it is when a fixture gives adb a HOME of its own
+ARM_ROOT = home() / "arm64-root"
 
 
 def need(*programs: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import free_port, need
+from conftest import ARM_ROOT, free_port, need
 from fake_adbd import FakePhone
 from test_adb import ADD, file, sentence
 
@@ -94,7 +94,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # an empty folder that sshd insists on when root starts it
     # an Arm board: its programs run through the emulator, and it stands in a home of its own
-    arm = FakePhone(tmp_path / "board", android=False)
+    arm = FakePhone(tmp_path / "board", android=False, arm_root=ARM_ROOT)
     home = arm.root / "home"
     home.mkdir()
     own_variables = {key: value for key, value in arm.environment.items() if os.environ.get(key) != value}

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import networks
 import pytest
+import test_ssh
 import torch
 from fake_adbd import FakePhone
 from test_random_ops import need_device
 from test_tvm_rpc import Server
 
 import edgeq
+from edgeq.backends.litert import device as litert
 from edgeq.devices import DeviceLost, open_device
 from edgeq.graph.arithmetic import xnnpack_arm
 from edgeq.home import home
 from edgeq.run import remote
+from edgeq.run.files import find
+from edgeq.run.place import Place
+from edgeq.run.profile import from_result
 from edgeq.runners import build
 from edgeq.spec import DeviceInfo, EdgeqError, Job
 
+arm_board = test_ssh.board  # a fixture
 A53, A76 = "emulated:cortex-a53", "emulated:cortex-a76"
 
 
@@ -173,6 +180,18 @@ def test_a_tvm_rpc_server_runs_and_times(model: Path, tmp_path: Path) -> None:
         server.kill()
 
 
+def test_a_board_over_ssh_runs_every_runtime(
+    model: Path,
+    arm_board: test_ssh.Board,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need_device(A76)
+    monkeypatch.setenv("EDGEQ_DEVICE_PYTHON", str(home() / "arm64-root/usr/bin/python3.11"))
+    found = edgeq.verify(model, device=arm_board.name)
+    assert list(found["backends"]) == ["litert", "executorch", "tvm-arm64"]  # it tells of no dot product
+    assert {(row["max_lsb"], row["exact_share"]) for row in found["backends"].values()} == {(0, 1)}
+
+
 # ---------------------------------------------------------------- runners
 
 
@@ -191,9 +210,6 @@ def run(job: Job, *arguments: str, files: dict[str, bytes]) -> str:
 
 
 def job(model: Path, backend: str) -> Job:
-    from edgeq.run.files import find
-    from edgeq.run.place import Place
-
     with open_device(A76) as device:
         return Place(device).job(find(edgeq.load(model), backend))
 
@@ -213,6 +229,19 @@ def test_a_runners_mistakes_are_sentences(model: Path, backend: str) -> None:
     assert "--frobnicate" in run(whole, *REST, "--frobnicate", "1", files=ONE)
 
 
+def test_litert_on_a_board_tells_its_operators(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the release of this host, whose profiler is known; emulation needs an older one."""
+    monkeypatch.setenv("EDGEQ_DEVICE_PYTHON", sys.executable)
+    artifact = find(edgeq.load(model), "litert")
+    with open_device("host") as device:
+        job = litert.job(artifact.path, device.describe())
+        batch = litert.encode(artifact.path, edgeq.load(model).golden)
+        outcome = remote.execute(device, job, [batch], timing=remote.Timing(warmup=1, runs=4, events=True))
+    report = from_result(artifact, outcome.result, "this host", warmup=1)
+    assert len(report.rows) > 3 and len(outcome.result["events_run_ms"]) == 4
+    assert {layer for row in report.rows for layer in row.layers} >= {"a/conv2d", "b/conv2d", "mul"}
+
+
 @pytest.mark.parametrize(("backend", "words"), [("executorch", "cannot be loaded"), ("tvm-arm64", "is no library")])
 def test_a_damaged_artefact_is_a_sentence(model: Path, tmp_path: Path, backend: str, words: str) -> None:
     need_device(A76)
@@ -226,7 +255,6 @@ def test_a_damaged_artefact_is_a_sentence(model: Path, tmp_path: Path, backend: 
 def test_a_runner_that_is_missing_or_old_names_its_command(model: Path, edgeq_home: Path) -> None:
     info = DeviceInfo("ssh:board", "board", "aarch64-linux", 4, "Linux")
     from edgeq.backends.executorch import device
-    from edgeq.run.files import find
 
     artifact = find(edgeq.load(model), "executorch").path
     with pytest.raises(EdgeqError, match=r"is not built: run python -m edgeq\.runners\.build aarch64-linux"):

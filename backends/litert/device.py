@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -13,6 +14,7 @@ from edgeq.backends.litert import run
 from edgeq.spec import DeviceInfo, EdgeqError, Job
 
 SCRIPT = Path(runners.__file__).parent / "litert_runner.py"
+PROFILER = Path(run.__file__).parent / "profiler.py"
 PYTHON = ("aarch64-linux", "x86_64-linux", "armv7l-linux", "arm64-apple")  # where LiteRT has wheels, or had
 
 # numpy's own threads and the order of hashes would make each start, and so each count of instructions, another
@@ -22,7 +24,8 @@ ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "OPENBLAS_NUM_THREADS": "1", "PYTHON
 def job(artifact: Path, info: DeviceInfo, kernels: str = "") -> Job:
     """The Python runner with `artifact`.
 
-    kernels: `xnnpack` (the default), `builtin` or `reference`.
+    kernels: `xnnpack` (the default), `builtin` or `reference`. EDGEQ_DEVICE_PYTHON names the Python of boards that have LiteRT
+    in another one than python3.
 
     Raises:
         EdgeqError: the device runs no Python with LiteRT.
@@ -33,9 +36,10 @@ def job(artifact: Path, info: DeviceInfo, kernels: str = "") -> Job:
             "verify on emulated:cortex-a76, whose kernels are the same"
         )
     chosen = kernels or "xnnpack"
+    python = "python3" if info.emulated else os.environ.get("EDGEQ_DEVICE_PYTHON", "python3")
     return Job(
-        {"model.tflite": artifact, "litert_runner.py": SCRIPT},
-        ("python3", "litert_runner.py", "--model", "model.tflite", "--kernels", chosen),
+        {"model.tflite": artifact, "litert_runner.py": SCRIPT, "profiler.py": PROFILER},
+        (python, "litert_runner.py", "--model", "model.tflite", "--kernels", chosen),
         dict(ENVIRONMENT),
     )
 

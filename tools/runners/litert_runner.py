@@ -4,7 +4,8 @@
                              [--cores 4,5] [--kernels xnnpack|builtin|reference] [--events] --result FILE
 
 Files, order of runs and result are those of the C++ runners (runner.h). LiteRT's Python interpreter shows no operators'
-times, so `events` stays empty.
+times, so events come from the C profiler (profiler.py beside this file); they stay empty where that is not there, in a
+release that it does not know, and for other kernels than the default ones.
 """
 
 from __future__ import annotations
@@ -74,10 +75,16 @@ def serve(options: argparse.Namespace) -> None:
         for i, detail in enumerate(outputs):
             np.ascontiguousarray(engine.get_tensor(detail["index"])).tofile(options.output / f"{batch}_{i}.bin")
     run_ms: list[float] = []
+    events: list[dict[str, object]] = []
+    events_run_ms: list[float] = []
     if options.runs:
         feed(0)
         times(engine.invoke, options.warmup)
         run_ms = times(engine.invoke, options.runs)
+        if options.events and options.kernels == "xnnpack":
+            events, events_run_ms = traced(
+                options, {d["name"]: engine.get_tensor(d["index"]).tobytes() for d in inputs}
+            )
     result = {
         "runtime": runtime,
         "threads": options.threads,
@@ -88,8 +95,8 @@ def serve(options: argparse.Namespace) -> None:
         ],
         "load_ms": load_ms,
         "run_ms": run_ms,
-        "events": [],
-        "events_run_ms": [],
+        "events": events,
+        "events_run_ms": events_run_ms,
     }
     options.result.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -118,6 +125,28 @@ def interpreter(options: argparse.Namespace) -> tuple[Any, str]:
     except PackageNotFoundError:
         release = "of unknown version"
     return made, f"litert {release}"
+
+
+def traced(options: argparse.Namespace, inputs: dict[str, bytes]) -> tuple[list[dict[str, object]], list[float]]:
+    """Events and milliseconds of the profiled runs; nothing where LiteRT's profiler cannot be used here."""
+    try:
+        import profiler  # type: ignore[import-not-found] # edgeq/backends/litert/profiler.py, sent along
+    except ImportError:
+        return [], []
+    if not profiler.available():
+        return [], []
+    try:
+        profiled = profiler.Profiled(options.model, options.threads)
+    except RuntimeError:  # LiteRT's compiled model refuses what its interpreter takes
+        return [], []
+    for name, values in inputs.items():
+        profiled.set_input(name, values)
+    for _ in range(1 + options.warmup):
+        profiled.run()
+    seen: list[Any] = []
+    spent = times(lambda: seen.append(profiled.run()), options.runs)
+    profiled.close()
+    return profiler.merged(seen), spent
 
 
 def times(call: Callable[[], object], runs: int) -> list[float]:
