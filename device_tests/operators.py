@@ -169,16 +169,8 @@ class Operator(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The QDQ network."""
-        real = [
-            qd.dequantize_per_tensor.default(
-                qd.quantize_per_tensor.default(x, *g, -128, 127, torch.int8), *g, -128, 127, torch.int8
-            )
-            for x, g in zip(inputs, self.grids, strict=True)
-        ]
-        computed = CLIPS[self.spec.clip][0](self._apply(*real))
-        q = qd.quantize_per_tensor.default(computed, *self.target, -128, 127, torch.int8)
-        result: Tensor = qd.dequantize_per_tensor.default(q, *self.target, -128, 127, torch.int8)
-        return result
+        real = [requantized(x, g) for x, g in zip(inputs, self.grids, strict=True)]
+        return requantized(CLIPS[self.spec.clip][0](self._apply(*real)), self.target)
 
     def _apply(self, x: Tensor, *others: Tensor) -> Tensor:
         s = self.spec
@@ -248,6 +240,13 @@ class Operator(nn.Module):
             "matmul": lambda: x @ others[0],
         }
         return table[s.kind]()
+
+
+def requantized(x: Tensor, numbers: Grid) -> Tensor:
+    """Quantize and dequantize, as a QDQ program states it."""
+    q = qd.quantize_per_tensor.default(x, *numbers, -128, 127, torch.int8)
+    real: Tensor = qd.dequantize_per_tensor.default(q, *numbers, -128, 127, torch.int8)
+    return real
 
 
 def grid(rng: np.random.Generator) -> Grid:

@@ -137,9 +137,9 @@ def nearest(x: np.ndarray) -> Ints:
     return np.rint(x).astype(np.int64)
 
 
-def fused(a: np.ndarray, b: f32, c: f32) -> np.ndarray:
-    """a·b + c rounded once to float32; long double holds the exact value (x86)."""
-    return (a.astype(np.longdouble) * np.longdouble(b) + np.longdouble(c)).astype(f32)
+def once_rounded(a: np.ndarray, b: f32, c: np.ndarray) -> np.ndarray:
+    """a·b + c rounded once to float32; long double holds the exact value (on x86)."""
+    return (a.astype(np.longdouble) * np.longdouble(b) + np.asarray(c, np.longdouble)).astype(f32)
 
 
 def area(spec: Spec) -> int:
@@ -179,15 +179,21 @@ def xnnpack(op: Operator, rule: str) -> Ints:
 
 
 def averaged(op: Operator, once: bool) -> Ints:
-    """XNNPACK's mean: the stored integers' sum, scaled, the zero points as one float32 offset."""
-    (scale, zero), count = op.grids[0], op.spec.size[0] * op.spec.size[1]
-    total = op.integers[0].sum((2, 3), keepdims=True).astype(f32)
-    real = f32(scale) / f32(op.target[0]) * (f32(1) / f32(count))
-    if once:
-        offset = fused(np.array(f32(-count * zero)), real, f32(op.target[1]))[()]
-        return nearest(fused(total, real, offset)) - op.target[1]
-    offset = f32(f32(op.target[1]) - f32(count * zero) * real)
-    return nearest(total * real + offset) - op.target[1]
+    """XNNPACK's mean, less the output's zero point."""
+    count = op.spec.size[0] * op.spec.size[1]
+    total = op.integers[0].sum((2, 3), keepdims=True)
+    return affine_mean(total, op.grids[0], op.target, count, fused=once) - op.target[1]
+
+
+def affine_mean(total: Ints, source: Grid, target: Grid, count: int, *, fused: bool) -> Ints:
+    """XNNPACK's mean from the stored integers' sums: scaled, with the zero points as one float32 offset, unclipped.
+
+    fused: each product and sum is rounded once, as by one instruction.
+    """
+    multiply_add = once_rounded if fused else (lambda a, b, c: (a * b).astype(f32) + c)
+    real = f32(source[0]) / f32(target[0]) * (f32(1) / f32(count))
+    offset = multiply_add(np.array([-count * source[1]], f32), real, f32(target[1]))
+    return nearest(multiply_add(total.astype(f32), real, offset))
 
 
 # ---------------------------------------------------------------- LiteRT's three kernel sets

@@ -18,7 +18,7 @@ import torch
 from conftest import need
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from operators import CURVES, Ints, Operator, Side, Spec, specs
+from operators import CURVES, Ints, Operator, Side, Spec, requantized, specs
 
 from edgeq import backends
 from edgeq.devices import open_device
@@ -148,3 +148,54 @@ def test_random_operators_give_the_bytes_of_numpy(backend: str, device: str) -> 
             check(backend, place, chosen)
 
         compare()
+
+
+# (input grid, output grid, elements): means some of whose sums fall so close to a tie that rounding product and sum apart
+# gives another integer than rounding them once
+TIES = (
+    ((0.375, -72), (0.140625, 58), 96),
+    ((0.21875, -94), (0.03125, -43), 108),
+    ((0.140625, 73), (0.1875, -78), 77),
+    ((0.15625, -60), (0.09375, 64), 160),
+)
+
+
+class Means(torch.nn.Module):
+    """A mean of each input on grids of its own."""
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[1, sums, count, 1] each."""
+        results = []
+        for x, (source, target, _) in zip(inputs, TIES, strict=True):
+            real = requantized(x, source).mean((2, 3), keepdim=True)
+            results.append(requantized(real, target))
+        return tuple(results)
+
+
+@pytest.mark.parametrize(("backend", "device"), [row for row in MATRIX if row[0] in ("litert", "executorch")])
+def test_means_next_to_a_tie(backend: str, device: str, tmp_path: Path) -> None:
+    need_device(device)
+    stored = []
+    for _, _, count in TIES:  # every sum in steps of a seventh of the count, as integers that add up to it
+        whole, rest = np.divmod(np.arange(-128 * count, 127 * count, count // 7), count)
+        stored.append((whole[:, None] + (np.arange(count) < rest[:, None])).reshape(1, -1, count, 1))
+    inputs = tuple(
+        torch.from_numpy((q - zero) * scale).float() for q, ((scale, zero), _, _) in zip(stored, TIES, strict=True)
+    )
+    program = torch.export.export(Means(), inputs)
+    artifact = dataclasses.replace(
+        backends.backend(backend).lower(program, tmp_path, name="means", layers={}), backend=backend
+    )
+    with open_device(device) as opened:
+        place = Place(opened)
+        kernels, rule = backends.backend(backend).target.kernel_sets(place.info.abi)[-1]
+        (outputs,) = place.answers(artifact, [inputs], kernels=kernels)
+    parted = 0
+    for output, predicted, q, grids in zip(outputs, simulate(read(program), inputs, rule), stored, TIES, strict=True):
+        assert torch.equal(output, predicted)
+        got = np.rint(output.double().numpy() / grids[1][0]).ravel().astype(np.int64) + grids[1][1]
+        sums = q.sum((2, 3)).ravel()
+        apart, once = (np.clip(rounding.affine_mean(sums, *grids, fused=f), -128, 127) for f in (False, True))
+        assert np.array_equal(got, once if rule == "litert_xnnpack_arm" else apart)
+        parted += int((apart != once).sum())
+    assert parted > 10  # else nothing was tested
