@@ -81,3 +81,13 @@ def test_sums_of_x86_multiply_vectors(model: QuantizedModel, tmp_path: Path):
     for cpu, dense in (("sapphirerapids", {"vpdpbusd"}), ("skylake-avx512", {"vpmaddwd"}), ("haswell", {"vpmaddwd"})):
         artifact = lower(model.program, tmp_path, name=cpu, target={"kind": "llvm", "mcpu": cpu})
         check(artifact.path, dense, {"vpmulld", "vpmaddwd"}, 0.1)
+
+
+@pytest.mark.parametrize("backend", ["tvm-arm64", "tvm-hexagon"])
+def test_same_program_same_bytes(backend: str, model: QuantizedModel, tmp_path: Path):
+    need(*(["clang-16", "ld.lld-16"] if backend == "tvm-hexagon" else ["aarch64-linux-gnu-gcc"]))
+    folders = tmp_path / "a", tmp_path / "another" / "b"
+    for folder in folders:
+        edgeq.export(model, backend, folder=folder)
+    first, again = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders)
+    assert first == again

@@ -256,7 +256,7 @@ def link(folder: Path, program: Path) -> None:
     Raises:
         EdgeqError: clang or lld is missing, or a kernel calls what a program without a C library does not have.
     """
-    compiler, linker = (_tool(name) for name in (COMPILER, LINKER))
+    compiler, linker = tools()
     objects = []
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("plan", "model", "runner", "builtins"):
@@ -267,11 +267,17 @@ def link(folder: Path, program: Path) -> None:
     program.chmod(0o755)
 
 
-def _tool(name: str) -> str:
-    found = shutil.which(f"{name}-16") or shutil.which(name)
-    if found is None:
-        raise EdgeqError(f"tvm-hexagon needs {name} with its Hexagon target, version 16 or later: {PACKAGES}")
-    return found
+def tools() -> tuple[str, str]:
+    """clang and lld, by path.
+
+    Raises:
+        EdgeqError: one is missing.
+    """
+    found = [shutil.which(f"{name}-16") or shutil.which(name) for name in (COMPILER, LINKER)]
+    for name, path in zip((COMPILER, LINKER), found, strict=True):
+        if path is None:
+            raise EdgeqError(f"linking for Hexagon needs {name} 16 or later, which is not installed: {PACKAGES}")
+    return str(found[0]), str(found[1])
 
 
 def _run(command: list[str], folder: Path) -> None:

@@ -51,49 +51,55 @@ def lower(
     Coverage rows are read off the kernels as they go to the code generator.
 
     Raises:
-        EdgeqError: TVM is missing, cannot take an operator, or there is no C compiler to link with.
+        EdgeqError: TVM is missing, cannot take an operator, or there is no compiler to link with for the target.
     """
     tvm = tvm_package()
     chosen = VARIANTS.get(target, target) if isinstance(target, str) else target
     described = tvm.target.Target(dict(chosen) if isinstance(chosen, Mapping) else chosen or host_target())
     emitter = _Emitter(read(program, layers), machine(described), layers)
+    alone = emitter.device is HVX
+    linker: dict[str, Any] = {} if alone else _linker(described)
+    if alone:
+        bundle.tools()
     folder.mkdir(parents=True, exist_ok=True)
+    path, partial = folder / f"{name}.{'elf' if alone else 'so'}", folder / f"{name}.part.so"
     with quiet():
         module = emitter.module()
         coverage = tuple(_coverage(module, emitter.calls))
-        if emitter.device is HVX:
-            path = folder / f"{name}.elf"
+        if alone:
             bundle.write(module, described, path, f"tvm {tvm.__version__}")
         else:
-            path, partial = folder / f"{name}.so", folder / f"{name}.part.so"
             with described:
                 module = schedule_floats(module)
-            link(tvm.compile(module, described), described, partial)
+            compiled = tvm.compile(module, described)
+            try:
+                compiled.export_library(str(partial), **linker)
+            except RuntimeError as error:
+                reason = _last_line(error)
+                raise EdgeqError(f"TVM could not link {path}: {reason}; install a C++ compiler (g++)") from error
             partial.replace(path)
     backend = target if isinstance(target, str) and target in VARIANTS else "tvm"
     return Artifact(backend, path, coverage, (f"compiled for {_words(described)}",))
 
 
-def link(compiled: Any, target: Any, path: Path) -> None:
-    """Write a shared library with the linker that `target` needs.
+def _linker(target: Any) -> dict[str, Any]:
+    """What export_library wants to know to link a shared library for `target`.
 
     Raises:
-        EdgeqError: there is none.
+        EdgeqError: it is for Arm, this computer is not, and the compiler for it is not installed.
     """
     from tvm.support import cc
 
-    options, cross = ["-Wl,--build-id=none"], None
-    if target.attrs.get("feature.is_aarch64", False) and platform.machine() not in ("aarch64", "arm64"):
-        if shutil.which(ARM_COMPILER) is None:
-            raise EdgeqError(
-                f"{path.parent}: linking for arm64 needs {ARM_COMPILER}: apt-get install gcc-aarch64-linux-gnu"
-            )
-        # no C library is named, so that glibc's and Android's can both serve
-        options, cross = [*options, "-nostdlib"], cc.cross_compiler(ARM_COMPILER)
-    try:
-        compiled.export_library(str(path), options=options, fcompile=cross)
-    except RuntimeError as error:
-        raise EdgeqError(f"TVM could not link {path}: {_last_line(error)}; install a C++ compiler (g++)") from error
+    options = ["-Wl,--build-id=none"]
+    native = platform.machine() == "aarch64" and platform.system() == "Linux"
+    if native or not str(target.attrs.get("mtriple", "")).startswith("aarch64-linux"):
+        return {"options": options}
+    if shutil.which(ARM_COMPILER) is None:
+        raise EdgeqError(
+            f"linking for Arm needs {ARM_COMPILER}, which is not installed: apt-get install gcc-aarch64-linux-gnu"
+        )
+    # no C library is named, so that glibc's and Android's can both serve
+    return {"options": [*options, "-nostdlib"], "fcompile": cc.cross_compiler(ARM_COMPILER)}
 
 
 def _words(target: Any) -> str:

@@ -483,3 +483,15 @@ def test_values_that_live_at_once_share_no_memory(wanted: list[tuple[int, int]])
         for other, its_size, first, _ in held[i + 1 :]:
             assert first > last or other >= place + size or place >= other + its_size
     assert arena.size <= sum(-(-size // bundle.ALIGNMENT) * bundle.ALIGNMENT for size, _ in wanted)
+
+
+@pytest.mark.parametrize(("name", "package"), [("tvm-arm64", "gcc-aarch64-linux-gnu"), ("tvm-hexagon", "clang-16")])
+def test_a_missing_cross_compiler_is_named_before_anything_is_compiled(
+    name: str, package: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    net, x, _ = convolutions((9, 8), 4, 6, 3, 1, 1, 3)
+    with pytest.raises(EdgeqError, match=f"which is not installed: apt-get install {package}"):
+        lower(torch.export.export(net, (x,)), folder / "new", target=name)
+    assert not (folder / "new").exists()
