@@ -93,9 +93,7 @@ def backend(name: str) -> Backend:
         return Backend(name, own, part("lower").lower, part("run").load, timing.profile, place)
 
     def elsewhere(*args: Any, **options: Any) -> Any:
-        raise EdgeqError(
-            f"{name} is compiled for other machines than this one: add --device, as {VARIANTS[name].devices}"
-        )
+        raise EdgeqError(runs_here(name).removeprefix("no: "))
 
     return Backend(name, own, functools.partial(part("lower").lower, target=name), elsewhere, elsewhere, place)
 
@@ -121,7 +119,7 @@ def installed(name: str) -> bool:
 def runs_here(name: str) -> str:
     """Where an artefact of this backend runs when the device is `host`, in words."""
     if name in VARIANTS:
-        return f"no: add --device, as {VARIANTS[name].devices}"
+        return f"no: {name} is compiled for other machines than this one: add --device, as {VARIANTS[name].devices}"
     if name == "coreml" and sys.platform != "darwin":
         return "reference interpreter of the saved package (no latency; Core ML itself needs macOS)"
     return "yes"
