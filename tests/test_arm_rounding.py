@@ -29,9 +29,10 @@ def test_a_fused_product_and_sum_is_rounded_once(a: float, b: float, c: float) -
 
 
 def test_a_sum_next_to_a_tie_is_rounded_once() -> None:
-    """The product lies 2^-40 above the middle between two floats: in double the sum would fall on it."""
-    one, step = 1.0, 2.0**-23
-    a, b = 1 + step, 2.0**-24 * (1 - 2 * step)
-    exact = Fraction(one) + Fraction(a) * Fraction(b)
-    got = fused(*(torch.tensor([x], dtype=torch.float32) for x in (a, b, one))).item()
+    """The exact sum lies 2^-70 below the middle between two floats; in double it would fall on it, and to the even one."""
+    step = 2.0**-23
+    a, b, c = 1 + step, 2.0**-24 * (1 - step), 1 + step
+    exact = Fraction(a) * Fraction(b) + Fraction(c)
+    assert np.float32(a * b + c) != nearest_single(exact)
+    got = fused(*(torch.tensor([x], dtype=torch.float32) for x in (a, b, c))).item()
     assert np.float32(got) == nearest_single(exact)
