@@ -23,6 +23,33 @@ os.environ["EDGEQ_HOME"] = str(home())  # stays where it is when a fixture gives
 ARM_ROOT = home() / "arm64-root"
 
 
+# words that a shell would take apart, for whoever sends arguments to one
+ODD = [
+    "a b",
+    "$(touch hacked)",
+    "it's",
+    '"quoted"',
+    "*",
+    "back\\slash",
+    "line\nbreak",
+    ";rm x",
+    "",
+    "-n",
+    "ünï",
+    "`id`",
+]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Where everything was installed for the tests (EDGEQ_NO_SKIP, set by `make device-test`), a skip is a failure."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined] # pluggy's result
+    if os.environ.get("EDGEQ_NO_SKIP") and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may be: {report.longrepr}"
+
+
 def need(*programs: str) -> None:
     """Skip where one of them is not installed."""
     missing = [program for program in programs if shutil.which(program) is None]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import ODD
 from fake_adbd import FakePhone
 
 from edgeq.devices import DeviceLost, open_device
@@ -105,22 +106,8 @@ def test_a_program_for_arm_runs_on_the_phone(
 
 def test_every_argument_arrives_as_it_is(plug: Plug, tmp_path: Path) -> None:
     phone = plug()
-    odd = [
-        "a b",
-        "$(touch hacked)",
-        "it's",
-        '"quoted"',
-        "*",
-        "back\\slash",
-        "line\nbreak",
-        ";rm x",
-        "",
-        "-n",
-        "ünï",
-        "`id`",
-    ]
     with device(phone) as opened:
-        assert opened.run(["printf", "%s|", *odd]).stdout == "".join(f"{word}|" for word in odd)
+        assert opened.run(["printf", "%s|", *ODD]).stdout == "".join(f"{word}|" for word in ODD)
         strange = "in/it's $HOME; `id`/a b.bin"
         opened.put(file(tmp_path, "x", 5000), strange)
         opened.get(strange, tmp_path / "y")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ARM_ROOT, free_port, need
+from conftest import ARM_ROOT, ODD, free_port, need
 from fake_adbd import FakePhone
 from test_adb import ADD, file, sentence
 
@@ -153,22 +153,8 @@ def test_a_program_for_arm_runs_on_the_board(
 
 
 def test_every_argument_arrives_as_it_is(board: Board) -> None:
-    odd = [
-        "a b",
-        "$(touch hacked)",
-        "it's",
-        '"quoted"',
-        "*",
-        "back\\slash",
-        "line\nbreak",
-        ";rm x",
-        "",
-        "-n",
-        "ünï",
-        "`id`",
-    ]
     with board.open() as opened:
-        assert opened.run(["printf", "%s|", *odd]).stdout == "".join(f"{word}|" for word in odd)
+        assert opened.run(["printf", "%s|", *ODD]).stdout == "".join(f"{word}|" for word in ODD)
     assert not list(board.home.rglob("hacked"))
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import operator
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -25,7 +22,7 @@ from edgeq.graph import package
 from edgeq.graph.annotate import Annotation, annotate, default_plan
 from edgeq.graph.capture import Captured, capture, flatten
 from edgeq.graph.convert import Resolved, convert, float_program
-from edgeq.graph.ops import kind_of, table
+from edgeq.graph.golden import golden
 from edgeq.graph.package import QuantizedModel, load_plan, read_json, versions, write_json
 from edgeq.run.compare import compare as compare_profiles
 from edgeq.run.count import count as count_instructions
@@ -40,7 +37,7 @@ from edgeq.run.profile import profile as profile_artifact
 from edgeq.run.trace import chrome_trace
 from edgeq.run.verify import Parity, evaluate, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
-from edgeq.spec import Artifact, EdgeqError, Progress, QParams, QuantPlan, Recipe, Target
+from edgeq.spec import Artifact, EdgeqError, Progress, QuantPlan, Recipe, Target
 from edgeq.task import Positives, Task, asked, build, load_task
 
 
@@ -128,7 +125,7 @@ def assemble(
         labels=labels,
         twin_labels=twin_labels,
         islands=annotation.islands,
-        golden=_golden(captured, of, placeholders),
+        golden=golden(captured, of, placeholders),
         task=str(task.path) if task.path else None,
         preprocessing=task.preprocessing,
     )
@@ -389,36 +386,6 @@ def target_table(target: Target) -> dict[str, Any]:
     }
 
 
-def condition(text: str) -> Callable[[dict[str, Any]], bool]:
-    """Parse a failure condition such as `max_lsb>1` into a test of one backend's row.
-
-    Raises:
-        EdgeqError: the text is not `name operator number` with a name verify reports.
-    """
-    match = re.fullmatch(r"\s*([a-z_0-9]+)\s*(>=|<=|==|>|<)\s*(-?[0-9.]+(?:e-?[0-9]+)?)\s*", text)
-    if match is None:
-        raise EdgeqError(f'--fail-if {text!r}: write a name, a comparison and a number, as "max_lsb>1"')
-    name, compare, limit = match[1], COMPARISONS[match[2]], float(match[3])
-
-    def holds(row: dict[str, Any]) -> bool:
-        value = row.get(name, (row.get("metric") or {}).get(name))
-        if not isinstance(value, (int, float)):
-            known = ["max_lsb", "exact_share", "qdq_lsb", "integer_ops", "float_ops", *(row.get("metric") or {})]
-            raise EdgeqError(f"--fail-if {text!r}: verify reports no {name!r}; choose from {', '.join(known)}")
-        return compare(value, limit)
-
-    return holds
-
-
-COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    ">": operator.gt,
-    "<": operator.lt,
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-}
-
-
 def refuse_beyond(model: QuantizedModel, to: str) -> None:
     """Raise EdgeqError where the plan asks for what runtime `to` cannot compute."""
     engine = backends.backend(to).target
@@ -566,26 +533,3 @@ def _tensor_key(node: Node, names: dict[Node, str], captured: Captured) -> str:
     if node in names:
         return names[node]
     return captured.keys.get(node.name, f"input {node.name}")
-
-
-def _golden(captured: Captured, of: dict[Node, QParams], placeholders: list[Node]) -> tuple[Tensor, ...]:
-    """Synthetic inputs from a fixed seed: uniform over the calibrated range, or over the example's integers.
-
-    A table by which rows are gathered is the example's, shuffled: as many empty places, and no row out of range.
-    """
-    generator = torch.Generator().manual_seed(0)
-    tables = {table(n) for n in captured.module.graph.nodes if kind_of(n) == "gather"}
-    made = []
-    for node, example in zip(placeholders, captured.example, strict=True):
-        if node in tables:
-            order = torch.randperm(example.numel(), generator=generator)
-            made.append(example.flatten()[order].view(example.shape))
-            continue
-        if not example.is_floating_point():
-            top = max(int(example.max()), 1)
-            made.append(torch.randint(0, top + 1, example.shape, generator=generator).to(example.dtype))
-            continue
-        q = of.get(node)
-        low, high = (-1.0, 1.0) if q is None else tuple(q.scale[0] * (e - q.zero_point[0]) for e in (q.qmin, q.qmax))
-        made.append(torch.rand(example.shape, generator=generator) * (high - low) + low)
-    return tuple(made)

@@ -156,15 +156,16 @@ def verify(
     """Compare each artefact with its runtime's simulation: largest difference in LSB, share equal, metric."""
     from edgeq import api
     from edgeq.pages.tables import parity_table
+    from edgeq.run.condition import condition
 
-    condition = api.condition(fail_if) if fail_if else None
+    failing_if = condition(fail_if) if fail_if else None
     with _resumable(), _progress() as progress:
         found = api.verify(
             folder, to=to or (), device=device, batches=batches, layers=layers, threads=threads, progress=progress
         )
     _print(found, as_json, parity_table)
-    if condition is not None:
-        failing = [name for name, row in found["backends"].items() if condition(row)]
+    if failing_if is not None:
+        failing = [name for name, row in found["backends"].items() if failing_if(row)]
         if failing:
             typer.echo(f"edgeq: {fail_if} holds for {', '.join(failing)}", err=True)
             raise typer.Exit(1)

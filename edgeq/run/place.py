@@ -42,7 +42,7 @@ class Place:
             return "" if backend not in backends.VARIANTS else backends.runs_here(backend).removeprefix("no: ")
         if remote.is_rpc(self.device) and backends.runtime_of(backend) != "tvm":
             return f"{self.name} runs TVM's artefacts alone"
-        machine = self.info.abi.partition("-")[0].replace("arm64", "aarch64")
+        machine = _machine(self.info)
         if machine == "unknown":  # a server with TVM's bare runtime does not tell; what is not for it will not load
             return ""
         variant = backends.VARIANTS.get(backend)
@@ -53,7 +53,7 @@ class Place:
             return f"{backend} needs {', '.join(absent)}, which {self.info.model} does not have" if absent else ""
         if backend == "coreml":
             return "" if self.in_process(backend) else f"Core ML runs on Apple's systems, and {self.name} is none"
-        if backend == "tvm" and machine != Host().describe().abi.partition("-")[0].replace("arm64", "aarch64"):
+        if backend == "tvm" and machine != _machine(Host().describe()):
             return f"tvm is compiled for this host, and {self.name} is {self.info.abi}"
         if machine == "hexagon":
             return f"{backend} does not run on Hexagon; export --to tvm-hexagon"
@@ -125,3 +125,8 @@ class Place:
     @staticmethod
     def _part(backend: str) -> Any:
         return importlib.import_module(f"edgeq.backends.{backends.runtime_of(backend)}.device")
+
+
+def _machine(info: DeviceInfo) -> str:
+    """The processor of an abi, as variants name it; Apple calls aarch64 arm64."""
+    return info.abi.partition("-")[0].replace("arm64", "aarch64")

@@ -29,7 +29,7 @@ def q(x: Tensor, scale: float, zero_point: int) -> Tensor:
 
 
 def dq(x: Tensor, scale: float, zero_point: int) -> Tensor:
-    return DEQUANTIZE(x, np.float32(scale).item(), zero_point, -128, 127, torch.int8)  # type: ignore[no-any-return]
+    return DEQUANTIZE(x, np.float32(scale).item(), zero_point, -128, 127, torch.int8)  # type: ignore[no-any-return] # torch.ops are Any
 
 
 class Weight(nn.Module):

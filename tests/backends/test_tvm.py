@@ -137,7 +137,7 @@ def transposed_sums(x: Ints, w: Ints, stride: int, pad: int, extra: int, groups:
 def check(net: Net, shape: Sequence[int], oracles: Sequence[Ints], folder: Path, x: Tensor, **options: object) -> None:
     """Artefact, simulation and oracle agree in every byte; every operator was found to sum in integers."""
     program = torch.export.export(net, (x,))
-    artifact = lower(program, folder, **options)  # type: ignore[arg-type]
+    artifact = lower(program, folder, **options)  # type: ignore[arg-type] # lower's own
     assert {row.status for row in artifact.coverage} == {"integer"}, artifact.coverage
     results = load(artifact.path, threads=2)([x])
     predicted = simulate(read(program), [x], TARGET.arithmetic)
