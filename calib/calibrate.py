@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeq.calib.cache import Cache
+from edgeq.calib.correct import correct
+from edgeq.calib.equalise import equalise
 from edgeq.calib.floats import Floats
 from edgeq.calib.objectives.tgpl import TaskLoss
 from edgeq.calib.ranges import method, sparsity
@@ -89,7 +91,7 @@ def calibrate(
         EdgeqError: the data does not fit the network, or the recipe needs positives that are not there.
     """
     plan, ranges = recipe.reconstruction, method(recipe.activations)
-    if plan is None and not ranges.search:
+    if plan is None and not (ranges.search or recipe.equalised or recipe.corrected):
         return resolve(captured, annotation, recipe, observe(captured, annotation, recipe, data, progress))
     guided = plan is not None and "tgpl" in plan.objectives
     if guided and positives is None:
@@ -101,11 +103,14 @@ def calibrate(
     with workspace(output if plan is not None else None) as home:
         cache, key = Cache(home.cache), fingerprint(captured, annotation, recipe)
         task = TaskLoss(cache, positives, [o.name for o in captured.outputs]) if guided and positives else None
-        placeholders = [n for n in captured.module.graph.nodes if n.op == "placeholder"]
+        if recipe.equalised:
+            data = spooled(cache, captured, batches(captured, data), progress)
+            equalise(captured, annotation, data)
 
         def spool(index: int, batch: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
-            for node, tensor in zip(placeholders, batch, strict=True):
-                cache.write(f"float {node.name}", index, tensor, 1)
+            for node, tensor in zip(placeholders(captured), batch, strict=True):
+                if not recipe.equalised:
+                    cache.write(f"float {node.name}", index, tensor, 1)
                 key.update(tensor.contiguous().numpy().tobytes())
             if task is not None:
                 for mask in task.add(index, outputs):
@@ -117,12 +122,43 @@ def calibrate(
         if ranges.search:
             sparsity.search(numbers, cache, observers, ranges.least, progress)
             settle(numbers, recipe)
+        if plan is None and recipe.corrected:
+            correct(Twins(numbers, cache), progress)
         if plan is not None:
             home.open(key.hexdigest())
             if task is not None:
                 _report_positives(task, cache.frames, progress)
             Engine(Twins(numbers, cache), recipe, home, progress, task).run()
         return resolved
+
+
+class Spooled:
+    """Calibration batches that lie in a cache, read anew each time they are asked for."""
+
+    def __init__(self, cache: Cache, captured: Captured) -> None:
+        self.cache, self.names = cache, [f"float {n.name}" for n in placeholders(captured)]
+
+    def __len__(self) -> int:
+        return self.cache.frames
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for frame in range(self.cache.frames):
+            yield tuple(self.cache.read(name, frame, frame + 1) for name in self.names)
+
+
+def spooled(cache: Cache, captured: Captured, data: Iterable[tuple[Tensor, ...]], progress: Progress) -> Spooled:
+    """Write every batch of `data` into the cache."""
+    found = Spooled(cache, captured)
+    for index, batch in enumerate(data):
+        for name, tensor in zip(found.names, batch, strict=True):
+            cache.write(name, index, tensor, 1)
+        progress("read calibration data", index + 1, None)
+    return found
+
+
+def placeholders(captured: Captured) -> list[Node]:
+    """The graph's inputs."""
+    return [n for n in captured.module.graph.nodes if n.op == "placeholder"]
 
 
 def fingerprint(captured: Captured, annotation: Annotation, recipe: Recipe) -> hashlib._Hash:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from edgeq.calib.correct import correct_layer
 from edgeq.calib.gram import Gram, rows_of, share_to_sample
 from edgeq.calib.objectives.mse import cell_mass, relative_error
 from edgeq.calib.objectives.tgpl import TaskLoss
@@ -116,6 +117,8 @@ class Engine:
         shift = layer.shift(rows)
         if bias is not None:
             resolved.biases[key] = bias + shift
+            if self.recipe.corrected:
+                correct_layer(self.twins, node)
         power = max(layer.power, torch.finfo(torch.float32).tiny)
         return float(before) / power, float(layer.errors(rows, shift).sum()) / power
 

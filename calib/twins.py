@@ -122,6 +122,11 @@ class Twins:
     def quantized_node(self, node: Node, look: Look, numbers: Numbers | None = None) -> Any:
         """Compute `node` with the quantized constants and put its value on its grid where it has one."""
         numbers = numbers or self.numbers
+        result = self.unrounded(node, look, numbers)
+        return numbers.activation(node, result) if node in numbers.makers else result
+
+    def unrounded(self, node: Node, look: Look, numbers: Numbers) -> Any:
+        """Compute `node` with the quantized constants, before its value goes on a grid."""
 
         def read(n: Node) -> Any:
             return (
@@ -137,8 +142,7 @@ class Twins:
             args[weight_at] = weight
             if bias is not None:
                 args[bias_at] = bias
-        result = node.target(*self.floats.resized(node, args), **torch.fx.map_arg(node.kwargs, read))  # type: ignore[operator] # call_function
-        return numbers.activation(node, result) if node in numbers.makers else result
+        return node.target(*self.floats.resized(node, args), **torch.fx.map_arg(node.kwargs, read))  # type: ignore[operator] # call_function
 
     def advance(self, nodes: Sequence[Node], *, real: bool = True, keep: Iterable[Node] = ()) -> None:
         """Compute `nodes` for all frames on both sides (`real` false: the quantized side again), and drop what is done.

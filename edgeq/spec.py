@@ -198,6 +198,8 @@ class Recipe:
     activations, weights: a range method with options, as `percentile:99.99` or `mse`.
     rounding: a method of edgeq.calib.rounding. reconstruction: learned from there on; None leaves it at that.
     ends: least precision of the first and the last layers where no plan says otherwise; None treats them as all others.
+    equalised: channels are brought to like ranges first (edgeq.calib.equalise). corrected: what a layer's output cells have
+        in common as an error goes into its bias (edgeq.calib.correct).
     """
 
     name: str
@@ -208,6 +210,8 @@ class Recipe:
     rounding: str = "nearest"
     reconstruction: Reconstruction | None = None
     ends: str | None = None
+    equalised: bool = False
+    corrected: bool = False
 
 
 # ---------------------------------------------------------------- artefacts and measurements

@@ -12,6 +12,8 @@ from edgeq.spec import EdgeqError, QuantSpec
 METHODS: Final = ("minmax", "mse")
 SMALLEST: Final = 0.3  # smallest share of the extreme that `mse` tries; at 2 bits the optimum lies near half
 STEPS: Final = 71  # hundredths from SMALLEST to 1
+FEW: Final = 16  # weights of a channel that say whether it may lie on a grid
+ON_GRID: Final = 1e-3  # of a step: more than float32 loses, less than chance leaves
 DEAD: Final = 2.0**-16  # a channel's scale is at least this share of the layer's largest
 
 
@@ -27,13 +29,34 @@ def channel_scales(w: Tensor, axis: int, spec: QuantSpec, method: str) -> Tensor
     if method not in METHODS:
         raise EdgeqError(f"unknown weight range method {method!r}: use {' or '.join(METHODS)}")
     rows = w.detach().movedim(axis, 0).flatten(1).float()
-    scales = rows.abs().amax(1) / spec.qmax
+    scales = rows.abs().amax(1) / largest_integers(rows, spec)
     if not bool(torch.isfinite(scales).all()):
         raise EdgeqError("weights hold NaN or Inf: load a sound checkpoint")
     if not bool(scales.any()):
         return torch.ones_like(scales)
     scales = scales.clamp(min=float(scales.max()) * DEAD)
     return _least_error(rows, scales, spec) if method == "mse" else scales
+
+
+def largest_integers(rows: Tensor, spec: QuantSpec) -> Tensor:
+    """For each row of [C, N] the integer its largest weight gets, float32 [C]: qmax, or less where that fits exactly.
+
+    Weights that were trained or stored as integers lie on a grid already. One whose largest integer is 92, say, spread
+    over 127 steps would be rounded all over again; on its own grid nothing is.
+    """
+    most = rows.abs().amax(1, keepdim=True)
+    unit = rows / torch.where(most > 0, most, 1.0)
+    few = unit.gather(1, unit.abs().topk(min(FEW, unit.shape[1])).indices)
+    steps = torch.arange(spec.qmax, 0, -1, dtype=torch.float32)
+    fits = _off_grid(few[:, None] * steps[:, None]).amax(2) < ON_GRID
+    first = steps[fits.byte().argmax(1)]
+    whole = fits.any(1) & (_off_grid(unit * first[:, None]).amax(1) < ON_GRID)
+    return torch.where(whole, first, float(spec.qmax))
+
+
+def _off_grid(x: Tensor) -> Tensor:
+    """Distance to the nearest integer."""
+    return (x - x.round()).abs()
 
 
 def _least_error(rows: Tensor, full: Tensor, spec: QuantSpec) -> Tensor:

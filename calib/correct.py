@@ -1,0 +1,57 @@
+"""Bias correction: the error that most of a layer's output cells have in common goes back into its bias.
+
+Nagel et al. 2019 (Data-Free Quantization, arXiv 1906.04721, section 4.2 and appendix D) subtract each channel's mean error,
+measured layer by layer behind the corrected layers before. Ours is the median: in a sparse map most cells are empty and have
+one value per channel, whose rounding error is the same in all of them and adds up in later sums where random errors would
+cancel. The median is that error exactly; the mean mixes it with the errors of occupied cells. Where nothing is empty, median
+and mean agree.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgeq.calib.twins import Twins
+from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
+from edgeq.spec import Progress
+
+CELLS: Final = 1 << 16  # output cells that are looked at
+
+
+def correct(twins: Twins, progress: Progress) -> None:
+    """Correct every bias of the quantized side in forward order; the values in the cache are used up."""
+    for done, node in enumerate(twins.nodes, start=1):
+        if node in twins.numbers.weighted:
+            correct_layer(twins, node)
+        twins.advance([node])
+        twins.release([node])
+        progress("correct biases", done, len(twins.nodes))
+
+
+def correct_layer(twins: Twins, node: Node) -> None:
+    """Take the common error of a layer, whose inputs are computed on both sides, out of its bias, if it has one."""
+    numbers = twins.numbers
+    key, bias = numbers.weighted[node][0], node_arg(node, WEIGHTED[kind_of(node) or ""][1], None)
+    if isinstance(bias, Node):
+        known = numbers.resolved.biases.get(key, constant(numbers.captured.module, bias))
+        numbers.resolved.biases[key] = known - common_error(twins, node)
+
+
+def common_error(twins: Twins, node: Node) -> Tensor:
+    """Median over sampled output cells of what the quantized layer answers less what the float one does, float32 [C]."""
+    source, found = node.args[0], []
+    assert isinstance(source, Node)
+    axis = -1 if kind_of(node) == "linear" else 1
+    with torch.no_grad():
+        for start, stop in twins.chunks():
+            real, seen = twins.real(source, start, stop), twins.seen(source, start, stop)
+            wanted = twins.floats.node(node, {source: real}.__getitem__)
+            error = twins.unrounded(node, {source: seen}.__getitem__, twins.numbers) - wanted
+            cells = error.movedim(axis, -1).reshape(-1, error.shape[axis])
+            step = -(-len(cells) * twins.cache.frames // (CELLS * (stop - start)))
+            found.append(cells[:: max(1, step | 1)])  # an odd step, so that no column of a map is left out
+    return torch.cat(found).median(0).values
