@@ -32,8 +32,9 @@ def ends(captured: Captured) -> set[str]:
 
 
 def with_ends(captured: Captured, plan: QuantPlan, least: str) -> QuantPlan:
-    """`plan` with no first or last layer of fewer weight bits than precision `least`; fp32 keeps them in float.
+    """`plan` with no first or last layer of fewer bits than precision `least`, weights or activations; fp32 keeps them in float.
 
+    A layer's activations are what it reads and what it answers, so the network's own inputs and outputs are among them.
     Zhou et al. 2024 (LiDAR-PTQ, arXiv 2401.15865, section 4) keep both in full precision, which a runtime pays for with a float
     island at its largest map; eight bits are what BRECQ (Li et al. 2021, arXiv 2102.05426, section 4) gives them.
     """
@@ -43,9 +44,11 @@ def with_ends(captured: Captured, plan: QuantPlan, least: str) -> QuantPlan:
         planned = precision(name)
         if key not in chosen or planned.weight is None:
             return name
-        if wanted.weight is None:
+        if wanted.weight is None or wanted.activation is None:
             return least
-        more = wanted.weight.bits > planned.weight.bits
-        return (least if planned.activation is not None else f"w{wanted.weight.bits}") if more else name
+        weight = max(wanted.weight.bits, planned.weight.bits)
+        if planned.activation is None:
+            return f"w{weight}"
+        return f"w{weight}a{max(wanted.activation.bits, planned.activation.bits)}"
 
     return dataclasses.replace(plan, layers={k: kept(k, name) for k, name in plan.layers.items()})

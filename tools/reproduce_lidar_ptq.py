@@ -43,22 +43,26 @@ Predict = Callable[..., Any]
 def steps() -> dict[str, Recipe]:
     """The rows of the ablation: calibrators a 2D toolbox offers, then LiDAR-PTQ part by part.
 
-    The paper adds the task-guided loss before the rounding; here it comes last, so that each row is a recipe by itself.
+    First and last layers have eight bits in every row (the paper leaves them in full precision). The paper adds the
+    task-guided loss before the rounding; here it comes last, so that each row is a recipe by itself. Equalisation and bias
+    correction are ours.
     """
-    whole = RECIPES["lidar-ptq"]
-    plain = RECIPES["minmax"]
+    whole, plain = RECIPES["lidar-ptq"], RECIPES["minmax"]
     assert whole.reconstruction is not None
+    searched = dataclasses.replace(RECIPES["lidar-minmax"], equalised=False, corrected=False)
     local = dataclasses.replace(whole, reconstruction=dataclasses.replace(whole.reconstruction, objectives=("mse",)))
-    return {
+    rows = {
         "entropy": RECIPES["entropy"],
         "entropy, zeros left out": RECIPES["entropy-nonzero"],
         "percentile 99.9": dataclasses.replace(plain, activations="percentile:99.9"),
         "percentile 99.99": dataclasses.replace(plain, activations="percentile:99.99"),
         "max-min": plain,
-        "+ grid search": RECIPES["lidar-minmax"],
+        "+ grid search": searched,
+        "+ equalisation, bias correction": RECIPES["lidar-minmax"],
         "+ adaptive rounding": local,
         "+ TGPL": whole,
     }
+    return {name: dataclasses.replace(recipe, ends="w8a8") for name, recipe in rows.items()}
 
 
 # ---------------------------------------------------------------- detectors and frames
