@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeq.calib.cache import Cache
-from edgeq.calib.correct import correct
+from edgeq.calib.correct import correct, frames
 from edgeq.calib.equalise import equalise
 from edgeq.calib.floats import Floats
 from edgeq.calib.objectives.tgpl import TaskLoss
@@ -123,7 +123,7 @@ def calibrate(
             sparsity.search(numbers, cache, observers, ranges.least, progress)
             settle(numbers, recipe)
         if plan is None and recipe.corrected:
-            correct(Twins(numbers, cache), progress)
+            correct(Twins(numbers, cache, frames(Floats(captured))), progress)
         if plan is not None:
             home.open(key.hexdigest())
             if task is not None:

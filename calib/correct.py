@@ -15,11 +15,18 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from edgeq.calib.floats import Floats
 from edgeq.calib.twins import Twins
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
 from edgeq.spec import Progress
 
-CELLS: Final = 1 << 16  # output cells that are looked at
+CELLS: Final = 1 << 16  # output cells of a layer that are looked at
+VALUES: Final = 1 << 24  # and no more frames than those whose largest tensor has so many values together, but two
+
+
+def frames(floats: Floats) -> int:
+    """How many frames show a layer's common error."""
+    return max(2, floats.fits(VALUES))
 
 
 def correct(twins: Twins, progress: Progress) -> None:
@@ -47,11 +54,14 @@ def common_error(twins: Twins, node: Node) -> Tensor:
     assert isinstance(source, Node)
     axis = -1 if kind_of(node) == "linear" else 1
     with torch.no_grad():
+        some = min(frames(twins.floats), twins.frames)
         for start, stop in twins.chunks():
+            if start >= some:
+                break
             real, seen = twins.real(source, start, stop), twins.seen(source, start, stop)
             wanted = twins.floats.node(node, {source: real}.__getitem__)
             error = twins.unrounded(node, {source: seen}.__getitem__, twins.numbers) - wanted
             cells = error.movedim(axis, -1).reshape(-1, error.shape[axis])
-            step = -(-len(cells) * twins.cache.frames // (CELLS * (stop - start)))
+            step = -(-len(cells) * some // (CELLS * (stop - start)))
             found.append(cells[:: max(1, step | 1)])  # an odd step, so that no column of a map is left out
     return torch.cat(found).median(0).values

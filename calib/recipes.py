@@ -60,6 +60,8 @@ RECIPES: Final[dict[str, Recipe]] = {
             activations="sparsity",
             weights="mse",
             ends="w8a8",
+            equalised=True,
+            corrected=True,
         ),
         Recipe(
             "lidar-ptq",
@@ -72,6 +74,8 @@ RECIPES: Final[dict[str, Recipe]] = {
                 objectives=("mse", "tgpl"), balanced=True, polish=150, batch=2, activations=True
             ),
             ends="w8a8",
+            equalised=True,
+            corrected=True,
         ),
     )
 }

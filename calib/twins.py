@@ -77,22 +77,23 @@ class Twins:
     differs from it, `quantized <node>`, int8 where the node's value is quantized.
     """
 
-    def __init__(self, numbers: Numbers, cache: Cache) -> None:
-        """`cache` holds the float value of every placeholder."""
+    def __init__(self, numbers: Numbers, cache: Cache, frames: int | None = None) -> None:
+        """`cache` holds the float value of every placeholder; only its first `frames` frames are computed, None: all."""
         self.numbers, self.cache = numbers, cache
+        self.frames = cache.frames if frames is None else min(frames, cache.frames)
         graph = numbers.captured.module.graph
         self.floats = Floats(numbers.captured)
         self.nodes = self.floats.nodes
         self.pending = {n: {u for u in n.users if u.op == "call_function"} for n in graph.nodes}
-        several = self.floats.fits(CHUNK) > 1 and cache.frames > 1
+        several = self.floats.fits(CHUNK) > 1 and self.frames > 1
         two = [[self.real(n, i, i + 1) for n in self.floats.placeholders] for i in (0, 1)] if several else []
         self.size = self.floats.fits(CHUNK) if several and self.floats.stackable(*two) else 1
 
     def chunks(self, size: int = 1 << 30) -> Iterator[tuple[int, int]]:
         """Ranges of frames, each at most `size` and as many as are computed at once."""
         step = min(size, self.size)
-        for start in range(0, self.cache.frames, step):
-            yield start, min(start + step, self.cache.frames)
+        for start in range(0, self.frames, step):
+            yield start, min(start + step, self.frames)
 
     def real(self, node: Node, start: int, stop: int) -> Tensor:
         """The float network's value of `node` for a range of frames."""
