@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +29,8 @@ def interval(stats: Observer, spec: QuantSpec, *, nonzero: bool = False) -> tupl
         counts[0] += stats.zeros
     levels = 1 << (spec.bits - 1)
     ends = [*range(levels, len(counts), STRIDE), len(counts)] if len(counts) > levels else [len(counts)]
-    best = min(ends, key=lambda end: (_divergence(counts, end, levels), -end))
+    found = _divergences(counts, np.array(ends), levels).round(12)  # so that equal ones compare as equal
+    best = max(end for end, divergence in zip(ends, found, strict=True) if divergence == found.min())
     bound = (best * max(-stats.low, stats.high)) / len(counts)
     return max(stats.low, -bound), min(stats.high, bound)
 
@@ -42,18 +45,32 @@ def _magnitudes(stats: Observer) -> NDArray[np.float64]:
     return np.bincount(bins, weights=counts).astype(np.float64)
 
 
-def _divergence(counts: NDArray[np.float64], end: int, levels: int) -> float:
-    """KL(P || Q) for the threshold behind bin `end`; infinite where P has mass that Q lacks."""
-    inside = counts[:end]
-    reference = inside.copy()
-    reference[-1] += counts[end:].sum()
-    edges = (np.arange(levels) * end) // levels
-    filled = inside > 0
-    in_level = np.add.reduceat(filled.astype(np.int64), edges)
-    spread = np.add.reduceat(inside, edges) / np.maximum(in_level, 1)
-    candidate = np.repeat(spread, np.diff(edges, append=end)) * filled
-    mass = reference > 0
-    if (candidate[mass] == 0).any():
-        return float("inf")
-    p, q = reference[mass] / reference.sum(), candidate[mass] / candidate.sum()
-    return float(np.sum(p * np.log(p / q)))
+def _divergences(counts: NDArray[np.float64], ends: NDArray[np.int64], levels: int) -> NDArray[np.float64]:
+    """KL(P || Q) for the threshold behind each bin of `ends` [T], float64 [T]; infinite where P has mass that Q lacks.
+
+    All thresholds at once from running sums: a level's share of P and of Q, and how many of its bins are filled, are
+    differences of those at its two edges.
+    """
+    edges = (np.arange(levels + 1) * ends[:, None]) // levels  # [T, levels + 1]
+    inside = np.diff(_running(counts)[edges])
+    filled = np.diff(_running(counts > 0)[edges])
+    spread = inside / np.maximum(filled, 1)
+    last = counts[ends - 1]
+    kept, total = _running(counts)[ends], counts.sum()
+    tail = total - kept
+    own = _running(_xlogy(counts, counts))[ends - 1] + _xlogy(last + tail, last + tail)
+    crossed = _xlogy(inside, spread).sum(1) + _xlogy(tail, spread[:, -1])
+    with np.errstate(divide="ignore"):
+        found: NDArray[np.float64] = (own - crossed) / total - np.log(total) + np.log(kept)
+    return np.where((last == 0) & (tail > 0), np.inf, found)
+
+
+def _running(x: NDArray[Any]) -> NDArray[np.float64]:
+    """Sums of the first 0, 1, 2, ... values."""
+    return np.concatenate(([0.0], np.cumsum(x, dtype=np.float64)))
+
+
+def _xlogy(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """x · log y, 0 where x is 0."""
+    found: NDArray[np.float64] = x * np.log(np.where((x > 0) & (y > 0), y, 1.0))
+    return found
