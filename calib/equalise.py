@@ -251,7 +251,9 @@ def scale(captured: Captured, node: Node, into: Tensor | None, out: Tensor | Non
         rows, inputs = (-1, 1, *spatial), (1, -1, *spatial)
     if into is not None and kind not in ("linear", "conv_transpose2d"):
         groups = conv_attrs(node, kind).groups
-        weight = (weight.view(groups, -1, *weight.shape[1:]) * into.double().view(groups, 1, -1, *spatial)).flatten(0, 1)
+        weight = (weight.view(groups, -1, *weight.shape[1:]) * into.double().view(groups, 1, -1, *spatial)).flatten(
+            0, 1
+        )
     elif into is not None:
         weight = weight * into.double().view(inputs)
     weight = weight if out is None else weight / out.double().view(rows)

@@ -46,6 +46,13 @@ RECIPES: Final[dict[str, Recipe]] = {
             activations="entropy:nonzero",
         ),
         Recipe(
+            "dfq",
+            "extremes seen in calibration; channels equalised and biases corrected first, for few bits or sparse inputs",
+            "Nagel et al. 2019 (Data-Free Quantization), arXiv 1906.04721, with calibration data",
+            equalised=True,
+            corrected=True,
+        ),
+        Recipe(
             "adaround",
             "rounding learned layer by layer, so that outputs stay the same",
             "Nagel et al. 2020, arXiv 2004.10568",
