@@ -62,7 +62,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         ),
         Recipe(
             "lidar-minmax",
-            "extremes seen in calibration, searched around for the least error in layers' outputs",
+            "channels equalised, extremes searched around for the least error in layers' outputs, biases corrected",
             f"{_ZHOU}, section 3.2",
             activations="sparsity",
             weights="mse",
