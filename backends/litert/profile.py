@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from edgeq.backends.alignment import align
+from edgeq.backends.litert.benchmark_model import Node
 from edgeq.backends.litert.flatbuffer import pack, schema
 from edgeq.backends.litert.profiler import Happened, Profiled, available, merged
 from edgeq.backends.litert.run import feed, interpreter
@@ -20,6 +21,7 @@ from edgeq.spec import Artifact, LatencyReport, OpLatency, RowKind
 
 METHOD = "litert profiler"
 PREFIXES = "prefixes"
+DELEGATES = ("TfLiteXNNPackDelegate", "DELEGATE")  # in benchmark_model's table, the second until 2019
 
 
 def profile(
@@ -100,6 +102,37 @@ def place(artifact: Artifact, events: Sequence[Event]) -> list[OpLatency]:
             rows += _delegated(piece, [names[i] for i in here], [types[i] for i in here], layers)
     steps = [e for e in events if e.kind in ("kernel", "delegated")]
     return rows + overhead("delegate and interpreter overhead", [e for e in events if e.kind == "runtime"], steps)
+
+
+def rows_of(artifact: Artifact, nodes: Sequence[Node]) -> list[OpLatency]:
+    """The table of `benchmark_model` as rows; each of its numbers is a mean over runs.
+
+    A program too old to look into XNNPACK gives the delegate as one row, which then names every layer it computes.
+    """
+    names, *_ = _operators(artifact.path.read_bytes())
+    layers = {row.name: row.layers for row in artifact.coverage}
+    whole = [n for n in nodes if n.kind in DELEGATES]
+    own = {n: i for n in nodes if n not in whole and (i := n.operator(names)) is not None}
+    inside = any(n.delegated for n in nodes)
+    events = [
+        Event(n.kind, "delegated" if n.delegated else "kernel", (n.ms,), 0 if n.delegated else own[n])
+        for n in nodes
+        if n.delegated or n in own
+    ]
+    rows = place(artifact, events) if inside or not whole else _kernels(events, names, layers)
+    for node in nodes:
+        if node in whole and not inside:
+            taken = [key for i, name in enumerate(names) if i not in own.values() for key in layers.get(name, ())]
+            rows.append(OpLatency(node.kind, 0.0, tuple(dict.fromkeys(taken)), run_ms=(node.ms,)))
+        elif node not in whole and not node.delegated and node not in own:
+            rows.append(OpLatency(node.kind, 0.0, kind="overhead", run_ms=(node.ms,)))
+    return rows
+
+
+def _kernels(events: Sequence[Event], names: Sequence[str], layers: dict[str, tuple[str, ...]]) -> list[OpLatency]:
+    """The interpreter's own kernels."""
+    called = [names[e.instruction or 0] for e in events]
+    return [OpLatency(n, 0.0, layers.get(n, ()), run_ms=e.ms) for n, e in zip(called, events, strict=True)]
 
 
 def _operators(data: bytes) -> tuple[list[str], list[str], list[set[int]], list[set[int]]]:

@@ -13,6 +13,7 @@ from edgeq import backends
 from edgeq.backends.timing import events_of, report
 from edgeq.graph.package import QuantizedModel
 from edgeq.graph.signatures import signatures
+from edgeq.run.benchmark import benchmark
 from edgeq.run.measurements import Subject, Variant, keep
 from edgeq.run.place import Place
 from edgeq.run.remote import Timing
@@ -67,6 +68,8 @@ def profile(
 def _timed(
     place: Place, artifact: Artifact, inputs: Sequence[Tensor], threads: int, timing: Timing
 ) -> LatencyReport | None:
+    if place.device is not None and artifact.backend == "litert" and place.info.abi.endswith("-android"):
+        return benchmark(place.device, place.info.model, artifact, threads, timing)
     if not place.in_process(artifact.backend):
         outcome = place.run(artifact, [inputs], threads=threads, timing=timing)
         return from_result(artifact, outcome.result, place.info.model, warmup=timing.warmup)
