@@ -154,6 +154,32 @@ def test_a_lost_phone_loses_nothing_measured(model: Path, plug: Callable[..., Fa
     assert not list(model.glob("*.partial"))
 
 
+def test_litert_on_android_is_timed_by_its_own_program(
+    model: Path, plug: Callable[..., FakePhone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edgeq_home: Path
+) -> None:
+    """A stand-in prints what the real program printed on a phone; the way there and back, and the report, are ours."""
+    captured = Path(__file__).parent.parent / "tests" / "backends" / "captured" / "tflite_2020_phone.txt"
+    monkeypatch.delenv("EDGEQ_BENCHMARK_MODEL", raising=False)
+    board = plug()
+    place = f"adb:{board.serial}"
+    with pytest.raises(EdgeqError, match="EDGEQ_BENCHMARK_MODEL"):
+        edgeq.profile(model, to=["litert"], device=place)
+    program = tmp_path / "benchmark_model"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{captured.read_text()}END\n")
+    monkeypatch.setenv("EDGEQ_BENCHMARK_MODEL", str(program))
+    found = edgeq.profile(model, to=["litert"], device=place, runs=10)["backends"]["litert"]
+    assert found["total_ms"]["median"] == pytest.approx(33.2094) and found["total_ms"]["runs"] == 5
+    assert found["versions"]["benchmark_model"] and found["float"]["total_ms"]["runs"] == 5
+    calls = [c for c in board.commands if "exec ./benchmark_model" in c]
+    assert len(calls) == 12 and sum("--enable_op_profiling=true" in c for c in calls) == 2
+    assert all("--graph=model.tflite" in c for c in calls) and sum("--num_runs=2 " in c for c in calls) == 10
+    program.write_text("#!/bin/sh\necho 'ERROR: no such model' >&2\nexit 1\n")
+    with pytest.raises(EdgeqError, match="status 1: ERROR: no such model"):
+        edgeq.profile(model, to=["litert"], device=place)
+    with pytest.raises(EdgeqError, match="tells no outputs"):
+        edgeq.verify(model, to=["litert"], device=place)
+
+
 def test_verify_over_adb_with_pinned_cores(model: Path, plug: Callable[..., FakePhone]) -> None:
     board = phone(plug)
     found = edgeq.verify(model, device=f"adb:{board.serial}", to=["executorch", "tvm-arm64-dotprod"])

@@ -128,7 +128,7 @@ def _nodes(lines: Sequence[str]) -> tuple[Node, ...]:
         raise EdgeqError(
             f"{PROGRAM} prints a table of operators that is not known here: {', '.join(titles)}"
         ) from error
-    found = []
+    found: list[Node] = []
     for line in lines[head + 1 :]:
         if not line.strip():
             return tuple(found)

@@ -33,7 +33,7 @@ def job(artifact: Path, info: DeviceInfo, kernels: str = "") -> Job:
     if info.abi not in PYTHON:
         raise EdgeqError(
             f"{info.name} runs {info.abi} programs, and LiteRT comes as a Python package for {', '.join(PYTHON)} only; "
-            "verify on emulated:cortex-a76, whose kernels are the same (profile takes benchmark_model there, which tells no outputs)"
+            "verify on emulated:cortex-a76, whose kernels are the same (its benchmark_model, for profile, tells no outputs)"
         )
     chosen = kernels or "xnnpack"
     python = "python3" if info.emulated else os.environ.get("EDGEQ_DEVICE_PYTHON", "python3")
