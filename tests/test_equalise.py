@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgeq import api, backends
 from edgeq.calib.ends import with_ends
-from edgeq.calib.equalise import Channels, Lane, columns, equalise, exponent, reshaped
+from edgeq.calib.equalise import Channels, Lane, columns, equalise, reshaped
 from edgeq.calib.floats import Floats
 from edgeq.calib.ranges.weights import channel_scales
 from edgeq.graph.annotate import annotate, default_plan
@@ -155,10 +155,6 @@ def test_reshapes_that_matter_are_followed() -> None:
     flat = reshaped(rows, torch.Size((1, 6, 2, 2)), torch.Size((1, 24)))
     assert flat is not None and flat.channels.tolist() == np.repeat(range(6), 4).tolist()
     assert reshaped(rows, torch.Size((1, 6, 4)), torch.Size((1, 3, 8))) is None, "two channels in one place"
-
-
-def test_the_coarser_side_decides_who_gives_way() -> None:
-    assert [exponent(w, a) for w, a in ((8, 8), (8, 4), (4, 8), (6, 6))] == [0.5, 1.0, 0.0, 0.5]
 
 
 def test_columns_are_what_each_input_channel_meets() -> None:
