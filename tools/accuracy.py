@@ -264,9 +264,11 @@ def classification_table(predictions: dict[str, np.ndarray], labels: np.ndarray)
 
 
 def detection_row(name: str, sums: np.ndarray) -> list[str]:
-    """SQNR of the heads pooled over frames, all cells then positive cells, and the share of positives kept."""
+    """SQNR pooled over frames: of all heads as one vector, then of each, all cells then positive cells; positives kept."""
     pooled = sums.sum(0)
-    return [name, *(f"{d:.1f}" for d in decibel(pooled)), f"{100 * pooled[13] / max(pooled[12], 1):.1f}"]
+    signal, noise = pooled[0:6:2].sum(), pooled[1:6:2].sum()
+    each = [10 * np.log10(signal / noise), *decibel(pooled)]
+    return [name, *(f"{d:.1f}" for d in each), f"{100 * pooled[13] / max(pooled[12], 1):.1f}"]
 
 
 def arrays(predict: Predict) -> Callable[[np.ndarray], np.ndarray]:
@@ -288,7 +290,7 @@ def latency_table(model: QuantizedModel) -> str:
     return table(("", "int8 ms", "float ms", "float / int8", "load"), rows)
 
 
-DETECTION_HEADER = ("", *(f"{h}, {c}" for c in ("all cells", "positive") for h in HEADS), "positives kept %")
+DETECTION_HEADER = ("", "all heads", *(f"{h}, {c}" for c in ("all cells", "positive") for h in HEADS), "positives kept %")
 
 
 def main() -> None:
