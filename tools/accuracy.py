@@ -290,7 +290,12 @@ def latency_table(model: QuantizedModel) -> str:
     return table(("", "int8 ms", "float ms", "float / int8", "load"), rows)
 
 
-DETECTION_HEADER = ("", "all heads", *(f"{h}, {c}" for c in ("all cells", "positive") for h in HEADS), "positives kept %")
+DETECTION_HEADER = (
+    "",
+    "all heads",
+    *(f"{h}, {c}" for c in ("all cells", "positive") for h in HEADS),
+    "positives kept %",
+)
 
 
 def main() -> None:
