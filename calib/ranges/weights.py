@@ -12,7 +12,7 @@ from edgeq.spec import EdgeqError, QuantSpec
 METHODS: Final = ("minmax", "mse")
 SMALLEST: Final = 0.3  # smallest share of the extreme that `mse` tries; at 2 bits the optimum lies near half
 STEPS: Final = 71  # hundredths from SMALLEST to 1
-FEW: Final = 16  # weights of a channel that say whether it may lie on a grid
+FEW: Final = 4  # weights of a channel that say whether it may lie on a grid
 ON_GRID: Final = 1e-3  # of a step: more than float32 loses, less than chance leaves
 DEAD: Final = 2.0**-16  # a channel's scale is at least this share of the layer's largest
 
@@ -45,13 +45,17 @@ def largest_integers(rows: Tensor, spec: QuantSpec) -> Tensor:
     over 127 steps would be rounded all over again; on its own grid nothing is.
     """
     most = rows.abs().amax(1, keepdim=True)
-    unit = rows / torch.where(most > 0, most, 1.0)
-    few = unit.gather(1, unit.abs().topk(min(FEW, unit.shape[1])).indices)
+    most = torch.where(most > 0, most, 1.0)
     steps = torch.arange(spec.qmax, 0, -1, dtype=torch.float32)
+    few = rows[:, :: -(-rows.shape[1] // FEW)] / most
     fits = _off_grid(few[:, None] * steps[:, None]).amax(2) < ON_GRID
-    first = steps[fits.byte().argmax(1)]
-    whole = fits.any(1) & (_off_grid(unit * first[:, None]).amax(1) < ON_GRID)
-    return torch.where(whole, first, float(spec.qmax))
+    found = torch.full((len(rows),), float(spec.qmax))
+    for row in fits.any(1).nonzero()[:, 0].tolist():  # hardly any but those that lie on a grid
+        likely = steps[fits[row]]
+        whole = _off_grid(rows[row] / most[row] * likely[:, None]).amax(1) < ON_GRID
+        if bool(whole.any()):
+            found[row] = likely[whole.byte().argmax()]
+    return found
 
 
 def _off_grid(x: Tensor) -> Tensor:
