@@ -107,8 +107,10 @@ def calibrate(
             data = spooled(cache, captured, batches(captured, data), progress)
             equalise(captured, annotation, data)
 
+        placeholders = Floats(captured).placeholders
+
         def spool(index: int, batch: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
-            for node, tensor in zip(placeholders(captured), batch, strict=True):
+            for node, tensor in zip(placeholders, batch, strict=True):
                 if not recipe.equalised:
                     cache.write(f"float {node.name}", index, tensor, 1)
                 key.update(tensor.contiguous().numpy().tobytes())
@@ -136,7 +138,7 @@ class Spooled:
     """Calibration batches that lie in a cache, read anew each time they are asked for."""
 
     def __init__(self, cache: Cache, captured: Captured) -> None:
-        self.cache, self.names = cache, [f"float {n.name}" for n in placeholders(captured)]
+        self.cache, self.names = cache, [f"float {n.name}" for n in Floats(captured).placeholders]
 
     def __len__(self) -> int:
         return self.cache.frames
@@ -154,11 +156,6 @@ def spooled(cache: Cache, captured: Captured, data: Iterable[tuple[Tensor, ...]]
             cache.write(name, index, tensor, 1)
         progress("read calibration data", index + 1, None)
     return found
-
-
-def placeholders(captured: Captured) -> list[Node]:
-    """The graph's inputs."""
-    return [n for n in captured.module.graph.nodes if n.op == "placeholder"]
 
 
 def fingerprint(captured: Captured, annotation: Annotation, recipe: Recipe) -> hashlib._Hash:

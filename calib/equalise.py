@@ -21,7 +21,7 @@ from torch.fx import Node
 from edgeq.calib.floats import Floats
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured
-from edgeq.graph.ops import WEIGHTED, constant, conv_attrs, kind_of, node_arg, set_constant, value
+from edgeq.graph.ops import WEIGHTED, constant, conv_attrs, data_inputs, kind_of, node_arg, set_constant, value
 
 ALPHA: Final = 0.5  # 1 helps PointPillars a little more at W8A4, and costs CenterPoint-Pillar two points there
 LEAST: Final = 2.0**-6  # a channel that hardly lives counts as this share of its tensor's largest
@@ -42,7 +42,6 @@ class Channels:
 
     def __init__(self, captured: Captured) -> None:
         """Follow the graph once; nothing is changed."""
-        self.captured = captured
         self.parent = [FIXED]
         self.lanes: dict[Node, Lane] = {}
         graph = captured.module.graph
@@ -107,8 +106,7 @@ class Channels:
         if kind == "cat":
             return self._cat(node)
         if kind in ("add", "sub"):
-            both = [self.lanes.get(a) for a in node.args[:2]]  # type: ignore[arg-type] # nodes
-            one, other = both
+            one, other = (self.lanes.get(a) for a in data_inputs(node, kind))
             same = value(node.args[0]).shape == value(node.args[1]).shape
             if one is None or other is None or not same or one.axis != other.axis:
                 return None
@@ -143,7 +141,7 @@ class Channels:
         return Lane(axes[1], self._new(value(node).shape[axes[1]]))
 
     def _cat(self, node: Node) -> Lane | None:
-        sources = [s for s in node.args[0] if isinstance(s, Node)]  # type: ignore[union-attr] # a list of nodes
+        sources = data_inputs(node, "cat")
         known = [self.lanes[s] for s in sources if s in self.lanes]
         at = int(node_arg(node, 1, 0)) % value(node).dim()
         if not known or any(lane.axis != known[0].axis for lane in known):

@@ -17,7 +17,7 @@ from edgeq.calib.ends import with_ends
 from edgeq.calib.equalise import Channels, Lane, columns, equalise, reshaped
 from edgeq.calib.floats import Floats
 from edgeq.calib.ranges.weights import channel_scales
-from edgeq.graph.annotate import annotate, default_plan
+from edgeq.graph.annotate import Annotation, annotate, default_plan
 from edgeq.graph.capture import Captured, capture
 from edgeq.graph.ops import kind_of
 from edgeq.spec import QuantSpec
@@ -74,7 +74,7 @@ def everything_inputs(seed: int) -> tuple[Tensor, Tensor]:
     return torch.randn(20, 5, generator=generator), torch.randint(0, 21, (64,), generator=generator)
 
 
-def captured_everything(precision: str = "w8a4") -> tuple[Captured, nn.Module, object]:
+def captured_everything(precision: str = "w8a4") -> tuple[Captured, nn.Module, Annotation]:
     network = uneven(Everything())
     captured = capture(network, everything_inputs(0))
     target = backends.target("simulated")
@@ -85,7 +85,7 @@ def captured_everything(precision: str = "w8a4") -> tuple[Captured, nn.Module, o
 def test_the_function_stays_and_the_module_too(precision: str) -> None:
     captured, network, annotation = captured_everything(precision)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    moved = equalise(captured, annotation, [everything_inputs(i) for i in range(3)])  # type: ignore[arg-type]
+    moved = equalise(captured, annotation, [everything_inputs(i) for i in range(3)])
     assert moved > 40, "rows, stem, down, up, the grouped layers: nearly every channel has a factor"
     exact = copy.deepcopy(network).double()
     for i in range(3, 6):
@@ -112,7 +112,7 @@ def test_channels_of_a_tensor_reach_alike() -> None:
         return {k: float(v.max() / v[v > 0].median()) for k, v in most.items()}
 
     before = spread()
-    equalise(captured, annotation, frames)  # type: ignore[arg-type] # an Annotation
+    equalise(captured, annotation, frames)
     after = spread()
     assert max(before.values()) > 8
     assert sum(after.values()) < 0.5 * sum(before.values())
@@ -198,7 +198,7 @@ def sparse_task() -> Task:
         with torch.no_grad():
             for layer in list(found.layers)[:-1:2]:
                 layer.weight.uniform_(0.0, 0.03)  # type: ignore[operator,union-attr] # a convolution; errors of one sign add up
-                layer.bias.uniform_(0.0, 1.0)  # type: ignore[operator,union-attr]
+                layer.bias.uniform_(0.0, 1.0)  # type: ignore[operator,union-attr] # a convolution's bias
         return found
 
     return Task("sparse", network, lambda: frame(0), lambda: [frame(i) for i in range(6)])
@@ -215,7 +215,7 @@ def test_what_empty_cells_answer_is_corrected() -> None:
         model = api.quantize(task, recipe=recipe, precision="w4a4", target="simulated")
         found = model.qdq(empty)[0][..., 10:-10, 10:-10].double()
         errors[recipe] = float((found - wanted).abs().max())
-        (step,) = model.outputs[0].qparams.scale  # type: ignore[union-attr]
+        (step,) = model.outputs[0].qparams.scale  # type: ignore[union-attr] # a quantized output
     assert errors["dfq"] <= 0.55 * step, "the output's own grid, and half a step of the bias's"
     assert errors["minmax"] > step
 

@@ -4,7 +4,7 @@ Android has no Python package of LiteRT; this program is what TensorFlow and Lit
 by tensorflow/core/util/stats_calculator.h (Stat::OutputToStream; newer ones add percentiles), the table of operators by
 stats_calculator.cc (StatsCalculator::HeaderString and ColumnString), announced by
 tensorflow/lite/tools/benchmark/profiling_listener.cc, or behind LiteRT's own summary by
-litert/tools/benchmark_litert_model.h. Options of both programs are given: the one that does not know them says so and goes on.
+litert/tools/benchmark_litert_model.h. Options of both programs are given; that each passes over the other's was not tried.
 """
 
 from __future__ import annotations
