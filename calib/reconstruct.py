@@ -34,6 +34,7 @@ from edgeq.spec import Progress, QuantSpec, Recipe
 
 HELD: Final = 4  # every fourth run of frames judges instead of teaching
 JUDGES: Final = 8  # runs of frames that judge, at most
+LOOK_EVERY: Final = 4  # a run of frames goes through all of the network behind the span at every fourth of its turns
 
 
 class Engine:
@@ -179,7 +180,15 @@ class Engine:
         with torch.no_grad():
             parts = torch.stack([self._loss(span, self.numbers, *r) for r in judges]).mean(0)
         weight = torch.where(parts > 0, 1.0 / parts, 0.0)  # local and task-guided loss count alike, 1 each at the start
-        soft.learn(lambda start, stop: (self._loss(span, soft, start, stop) * weight).sum(), teachers, self.plan.polish)
+
+        def loss(step: int) -> Tensor:
+            """What the step's frames say; the task-guided loss, by far the dearer, in one turn of four but fourfold."""
+            turn, run = divmod(step, len(teachers))
+            look = (turn + run) % LOOK_EVERY == 0
+            both = self._loss(span, soft, *teachers[run], look=look)
+            return (both * weight * torch.tensor([1.0, LOOK_EVERY])).sum()
+
+        soft.learn(loss, self.plan.polish)
         before = float((parts * weight).sum())
         found = soft.hard()
         if not self._ratios_hold(found):
@@ -193,8 +202,11 @@ class Engine:
         self.twins.advance(span.nodes, real=False)
         return before, after
 
-    def _loss(self, span: Span, numbers: Numbers, start: int, stop: int) -> Tensor:
-        """Local and task-guided loss of frames `start` to `stop` with the span as `numbers` have it, float32 [2]."""
+    def _loss(self, span: Span, numbers: Numbers, start: int, stop: int, *, look: bool = True) -> Tensor:
+        """Local and task-guided loss of frames `start` to `stop` with the span as `numbers` have it, float32 [2].
+
+        look: false leaves the task-guided loss out, as 0.
+        """
         twins, inside = self.twins, set(span.nodes)
         values = {i: twins.seen(i, start, stop) for i in _outside(span.nodes)}
         values = twins.run(span.nodes, values, lambda node, look: twins.quantized_node(node, look, numbers))
@@ -207,7 +219,8 @@ class Engine:
                 more, size = relative_error(values[node], wanted, mass)
                 error, power = error + more, power + size
         local = error / power.clamp(min=torch.finfo(torch.float32).tiny)
-        return torch.stack([local, torch.zeros(()) if self.task is None else self._task(span, values, start, stop)])
+        guided = look and self.task is not None
+        return torch.stack([local, self._task(span, values, start, stop) if guided else torch.zeros(())])
 
     def _task(self, span: Span, values: dict[Node, Tensor], start: int, stop: int) -> Tensor:
         """The task-guided loss: what lies behind the span computes in float on what the span gives."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import torch
@@ -106,8 +106,8 @@ class Soft(Numbers):
                 resolved.activations[root] = dataclasses.replace(old, scale=(scale,))
         return resolved
 
-    def learn(self, loss: Callable[[int, int], Tensor], runs: Sequence[tuple[int, int]], steps: int) -> None:
-        """Adam on `loss(start, stop)` plus the regulariser, the `runs` of frames in turn."""
+    def learn(self, loss: Callable[[int], Tensor], steps: int) -> None:
+        """Adam on `loss(step)` plus the regulariser."""
         adam = torch.optim.Adam(
             [
                 {"params": list(self.rounding.values()), "lr": WEIGHT_RATE},
@@ -121,7 +121,7 @@ class Soft(Numbers):
             for group, rate in zip(adam.param_groups[1:], rates[1:], strict=True):
                 group["lr"] = rate * fading
             adam.zero_grad()
-            total = loss(*runs[step % len(runs)]) + self.regulariser(step / steps)
+            total = loss(step) + self.regulariser(step / steps)
             total.backward()  # type: ignore[no-untyped-call] # torch's
             adam.step()
 
