@@ -64,7 +64,8 @@ class Backend:
     """One runtime: what it computes, how to lower to it, run it on this host and time it.
 
     profile: artefact and inputs → latency on this host. place: events of an artefact's traced run, wherever it was, → rows
-    with its operators' names and layers; None where nothing runs it but this host.
+    with its operators' names and layers; None where nothing runs it but this host. tune: searches schedules on this host
+    for the next `lower`; None where there is nothing to search.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Backend:
     load: Callable[..., Predict]
     profile: Callable[..., LatencyReport | None]
     place: Callable[[Artifact, Sequence[Event]], list[OpLatency]] | None = None
+    tune: Callable[..., None] | None = None
 
 
 def backend(name: str) -> Backend:
@@ -90,7 +92,8 @@ def backend(name: str) -> Backend:
     place = getattr(timing, "place", None)
     own = part("target").TARGET
     if name not in VARIANTS:
-        return Backend(name, own, part("lower").lower, part("run").load, timing.profile, place)
+        lower = part("lower")
+        return Backend(name, own, lower.lower, part("run").load, timing.profile, place, getattr(lower, "tune", None))
 
     def elsewhere(*args: Any, **options: Any) -> Any:
         raise EdgeqError(runs_here(name).removeprefix("no: "))

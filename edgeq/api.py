@@ -138,9 +138,13 @@ def export(
     folder: str | Path | None = None,
     float_twin: bool = False,
     io: str | None = None,
+    tune: int = 0,
+    progress: Progress = silent,
 ) -> Artifact:
     """Lower `model` to backend `to`; writes into `folder`, else into `<model folder>/<backend>/`.
 
+    tune: schedules to time on this host for each float kernel (TVM; 0: none), those of the float twin too, so that int8 is
+        compared with a float at its best. What was found lies beside the artefact and serves every later export.
     io: "int8" (LiteRT's default) or "float" inputs and outputs of a .tflite; the other runtimes take floats.
     float_twin: lower the float network instead, as `float.<ext>`, to time int8 beside it.
 
@@ -160,7 +164,16 @@ def export(
     name = "float" if float_twin else "model"
     if io not in (None, "int8", "float") or (io is not None and to != "litert"):
         raise EdgeqError(f"{to} cannot be exported with io {io!r}: int8 or float, and only litert has the choice")
+    if tune and engine.tune is None:
+        raise EdgeqError(
+            f"{to} has nothing to tune: schedules are searched for tvm, on the computer that will run them"
+        )
     options = {} if io is None or float_twin else {"io": io}
+    if tune and engine.tune is not None:
+        for each, keys in ((model.program, model.labels), (model.twin, model.twin_labels)):
+            engine.tune(each, where, trials=tune, layers=keys, progress=progress)
+        if not float_twin:
+            export(model, to, folder=folder, float_twin=True)
     artifact = engine.lower(program, where, name=name, layers=labels, **options)
     write_json(where / f"{name}.json", artifact_json(artifact, model))
     return artifact

@@ -111,6 +111,12 @@ def export(
         bool,
         typer.Option("--bundle", help="Also write FOLDER/bundle/BACKEND: a lidar detector with all that runs it."),
     ] = False,
+    tune: Annotated[
+        int,
+        typer.Option(
+            min=0, help="TVM: time so many schedules of each float kernel on this computer, and keep the best."
+        ),
+    ] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Lower the program to one runtime or several, and say which operators run as integers."""
@@ -125,7 +131,7 @@ def export(
         model = load(folder)
         for name in to:
             progress(f"export {name}", 0, None)
-            found["backends"][name] = api.coverage(api.export(model, name, io=io))
+            found["backends"][name] = api.coverage(api.export(model, name, io=io, tune=tune, progress=progress))
             if bundle:
                 progress(f"bundle for {name}", 0, None)
                 found["backends"][name]["bundle"] = str(api.bundle(model, name))

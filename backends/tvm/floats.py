@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeq.backends.tvm.tuning import is_tuned
+
 
 def schedule_floats(module: Any) -> Any:
     """`module` with its float sums running along the innermost output axis, and their outer axes in parallel.
 
-    Kernels of our own are left alone, and so is any kernel whose loops do not allow it.
+    Kernels of our own and tuned ones are left alone, and so is any kernel whose loops do not allow it.
     """
     from tvm import s_tir, tirx
 
     for variable, function in list(module.functions.items()):
-        if not isinstance(function, tirx.PrimFunc) or "edgeq.kind" in function.attrs:
+        if not isinstance(function, tirx.PrimFunc) or "edgeq.kind" in function.attrs or is_tuned(function):
             continue
         schedule = s_tir.Schedule(function)
         try:

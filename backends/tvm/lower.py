@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeq.backends.tvm import bundle, moves, origins, sums
+from edgeq.backends.tvm import bundle, moves, origins, sums, tuning
 from edgeq.backends.tvm.floats import schedule_floats
 from edgeq.backends.tvm.inspection import placement
 from edgeq.backends.tvm.schedule import HVX, Machine, host_target, machine
@@ -31,7 +31,7 @@ from edgeq.graph.integer import (
 )
 from edgeq.graph.ops import WEIGHTED, constant, value
 from edgeq.graph.quiet import quiet
-from edgeq.spec import Artifact, EdgeqError, OpPlacement
+from edgeq.spec import Artifact, EdgeqError, OpPlacement, Progress
 
 ARM_COMPILER = "aarch64-linux-gnu-gcc"
 
@@ -48,14 +48,14 @@ def lower(
 
     program: static shapes; QDQ or float. layers: node name → layer key, for coverage and profile.
     target: a variant of edgeq.backends.tvm.target or TVM's target description; None is this computer's own processor.
-    Coverage rows are read off the kernels as they go to the code generator.
+    Coverage rows are read off the kernels as they go to the code generator. Float kernels get the schedules that `tune`
+    left in `folder`.
 
     Raises:
         EdgeqError: TVM is missing, cannot take an operator, or there is no compiler to link with for the target.
     """
     tvm = tvm_package()
-    chosen = VARIANTS.get(target, target) if isinstance(target, str) else target
-    described = tvm.target.Target(dict(chosen) if isinstance(chosen, Mapping) else chosen or host_target())
+    described = _described(target)
     emitter = _Emitter(read(program, layers), machine(described), layers)
     alone = emitter.device is HVX
     linker: dict[str, Any] = {} if alone else _linker(described)
@@ -70,7 +70,7 @@ def lower(
             bundle.write(module, described, path, f"tvm {tvm.__version__}")
         else:
             with described:
-                module = schedule_floats(module)
+                module = schedule_floats(tuning.apply(module, described, folder / tuning.FOLDER))
             compiled = tvm.compile(module, described)
             try:
                 compiled.export_library(str(partial), **linker)
@@ -80,6 +80,37 @@ def lower(
             partial.replace(path)
     backend = target if isinstance(target, str) and target in VARIANTS else "tvm"
     return Artifact(backend, path, coverage, (f"compiled for {_words(described)}",))
+
+
+def tune(
+    program: ExportedProgram,
+    folder: Path,
+    *,
+    trials: int,
+    layers: Mapping[str, str] = {},
+    progress: Progress,
+) -> None:
+    """Time `trials` schedules of each float kernel of `program` on this host, into a log in folder/tuning for `lower`.
+
+    Raises:
+        EdgeqError: TVM is missing, cannot take an operator, or the log that is there is damaged.
+    """
+    from edgeq.backends.tvm.run import use_threads  # which imports this module
+
+    tvm_package()
+    described = _described(None)
+    with quiet():
+        module = _Emitter(read(program, layers), machine(described), layers).module()
+    use_threads(1)
+    tuning.search(module, described, folder / tuning.FOLDER, trials, progress)
+
+
+def _described(target: str | Mapping[str, Any] | None) -> Any:
+    """A variant, a description or None (this host) as TVM's target."""
+    import tvm
+
+    chosen = VARIANTS.get(target, target) if isinstance(target, str) else target
+    return tvm.target.Target(dict(chosen) if isinstance(chosen, Mapping) else chosen or host_target())
 
 
 def _linker(target: Any) -> dict[str, Any]:
