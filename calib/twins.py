@@ -17,7 +17,7 @@ from edgeq.calib.floats import Floats, Look
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured
 from edgeq.graph.convert import Resolved, snap_bias
-from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
+from edgeq.graph.ops import KEEPS_GRID, WEIGHTED, constant, kind_of, node_arg
 from edgeq.spec import QParams
 
 CHUNK: Final = 1 << 23  # float32 values of the largest activation that are computed at once: 32 MiB
@@ -43,6 +43,12 @@ class Numbers:
         self.captured, self.annotation, self.resolved = captured, annotation, resolved
         self.groups = {g.node: g for g in annotation.groups}
         self.makers = {g.output: g for g in annotation.groups}
+        find = annotation.tensors.find
+        self.moved = {
+            g.output
+            for g in annotation.groups
+            if g.kind in KEEPS_GRID and g.node is g.output and {find(i) for i in g.inputs} == {find(g.output)}
+        }
         self.weighted = {g.node: (g.key, g.inputs[0]) for g in annotation.groups if g.kind in WEIGHTED}
         self.weighted |= {n: (key, None) for key, (n, _) in annotation.weight_only.items()}  # type: ignore[misc] # None: float input
 
@@ -124,7 +130,7 @@ class Twins:
         """Compute `node` with the quantized constants and put its value on its grid where it has one."""
         numbers = numbers or self.numbers
         result = self.unrounded(node, look, numbers)
-        return numbers.activation(node, result) if node in numbers.makers else result
+        return numbers.activation(node, result) if node in numbers.makers and node not in numbers.moved else result
 
     def unrounded(self, node: Node, look: Look, numbers: Numbers) -> Any:
         """Compute `node` with the quantized constants, before its value goes on a grid."""

@@ -67,6 +67,8 @@ ACTIVATIONS = frozenset({"relu", "relu6", "clamp"})  # applied as clip bounds be
 # pure data movement: the integers pass unchanged, so input and output share scale and zero point; so do those of
 # `gather`, whose rows a table picks that is an input of the network
 MOVES = frozenset({"reshape", "permute", "slice", "pad", "upsample_nearest"})
+# what these give are values that they got: with the same scale and zero point, nothing is left to round
+KEEPS_GRID = MOVES | {"gather", "cat", "max_pool2d"}
 
 
 def kind_of(node: Node) -> str | None:

@@ -7,28 +7,38 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
-from edgeq.graph.ops import constant
+from edgeq.graph.ops import KEEPS_GRID, constant, data_inputs, kind_of
+
+FAKE = torch.ops.aten.fake_quantize_per_tensor_affine.default
 
 
 def shortcut(module: GraphModule) -> GraphModule:
     """`module` changed in place and returned: quantize → dequantize as one operator, weights dequantized once.
 
-    Every output stays what it was, bit for bit.
+    What only moves values of a grid is not put on that grid again: a gather's result may be 27 times its source. Every output
+    stays what it was, bit for bit.
     """
+    keeping = [(n, kind) for n in module.graph.nodes if (kind := kind_of(n)) in KEEPS_GRID]
     for node in list(module.graph.nodes):
         if node.target is DEQUANTIZE and _pair(node):
             source = node.args[0]
             value, scale, zero, low, high, _ = source.args
             with module.graph.inserting_before(node):
-                short = module.graph.call_function(
-                    torch.ops.aten.fake_quantize_per_tensor_affine.default, (value, scale, zero, low, high)
-                )
+                short = module.graph.call_function(FAKE, (value, scale, zero, low, high))
             node.replace_all_uses_with(short)
         elif node.target is DEQUANTIZE_CHANNEL and all(n.op == "get_attr" for n in node.all_input_nodes):
             given = torch.fx.map_arg(node.args, lambda n: constant(module, n))
             module.register_buffer(f"{node.name}_real", node.target(*given))
             with module.graph.inserting_before(node):
                 node.replace_all_uses_with(module.graph.get_attr(f"{node.name}_real"))
+    grids = {n: n.args[1:] for n in module.graph.nodes if n.target is FAKE}
+    for node, kind in keeping:
+        grid, *others = {grids.get(source) for source in data_inputs(node, kind)}
+        if grid is not None and not others:
+            grids[node] = grid
+            for again in [u for u in node.users if grids.get(u) == grid]:
+                again.replace_all_uses_with(node)
+                grids.pop(again)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
