@@ -105,7 +105,7 @@ def calibrate(
         task = TaskLoss(cache, positives, [o.name for o in captured.outputs]) if guided and positives else None
         if recipe.equalised:
             data = spooled(cache, captured, batches(captured, data), progress)
-            equalise(captured, annotation, data)
+            equalise(captured, annotation, data, progress)
 
         placeholders = Floats(captured).placeholders
 

@@ -10,7 +10,7 @@ stands in the way of nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +22,7 @@ from edgeq.calib.floats import Floats
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured
 from edgeq.graph.ops import WEIGHTED, constant, conv_attrs, data_inputs, kind_of, node_arg, set_constant, value
+from edgeq.spec import Progress
 
 ALPHA: Final = 0.5  # 1 helps PointPillars a little more at W8A4, and costs CenterPoint-Pillar two points there
 LEAST: Final = 2.0**-6  # a channel that hardly lives counts as this share of its tensor's largest
@@ -182,7 +183,9 @@ def constants(node: Node) -> bool:
     return all(p is None or (isinstance(p, Node) and p.op == "get_attr") for p in parts)
 
 
-def equalise(captured: Captured, annotation: Annotation, frames: Iterable[tuple[Tensor, ...]]) -> int:
+def equalise(
+    captured: Captured, annotation: Annotation, frames: Iterable[tuple[Tensor, ...]], progress: Progress
+) -> int:
     """Scale the weights in the graph of `captured` by what `frames` of its inputs do; returns how many channels moved.
 
     The network's answers stay as they were up to float rounding, and the module it was captured from keeps its weights.
@@ -195,11 +198,12 @@ def equalise(captured: Captured, annotation: Annotation, frames: Iterable[tuple[
     largest = torch.zeros(2, len(channels.parent))
     tensors, floats = annotation.tensors, Floats(captured)
     with torch.no_grad():
-        for frame in frames:
+        for index, frame in enumerate(frames):
             for node, seen in floats.walk(frame):
                 if node in roots and node in tensors.parent:
                     others = [a for a in range(seen.dim()) if a != channels.lanes[node].axis]
                     activation.scatter_reduce_(0, roots[node], seen.abs().amax(others), "amax")
+            progress("equalise channels", index + 1, len(frames) if isinstance(frames, Sized) else None)
     for group in annotation.groups:
         if group.kind in WEIGHTED and group.inputs[0] in roots:
             weight.scatter_reduce_(0, roots[group.inputs[0]], columns(captured, group.node), "amax")

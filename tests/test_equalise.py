@@ -85,7 +85,7 @@ def captured_everything(precision: str = "w8a4") -> tuple[Captured, nn.Module, A
 def test_the_function_stays_and_the_module_too(precision: str) -> None:
     captured, network, annotation = captured_everything(precision)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    moved = equalise(captured, annotation, [everything_inputs(i) for i in range(3)])
+    moved = equalise(captured, annotation, [everything_inputs(i) for i in range(3)], api.silent)
     assert moved > 40, "rows, stem, down, up, the grouped layers: nearly every channel has a factor"
     exact = copy.deepcopy(network).double()
     for i in range(3, 6):
@@ -112,7 +112,7 @@ def test_channels_of_a_tensor_reach_alike() -> None:
         return {k: float(v.max() / v[v > 0].median()) for k, v in most.items()}
 
     before = spread()
-    equalise(captured, annotation, frames)
+    equalise(captured, annotation, frames, api.silent)
     after = spread()
     assert max(before.values()) > 8
     assert sum(after.values()) < 0.5 * sum(before.values())
