@@ -18,15 +18,15 @@ from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured
 from edgeq.graph.convert import Resolved, snap_bias
 from edgeq.graph.ops import KEEPS_GRID, WEIGHTED, constant, kind_of, node_arg
+from edgeq.graph.shortcut import fake_quantize
 from edgeq.spec import QParams
 
 CHUNK: Final = 1 << 23  # float32 values of the largest activation that are computed at once: 32 MiB
 
 
-def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
+def on_grid(x: Tensor, qparams: QParams) -> Tensor:
     """Float32 to the nearest value of the grid."""
-    (scale,), (zero,) = qparams.scale, qparams.zero_point
-    return torch.fake_quantize_per_tensor_affine(x, scale, zero, qparams.qmin, qparams.qmax)
+    return fake_quantize(x, qparams.scale[0], qparams.zero_point[0], qparams.qmin, qparams.qmax)
 
 
 def stored(x: Tensor, qparams: QParams) -> Tensor:
@@ -58,7 +58,7 @@ class Numbers:
 
     def activation(self, node: Node, x: Tensor) -> Tensor:
         """`x`, the float value of the quantized tensor `node`, on its grid."""
-        return fake_quantize(x, self.qparams(node))
+        return on_grid(x, self.qparams(node))
 
     def constants(self, node: Node) -> tuple[Tensor, Tensor | None]:
         """Dequantized weight and snapped bias of a layer."""

@@ -22,7 +22,7 @@ from edgeq.calib.cache import Cache
 from edgeq.calib.objectives.mse import cell_mass, relative_error
 from edgeq.calib.ranges.affine import affine
 from edgeq.calib.ranges.observe import Observer
-from edgeq.calib.twins import Numbers, fake_quantize
+from edgeq.calib.twins import Numbers, on_grid
 from edgeq.graph.annotate import Group
 from edgeq.graph.ops import WEIGHTED
 from edgeq.spec import Progress, QParams
@@ -83,7 +83,7 @@ class _Runner(Interpreter):
         find = self.numbers.annotation.tensors.find
         if n in self.alone and find(n) in self.candidates:  # no layer with weights reads it: the tensor itself counts
             mass = cell_mass(result, self.numbers.qparams(n).scale[0])
-            self._add((find(n), n), lambda q: fake_quantize(result, q), result, mass)
+            self._add((find(n), n), lambda q: on_grid(result, q), result, mass)
         group = self.readers.get(n)
         if group is not None and find(group.inputs[0]) in self.candidates:
             source: Tensor = self.env[group.inputs[0]]
@@ -92,7 +92,7 @@ class _Runner(Interpreter):
             others = torch.fx.map_arg(n.args[1:], lambda a: self.env[a])
 
             def changed(q: QParams) -> Tensor:
-                return self._activated(group, n.target(fake_quantize(source, q), *others, **n.kwargs))  # type: ignore[operator] # call_function
+                return self._activated(group, n.target(on_grid(source, q), *others, **n.kwargs))  # type: ignore[operator] # call_function
 
             self._add((find(group.inputs[0]), n), changed, answer, mass)
         return result
