@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -160,7 +161,8 @@ def spooled(cache: Cache, captured: Captured, data: Iterable[tuple[Tensor, ...]]
 
 def fingerprint(captured: Captured, annotation: Annotation, recipe: Recipe) -> hashlib._Hash:
     """A hash of everything but the data that decides the numbers."""
-    found = hashlib.sha256(repr((recipe, annotation.groups, annotation.weight_only, torch.__version__)).encode())
+    made_by = version("edgeq"), torch.__version__
+    found = hashlib.sha256(repr((recipe, annotation.groups, annotation.weight_only, made_by)).encode())
     for name, tensor in sorted(captured.module.state_dict().items()):
         found.update(name.encode())
         found.update(tensor.detach().contiguous().numpy().tobytes())

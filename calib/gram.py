@@ -1,9 +1,10 @@
 """A layer's output error as a quadratic of its weights: sums over the data that, once made, cost the same for any data.
 
-With x̂ the patches (im2col) that a kernel meets in the quantized network and y = Wx what the float layer answers, the mean
-squared difference between Ŵx̂ and y depends on the data only through E[x̂x̂ᵀ], E[y x̂ᵀ], the means and E[y²]. Nagel et al.
-2020 (arXiv 2004.10568, section 3.1) derive rounding as this quadratic problem before they sample minibatches instead; Frantar et
-al. 2023 (GPTQ, arXiv 2210.17323, section 3) work on E[x̂x̂ᵀ] alone.
+With x̂ the patches (im2col) that a kernel meets in the quantized network, y = Wx what the float layer answers and r = y − Wx̂
+what float weights leave there, the mean squared difference between Ŵx̂ and y depends on the data only through E[x̂x̂ᵀ],
+E[r x̂ᵀ], the means and E[r²]. Nagel et al. 2020 (arXiv 2004.10568, section 3.1) derive rounding as this quadratic problem before
+they sample minibatches instead; Frantar et al. 2023 (GPTQ, arXiv 2210.17323, section 3) work on E[x̂x̂ᵀ] alone. Ours: sums of
+the small r and not of y, whose squares would cancel to less than float32 holds.
 """
 
 from __future__ import annotations
@@ -123,42 +124,46 @@ def rows_of(node: Node) -> list[Rows]:
 
 @dataclass(slots=True)
 class Gram:
-    """Weighted means over output cells for one `Rows`; y = Wx is the float layer's output without its bias.
+    """Weighted means over output cells for one `Rows`; y is the float layer's output without its bias, r = y − Wx̂.
 
-    quantized: E[x̂x̂ᵀ] [G, D, D]. target: E[y x̂ᵀ] [G, R, D]. inputs: E[x̂] [G, D]. outputs: E[y], power: E[y²] [G, R].
+    weights: W [G, R, D]. quantized: E[x̂x̂ᵀ] [G, D, D]. residual: E[r x̂ᵀ] [G, R, D]. inputs: E[x̂] [G, D]. drift: E[r],
+    error: E[r²], power: E[y²] [G, R].
     """
 
     rows: Rows
+    weights: Tensor
     quantized: Tensor
-    target: Tensor
+    residual: Tensor
     inputs: Tensor
-    outputs: Tensor
+    drift: Tensor
+    error: Tensor
     power: Tensor
     mass: float
 
     @classmethod
-    def empty(cls, rows: Rows) -> Gram:
-        """No cell seen yet; sums are float64."""
+    def empty(cls, rows: Rows, weight: Tensor) -> Gram:
+        """No cell seen yet; `weight` is the float layer's, in torch's layout. Sums are float64."""
         groups, count, width = rows.taps.shape
-        shapes = ((groups, width, width), (groups, count, width), (groups, width), (groups, count), (groups, count))
-        square, wide, line, row, power = (torch.zeros(s, dtype=torch.float64) for s in shapes)
-        return cls(rows, square, wide, line, row, power, 0.0)
+        shapes = ((groups, width, width), (groups, count, width), (groups, width), *3 * [(groups, count)])
+        return cls(rows, weight.reshape(-1)[rows.taps], *(torch.zeros(s, dtype=torch.float64) for s in shapes), 0.0)
 
     def add(self, seen: Tensor, wanted: Tensor, mass: Tensor) -> None:
         """Take in the quantized network's patches [G, P, D] and the wanted outputs [G, P, R], with `mass` [P] each."""
-        heavy, wanted_heavy = seen * mass[:, None], wanted * mass[:, None]
+        left = wanted - seen @ self.weights.transpose(1, 2)
+        heavy, left_heavy = seen * mass[:, None], left * mass[:, None]
         self.quantized += heavy.transpose(1, 2) @ seen
-        self.target += wanted.transpose(1, 2) @ heavy
+        self.residual += left_heavy.transpose(1, 2) @ seen
         self.inputs += heavy.sum(1)
-        self.outputs += wanted_heavy.sum(1)
-        self.power += (wanted_heavy * wanted).sum(1)
+        self.drift += left_heavy.sum(1)
+        self.error += (left_heavy * left).sum(1)
+        self.power += (wanted.square() * mass[:, None]).sum(1)
         self.mass += float(mass.sum())
 
     def finish(self) -> Gram:
         """Sums to means, float32."""
-        parts = (self.quantized, self.target, self.inputs, self.outputs, self.power)
-        square, wide, line, row, power = ((p / self.mass).float() for p in parts)
-        return Gram(self.rows, square, wide, line, row, power, 1.0)
+        parts = (self.quantized, self.residual, self.inputs, self.drift, self.error, self.power)
+        square, wide, line, drift, error, power = ((p / self.mass).float() for p in parts)
+        return Gram(self.rows, self.weights, square, wide, line, drift, error, power, 1.0)
 
 
 def share_to_sample(rows: Rows, cells: int) -> float:

@@ -32,7 +32,7 @@ from edgeq.graph.convert import Resolved, snap_weight_scale
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg, value
 from edgeq.spec import Progress, QuantSpec, Recipe
 
-HELD: Final = 4  # every fourth run of frames judges instead of teaching
+HELD: Final = 4  # one run of frames in four judges instead of teaching
 JUDGES: Final = 8  # runs of frames that judge, at most
 LOOK_EVERY: Final = 4  # a run of frames goes through all of the network behind the span at every fourth of its turns
 
@@ -110,7 +110,7 @@ class Engine:
             if not torch.equal(scale, resolved.scales[key]):
                 resolved.scales[key] = scale
                 resolved.weights[key] = rounding(self.recipe.rounding)(weight, scale, axis, spec)
-        layer = adaround.Layer(self.sums(node), weight, resolved.scales[key], spec, bias=bias is not None)
+        layer = adaround.Layer(self.sums(node), resolved.scales[key], spec, bias=bias is not None)
         start = layer.split(resolved.weights[key].float())
         before = layer.errors(start, torch.zeros_like(layer.scales)).sum()
         resolved.weights[key] = adaround.learn(layer, resolved.weights[key], self.plan.steps)
@@ -120,6 +120,7 @@ class Engine:
             resolved.biases[key] = bias + shift
             if self.recipe.corrected:
                 correct_layer(self.twins, node)
+            shift = resolved.biases[key] - bias
         power = max(layer.power, torch.finfo(torch.float32).tiny)
         return float(before) / power, float(layer.errors(rows, shift).sum()) / power
 
@@ -127,9 +128,9 @@ class Engine:
         """A layer's sums over sampled output cells of all frames."""
         twins, source = self.twins, node.args[0]
         assert isinstance(source, Node)
-        _, bias = self._floats(node)
+        weight, bias = self._floats(node)
         generator = torch.Generator().manual_seed(zlib.crc32(node.name.encode()))
-        grams = [Gram.empty(rows) for rows in rows_of(node)]
+        grams = [Gram.empty(rows, weight) for rows in rows_of(node)]
         everything = [g.rows.cells_in(value(source).shape) * twins.cache.frames for g in grams]
         with torch.no_grad():
             for start, stop in twins.chunks():
@@ -170,13 +171,11 @@ class Engine:
     # ---------------------------------------------------------------- a span, by gradient
 
     def _polish(self, span: Span) -> tuple[float, float]:
-        """Gradient steps from the numbers found so far, kept where the frames held out agree; their loss before and after."""
+        """Gradient steps from the numbers found so far, kept where judges agree; the local loss of these before and after."""
         soft = Soft(
             self.numbers, span, {n: self.spec(n) for n in span.layers}, self._free_scales(span), self._units(span)
         )
-        runs = [(a, min(a + self.plan.batch, b)) for a, b in self.twins.chunks(self.plan.batch)]
-        judges = runs[HELD - 1 :: HELD][:JUDGES] or runs[:JUDGES]
-        teachers = [r for i, r in enumerate(runs) if i % HELD != HELD - 1] if len(runs) >= HELD else runs
+        teachers, judges = self._teachers_and_judges()
         with torch.no_grad():
             parts = torch.stack([self._loss(span, self.numbers, *r) for r in judges]).mean(0)
         weight = torch.where(parts > 0, 1.0 / parts, 0.0)  # local and task-guided loss count alike, 1 each at the start
@@ -189,18 +188,25 @@ class Engine:
             return (both * weight * torch.tensor([1.0, LOOK_EVERY])).sum()
 
         soft.learn(loss, self.plan.polish)
-        before = float((parts * weight).sum())
         found = soft.hard()
         if not self._ratios_hold(found):
             found.activations = dict(self.numbers.resolved.activations)
         trial = Numbers(self.numbers.captured, self.numbers.annotation, found)
         with torch.no_grad():
-            after = float((torch.stack([self._loss(span, trial, *r) for r in judges]).mean(0) * weight).sum())
-        if after >= before:
-            return before, before
+            after = torch.stack([self._loss(span, trial, *r) for r in judges]).mean(0)
+        if float((after * weight).sum()) >= float((parts * weight).sum()):
+            return float(parts[0]), float(parts[0])
         self.numbers.resolved.update(found)
         self.twins.advance(span.nodes, real=False)
-        return before, after
+        return float(parts[0]), float(after[0])
+
+    def _teachers_and_judges(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Runs of frames to learn from and to judge by; both have positives where the task-guided loss needs them."""
+        runs = [(a, min(a + self.plan.batch, b)) for a, b in self.twins.chunks(self.plan.batch)]
+        guiding = [r for r in runs if self.task is None or self.task.guides(*r)]
+        runs = guiding + [r for r in runs if r not in guiding]
+        judges = runs[::HELD][:JUDGES]
+        return ([r for i, r in enumerate(runs) if i % HELD] if len(guiding) >= HELD else runs), judges
 
     def _loss(self, span: Span, numbers: Numbers, start: int, stop: int, *, look: bool = True) -> Tensor:
         """Local and task-guided loss of frames `start` to `stop` with the span as `numbers` have it, float32 [2].
@@ -225,7 +231,7 @@ class Engine:
     def _task(self, span: Span, values: dict[Node, Tensor], start: int, stop: int) -> Tensor:
         """The task-guided loss: what lies behind the span computes in float on what the span gives."""
         assert self.task is not None
-        if not any(start <= frame < stop for frame in self.task.frames):
+        if not self.task.guides(start, stop):
             return torch.zeros(())
         inside = set(span.nodes)
         rest = [n for n in self.twins.nodes if n not in self.done and n not in inside]

@@ -82,7 +82,8 @@ class Workspace:
 
 @contextmanager
 def workspace(output: Path | None) -> Iterator[Workspace]:
-    """A workspace beside `output` (a temporary one where there is none); its cache goes when the body ends, however it ends.
+    """A workspace beside `output` (a temporary one where there is none); its cache goes when the body ends, however it
+    ends, and so does the rest where no span was finished.
 
     Raises:
         EdgeqError: the folder it would use holds something else.
@@ -100,6 +101,8 @@ def workspace(output: Path | None) -> Iterator[Workspace]:
             yield Workspace(folder, cache)
         finally:
             shutil.rmtree(cache, ignore_errors=True)
+            if not any(folder.glob("span-*")):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def beside(output: Path) -> Path:

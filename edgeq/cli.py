@@ -301,7 +301,8 @@ class _Bar:
             self.progress.update(self.task, description=stage)
         elif stage != self.stage:
             if self.task is not None:
-                known = self.progress.tasks[-1].total or 1
+                last = self.progress.tasks[-1]
+                known = last.total or max(last.completed, 1)
                 self.progress.update(self.task, completed=known, total=known)
             self.stage, self.task = stage, self.progress.add_task(stage, total=total)
         self.progress.update(self.task, completed=done, total=total)

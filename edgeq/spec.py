@@ -179,7 +179,7 @@ class Reconstruction:
     balanced: empty cells of a sparse map weigh at most as much together as the occupied ones.
     steps: gradient steps on a layer's sums over the data (edgeq.calib.gram), whose cost does not depend on the data.
     polish: gradient steps through the span itself, and through the network behind it for `tgpl`; 0 for none.
-    batch: frames in one of these. activations: they learn the scales of the span's activations as well.
+    batch: frames in one of these, at most. activations: they learn the scales of the span's activations as well.
     """
 
     span: Literal["layer", "block", "cross-block"] = "layer"

@@ -96,11 +96,11 @@ def test_the_error_on_the_sums_is_the_error_of_torch(layer: tuple[nn.Module, tup
     bare = wanted if bias is None else wanted - bias.view(-1, *spread)
     sums = []
     for rows in rows_of(node):
-        gram, every = Gram.empty(rows), torch.arange(rows.cells_in(shape))
+        gram, every = Gram.empty(rows, weight), torch.arange(rows.cells_in(shape))
         gram.add(rows.patches(seen, every), rows.answers(bare, every), torch.ones(len(every)))
         sums.append(gram.finish())
     channels = weight.shape[0] if axis == 0 else weight.shape[1] * module.groups  # type: ignore[operator] # an int
-    problem = adaround.Layer(sums, weight, torch.full((channels,), 0.25), INT4, bias=bias is not None)
+    problem = adaround.Layer(sums, torch.full((channels,), 0.25), INT4, bias=bias is not None)
     quantized = torch.clamp(torch.round(weight / 0.25), -7, 7)
     shift = 0.1 * torch.randn(channels, generator=generator) if bias is not None else torch.zeros(channels)
     moved = {"weight": quantized * 0.25} | ({} if bias is None else {"bias": bias + shift})
@@ -129,10 +129,10 @@ def problem(
     (node,) = [n for n in captured.module.graph.nodes if n.op == "call_function"]
     (layout,) = rows_of(node)
     wanted = seen @ weight.T
-    gram, every = Gram.empty(layout), torch.arange(cells)
+    gram, every = Gram.empty(layout, weight), torch.arange(cells)
     gram.add(layout.patches(seen, every), layout.answers(wanted, every), torch.ones(cells))
     scales = channel_scales(weight, 0, INT4, "minmax")
-    return adaround.Layer([gram.finish()], weight, scales, INT4, bias=bias), weight, seen, wanted
+    return adaround.Layer([gram.finish()], scales, INT4, bias=bias), weight, seen, wanted
 
 
 @pytest.mark.parametrize("bias", [False, True])

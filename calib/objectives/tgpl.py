@@ -56,6 +56,10 @@ class TaskLoss:
                 total = total + (mask * (found - target).square()).sum() / each
         return total / (len(self.names) * (stop - start))
 
+    def guides(self, start: int, stop: int) -> bool:
+        """Whether any of the frames `start` to `stop` has positives."""
+        return any(start <= frame < stop for frame in self.frames)
+
     def _masks(self, given: Any, outputs: tuple[Tensor, ...]) -> list[Tensor]:
         if given is None:
             given = [None] * len(outputs)

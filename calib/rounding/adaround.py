@@ -49,39 +49,38 @@ class _Part:
     """One Gram's weights in steps of their scales: real = scale · (floor + h · room), each [G, R, D] ([G, R, 1] scale)."""
 
     gram: Gram
-    real: Tensor
     scale: Tensor
     floor: Tensor
     room: Tensor
 
     def drift(self, weights: Tensor) -> Tensor:
         """Mean of Ŵx̂ − y, [G, R]."""
-        return (weights @ self.gram.inputs[..., None])[..., 0] - self.gram.outputs
+        return ((weights - self.gram.weights) @ self.gram.inputs[..., None])[..., 0] - self.gram.drift
 
     def error(self, weights: Tensor, shift: Tensor) -> Tensor:
         """Mean squared output error of each row [G, R] where the bias moves by `shift` [G, R]."""
-        gram = self.gram
-        square = ((weights @ gram.quantized - 2 * gram.target) * weights).sum(-1) + gram.power
+        gram, moved = self.gram, weights - self.gram.weights
+        square = ((moved @ gram.quantized - 2 * gram.residual) * moved).sum(-1) + gram.error
         return square + 2 * shift * self.drift(weights) + shift.square()
 
     def slope(self, weights: Tensor, shift: Tensor) -> Tensor:
         """Gradient of `error` with respect to the weights, [G, R, D]."""
         gram = self.gram
-        return 2 * (weights @ gram.quantized - gram.target + shift[..., None] * gram.inputs[:, None])
+        moved = (weights - gram.weights) @ gram.quantized - gram.residual
+        return 2 * (moved + shift[..., None] * gram.inputs[:, None])
 
 
 class Layer:
     """A layer's rounding problem: its rows' sums over the data, and the two neighbours of each weight."""
 
-    def __init__(self, grams: Sequence[Gram], weight: Tensor, scales: Tensor, spec: QuantSpec, *, bias: bool) -> None:
-        """`weight` in torch's layout, `scales` float32 [C]; `bias`: the layer has one, which may move."""
-        self.shape, self.scales, self.spec, self.bias = weight.shape, scales, spec, bias
+    def __init__(self, grams: Sequence[Gram], scales: Tensor, spec: QuantSpec, *, bias: bool) -> None:
+        """`scales`: float32 [C]; `bias`: the layer has one, which may move."""
+        self.scales, self.spec, self.bias = scales, spec, bias
         self.parts = []
         for gram in grams:
-            real = weight.reshape(-1)[gram.rows.taps]
             scale = scales[gram.rows.channels][..., None]
-            floor = torch.floor(real / scale).clamp(spec.qmin, spec.qmax)
-            self.parts.append(_Part(gram, real, scale, floor, (floor < spec.qmax).float()))
+            floor = torch.floor(gram.weights / scale).clamp(spec.qmin, spec.qmax)
+            self.parts.append(_Part(gram, scale, floor, (floor < spec.qmax).float()))
 
     def split(self, weight: Tensor) -> list[Tensor]:
         """A tensor in torch's layout as rows."""
@@ -92,7 +91,7 @@ class Layer:
         flat = like.reshape(-1).clone()
         for part, row in zip(self.parts, rows, strict=True):
             flat[part.gram.rows.taps.reshape(-1)] = row.reshape(-1).to(flat.dtype)
-        return flat.view(self.shape)
+        return flat.view(like.shape)
 
     def shift(self, rows: Sequence[Tensor]) -> Tensor:
         """How far the bias should move, float32 [C]: the mean output error away, where there is a bias."""
@@ -138,7 +137,7 @@ def learn(layer: Layer, start: Tensor, steps: int) -> Tensor:
 def _descend(layer: Layer, steps: int) -> list[Tensor]:
     """Adam on V from h = the fraction that flooring cuts off, full gradient, then every h to its nearer end."""
     parts = layer.parts
-    exact = [(p.real / p.scale - p.floor).clamp(0, 1) for p in parts]
+    exact = [(p.gram.weights / p.scale - p.floor).clamp(0, 1) for p in parts]
     nearest = [p.floor + torch.round(h) * p.room for p, h in zip(parts, exact, strict=True)]
     reference = float(layer.errors(nearest, layer.shift(nearest)).sum()) * len(parts)
     unit = sum(h.numel() for h in exact) / max(reference, torch.finfo(torch.float32).tiny)
