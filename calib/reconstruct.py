@@ -49,6 +49,9 @@ class Engine:
         self.workspace, self.progress, self.task = workspace, progress, task
         self.numbers = twins.numbers
         self.done: set[Node] = set()
+        self.masses: dict[
+            tuple[Node, int], Tensor
+        ] = {}  # of the span that is polished: output and first frame → cell masses
 
     def run(self) -> None:
         """Every span in forward order; those the workspace knows are taken from it."""
@@ -92,6 +95,7 @@ class Engine:
             computed.update(step)
         if self.plan.polish:
             before, after = self._polish(span)
+            self.masses.clear()
             errors = errors[0], errors[1] * after / before if before > 0 else errors[1]
         self.twins.release(span.nodes)
         self.done.update(span.nodes)
@@ -220,9 +224,10 @@ class Engine:
         for node in span.nodes:
             if not set(node.users) <= inside:
                 wanted = twins.real(node, start, stop)
-                step = self.numbers.qparams(node).scale[0] if node in self.numbers.makers else 0.0
-                mass = cell_mass(wanted, step) if self.plan.balanced else None
-                more, size = relative_error(values[node], wanted, mass)
+                if self.plan.balanced and (node, start) not in self.masses:
+                    step = self.numbers.qparams(node).scale[0] if node in self.numbers.makers else 0.0
+                    self.masses[node, start] = cell_mass(wanted, step)
+                more, size = relative_error(values[node], wanted, self.masses.get((node, start)))
                 error, power = error + more, power + size
         local = error / power.clamp(min=torch.finfo(torch.float32).tiny)
         guided = look and self.task is not None
