@@ -145,7 +145,8 @@ class Gram:
         """No cell seen yet; `weight` is the float layer's, in torch's layout. Sums are float64."""
         groups, count, width = rows.taps.shape
         shapes = ((groups, width, width), (groups, count, width), (groups, width), *3 * [(groups, count)])
-        return cls(rows, weight.reshape(-1)[rows.taps], *(torch.zeros(s, dtype=torch.float64) for s in shapes), 0.0)
+        square, wide, line, drift, error, power = (torch.zeros(s, dtype=torch.float64) for s in shapes)
+        return cls(rows, weight.reshape(-1)[rows.taps], square, wide, line, drift, error, power, 0.0)
 
     def add(self, seen: Tensor, wanted: Tensor, mass: Tensor) -> None:
         """Take in the quantized network's patches [G, P, D] and the wanted outputs [G, P, R], with `mass` [P] each."""

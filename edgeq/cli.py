@@ -279,8 +279,7 @@ def _reuse_memory() -> None:
 
     A fifth of the processor time of calibrating on maps of tens of megabytes; elsewhere nothing changes.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "mallopt"):
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
             libc.mallopt(option, 2**31 - 1)
 
