@@ -2,7 +2,8 @@
 
 Zhou et al. 2024, LiDAR-PTQ (arXiv 2401.15865), section 3.2: max-min keeps the rare large values that carry geometry, where
 entropy and percentiles cut them off; a light grid search around its step size then finds the step with the least
-reconstruction error. Ours: the bounds and number of candidates; that the error is that of the reading layer's output behind
+reconstruction error: argmin over s of Σ m · (f(x̂) − f(x))², with x̂ the tensor x on the grid of step s, f the reading layer and m
+a cell's mass. Ours: the bounds and number of candidates; that the error is that of the reading layer's output behind
 its activation, since an error that the next layer's kernel averages away costs nothing; and that empty cells weigh at most as
 much together as the occupied ones (edgeq.calib.objectives.mse.cell_mass), since they are most of the map.
 """
