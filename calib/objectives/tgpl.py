@@ -2,9 +2,10 @@
 
 Zhou et al. 2024, LiDAR-PTQ (arXiv 2401.15865), section 3.3: the float network's final predictions are the label; boxes above
 a score, the best of them, mark the positive cells, and classification and regression outputs of both networks are
-compared there: the loss is the mean over outputs of Σ m · (ŷ − y)² / Σ m · y², with y of the float network, ŷ of the quantized
-one and m the mask of positives, and is added to the span's local error, each in units of where it started. Which cells these are only the task knows: `positives(outputs)` in the task file says it. Ours: every output's
-difference is divided by its own size at the positives, so that logits, metres and angles need no weights of their own.
+compared there. The loss is the mean over outputs of Σ m · (ŷ − y)² / Σ m · y², with y of the float network, ŷ of the quantized
+one and m the mask of positives; it is added to the span's local error, each in units of where it started. Which cells the
+positives are only the task knows: `positives(outputs)` in the task file says it. Ours: every output's difference is divided
+by its own size at the positives, so that logits, metres and angles need no weights of their own.
 """
 
 from __future__ import annotations
