@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -326,10 +327,30 @@ class _progress:
         )
         self.progress = Progress(*columns, console=Console(file=stream, stderr=True))
         self.progress.start()
+        self.shown = warnings.showwarning
+        warnings.showwarning = self._warned
         return _Bar(self.progress)
 
     def __exit__(self, *error: object) -> None:
+        warnings.showwarning = self.shown
         self.progress.stop()
+
+    def _warned(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """Show a warning of edgeq as a sentence above the bar, any other as Python does."""
+        from edgeq.spec import EdgeqWarning
+
+        if issubclass(category, EdgeqWarning):
+            self.progress.console.print(f"edgeq: warning: {message}", markup=False, highlight=False, soft_wrap=True)
+        else:
+            self.shown(message, category, filename, lineno, file, line)
 
 
 def _print(found: dict[str, Any], as_json: bool, render: Any) -> None:

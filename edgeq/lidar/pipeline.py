@@ -6,6 +6,7 @@ file and those it imports import each other relatively and nothing but numpy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,15 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """inputs: what the network takes, in its order. ignored: points out of range or not finite. dropped: pillars or
-    sites beyond a static limit, by level."""
+    """inputs: what the network takes, in its order. points: of the cloud; ignored: those out of range or not finite.
+
+    found: pillars, or voxels of each level; dropped: those beyond a static limit.
+    """
 
     inputs: tuple[Array, ...]
+    points: int
     ignored: int
+    found: tuple[int, ...]
     dropped: tuple[int, ...]
 
 
@@ -44,17 +49,25 @@ def prepare(points: Array, settings: dict[str, Any], padded: bool = True) -> Pre
     ignored = int(len(points) - inside.sum())
     if encoder["kind"] == "voxels":
         found = voxels.voxelise(points, voxels.settings(encoder), padded)
-        return Prepared(found.inputs(), ignored, found.dropped)
+        return Prepared(found.inputs(), len(points), ignored, found.found, found.dropped)
     size, reach = encoder["pillar_size"], encoder["point_range"]
     height, width = pillars.grid(reach, size)
     limit = encoder["max_pillars"] if padded else min(int(inside.sum()), height * width)
     made = pillars.pillarise(points, reach, size, encoder["max_points"], limit)
-    real = limit if padded else int((made.num_points > 0).sum())
+    filled = int((made.num_points > 0).sum())
+    real = limit if padded else filled
     features = pillars.decorate(made, reach, size, encoder["feature_weight"], encoder["feature_bias"])[:real]
     table = np.full(height * width + 1, real, np.int64)
     table[made.cells] = np.arange(limit)
     table[-1] = real
-    return Prepared((np.ascontiguousarray(features.transpose(2, 0, 1))[None], table[:-1]), ignored, (made.dropped,))
+    inputs = (np.ascontiguousarray(features.transpose(2, 0, 1))[None], table[:-1])
+    return Prepared(inputs, len(points), ignored, (filled + made.dropped,), (made.dropped,))
+
+
+def left_out(dropped: Sequence[int], found: Sequence[int]) -> str:
+    """What static limits left out, by level, in words: "453 of 1053 pillars"; empty where nothing was."""
+    kinds = ["pillars"] if len(found) == 1 else [f"voxels of level {i + 1}" for i in range(len(found))]
+    return ", ".join(f"{d} of {n} {kind}" for d, n, kind in zip(dropped, found, kinds, strict=True) if d)
 
 
 def boxes(heads: dict[str, Array], settings: dict[str, Any]) -> tuple[Array, Array, tuple[str, ...]]:

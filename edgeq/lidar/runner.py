@@ -57,7 +57,8 @@ class Bundle:
         """
         prepared = pipeline.prepare(points, self.settings)
         if any(prepared.dropped):
-            print(f"beyond the static limits, left out: {prepared.dropped}", file=sys.stderr)
+            missing = pipeline.left_out(prepared.dropped, prepared.found)
+            print(f"left out, beyond the static limits: {missing}", file=sys.stderr)
         return pipeline.boxes(self.heads(prepared.inputs), self.settings)
 
 

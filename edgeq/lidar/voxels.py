@@ -40,7 +40,7 @@ def settings(encoder: dict[str, Any]) -> VoxelSettings:
 
 @dataclass(frozen=True, slots=True)
 class Voxels:
-    """Inputs of the sparse encoder, and how many sites of each level were beyond its limit.
+    """Inputs of the sparse encoder, how many sites each level has, and how many of them were beyond its limit.
 
     features float32 [N1, 8]; tables int64: same1 [N1, 27], down2 [N2, 27], same2 [N2, 27], down3 [N3, 27], same3
     [N3, 27], cells [H3·W3·D3] → row of level 3, N3 where empty.
@@ -53,6 +53,7 @@ class Voxels:
     down3: Ints
     same3: Ints
     cells: Ints
+    found: tuple[int, int, int]
     dropped: tuple[int, int, int]
 
     def inputs(self) -> tuple[Floats | Ints, ...]:
@@ -96,6 +97,7 @@ def voxelise(points: Floats, settings: VoxelSettings, padded: bool = True) -> Vo
         level2.table(level3, 2),
         level3.table(level3, 1),
         level3.lookup(),
+        (level1.found, level2.found, level3.found),
         (level1.dropped, level2.dropped, level3.dropped),
     )
 
@@ -121,7 +123,8 @@ class _Level:
 
     def __init__(self, grid: tuple[int, int, int], cells: Ints, count: Ints, limit: int, padded: bool) -> None:
         self.grid = grid
-        self.dropped = max(0, len(cells) - limit)
+        self.found = len(cells)
+        self.dropped = max(0, self.found - limit)
         self.kept = fullest(count, cells, limit) if self.dropped else np.arange(len(cells))
         self.count = count[self.kept]
         self.rows = limit if padded else len(self.kept)
