@@ -327,7 +327,7 @@ class _progress:
         )
         self.progress = Progress(*columns, console=Console(file=stream, stderr=True))
         self.progress.start()
-        self.shown = warnings.showwarning
+        self.shown, self.said = warnings.showwarning, set[str]()
         warnings.showwarning = self._warned
         return _Bar(self.progress)
 
@@ -344,13 +344,14 @@ class _progress:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        """Show a warning of edgeq as a sentence above the bar, any other as Python does."""
+        """Show a warning of edgeq as a sentence above the bar, once; any other as Python does."""
         from edgeq.spec import EdgeqWarning
 
-        if issubclass(category, EdgeqWarning):
-            self.progress.console.print(f"edgeq: warning: {message}", markup=False, highlight=False, soft_wrap=True)
-        else:
+        if not issubclass(category, EdgeqWarning):
             self.shown(message, category, filename, lineno, file, line)
+        elif str(message) not in self.said:
+            self.said.add(str(message))
+            self.progress.console.print(f"edgeq: warning: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print(found: dict[str, Any], as_json: bool, render: Any) -> None:
