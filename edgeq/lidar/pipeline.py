@@ -6,7 +6,7 @@ file and those it imports import each other relatively and nothing but numpy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,22 @@ from numpy.typing import NDArray
 from . import anchors, centre, pillars, voxels
 
 Array = NDArray[Any]
+
+# what each kind of a pipeline's two parts has to say
+NEEDED = {
+    "encoder": {
+        "pillars": ("point_range", "pillar_size", "max_points", "max_pillars"),
+        "voxels": ("point_range", "grid", "limits"),
+    },
+    "head": {
+        "centre": ("outputs", "classes", "origin", "cell", "score", "overlap", "limit"),
+        "anchors": ("outputs", "classes", "anchors", "columns", "rows", "score", "overlap", "limit"),
+    },
+}
+OUTPUTS = {
+    "centre": ("heatmap", "offset", "height", "size", "rotation", "direction"),
+    "anchors": ("cls", "box", "dir"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +48,39 @@ class Prepared:
     dropped: tuple[int, ...]
 
 
+def part(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The `encoder` or `head` of a pipeline, which has all that its kind needs.
+
+    Raises:
+        ValueError: what it lacks, or what is unknown.
+    """
+    if not isinstance(settings.get(name), dict):
+        raise ValueError(f"the pipeline has no {name!r}: give it a dict with {' or '.join(NEEDED[name])} as its kind")
+    found: dict[str, Any] = settings[name]
+    kind, kinds = found.get("kind"), NEEDED[name]
+    if kind not in kinds:
+        raise ValueError(f"the pipeline's {name} has kind {kind!r}: write {' or '.join(map(repr, kinds))}")
+    missing = [key for key in kinds[kind] if key not in found]
+    if missing:
+        raise ValueError(
+            f"the pipeline's {name} lacks {', '.join(map(repr, missing))}: kind {kind!r} needs {', '.join(kinds[kind])}"
+        )
+    wanted = OUTPUTS.get(kind, ())
+    if wanted and sorted(found["outputs"]) != sorted(wanted):
+        raise ValueError(
+            f"the pipeline's head has outputs {list(found['outputs'])}: kind {kind!r} needs {', '.join(wanted)}, in the "
+            "order in which the network gives them"
+        )
+    return found
+
+
 def prepare(points: Array, settings: dict[str, Any], padded: bool = True) -> Prepared:
     """A cloud [N, ≥4] as the network's inputs. `padded`: full static arrays, else as long as needed.
 
     Raises:
-        ValueError: the cloud has fewer than four columns.
+        ValueError: the cloud has fewer than four columns, or the settings lack something.
     """
-    encoder = settings["encoder"]
+    encoder = part(settings, "encoder")
     points = np.asarray(points, np.float32)
     if points.ndim != 2 or points.shape[1] < 4:
         raise ValueError(
@@ -56,7 +98,7 @@ def prepare(points: Array, settings: dict[str, Any], padded: bool = True) -> Pre
     made = pillars.pillarise(points, reach, size, encoder["max_points"], limit)
     filled = int((made.num_points > 0).sum())
     real = limit if padded else filled
-    features = pillars.decorate(made, reach, size, encoder["feature_weight"], encoder["feature_bias"])[:real]
+    features = pillars.decorate(made, reach, size, encoder.get("feature_weight"), encoder.get("feature_bias"))[:real]
     table = np.full(height * width + 1, real, np.int64)
     table[made.cells] = np.arange(limit)
     table[-1] = real
@@ -71,7 +113,11 @@ def left_out(dropped: Sequence[int], found: Sequence[int]) -> str:
 
 
 def boxes(heads: dict[str, Array], settings: dict[str, Any]) -> tuple[Array, Array, tuple[str, ...]]:
-    """Boxes [K, 7], scores [K] and K class names of one frame, best first."""
-    head = settings["head"]
+    """Boxes [K, 7], scores [K] and K class names of one frame, best first.
+
+    Raises:
+        ValueError: the settings lack something, or a map's shape does not fit them.
+    """
+    head = part(settings, "head")
     found = anchors.decode(heads, head) if head["kind"] == "anchors" else centre.decode(heads, head)
     return found.boxes, found.scores, tuple(head["classes"][k] for k in found.classes)

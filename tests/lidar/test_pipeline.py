@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from edgeq.lidar import pipeline
+from edgeq.lidar.anchors import anchor_head
 from edgeq.lidar.detectors import DETECTORS, Detector
 from edgeq.lidar.scenes import HDL64_FRONT, scene
 from edgeq.lidar.tally import Tally, inputs
@@ -113,3 +115,48 @@ def test_padding_does_not_change_the_boxes(detector: Detector) -> None:
         )
     for name, value in tight.items():
         torch.testing.assert_close(value, full[name], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["pillars", "voxels", "centre", "anchors"])
+def test_a_pipeline_that_lacks_a_key_is_refused_in_a_sentence_that_names_it(kind: str) -> None:
+    name = "encoder" if kind in ("pillars", "voxels") else "head"
+    meta = {"classes": ["Car"], "anchors": [{"lwh": [4, 2, 1.5], "bottom_z": -1.8, "rot": [0.0]}], "out_stride": 2}
+    meta |= {"range": [0, -8, -3, 16, 8, 1], "grid_xy": [16, 16]}
+    whole = {
+        "pillars": DETECTORS["centerpoint_pillar"].pipeline["encoder"],
+        "voxels": DETECTORS["centerpoint_voxel"].pipeline["encoder"],
+        "centre": DETECTORS["centerpoint_pillar"].pipeline["head"],
+        "anchors": anchor_head(meta),
+    }[kind]
+    assert pipeline.part({name: whole}, name) is whole
+    documented = (Path(__file__).parents[2] / "docs" / "lidar.md").read_text()
+    (row,) = (line for line in documented.splitlines() if line.startswith(f"| `{name}` | `{kind}`"))
+    assert set(pipeline.NEEDED[name][kind]) <= set(whole) - {"kind"}
+    for key in set(whole) - {"kind"}:
+        less = {k: v for k, v in whole.items() if k != key}
+        assert f"`{key}`" in row
+        if key in ("feature_weight", "feature_bias"):
+            pipeline.part({name: less}, name)
+        else:
+            with pytest.raises(ValueError, match=f"{name} lacks '{key}': kind '{kind}' needs .*{key}"):
+                pipeline.part({name: less}, name)
+    with pytest.raises(ValueError, match=f"{name} has kind 'pilars': write '.*' or '"):
+        pipeline.part({name: {**whole, "kind": "pilars"}}, name)
+    with pytest.raises(ValueError, match=f"no '{name}'"):
+        pipeline.part({}, name)
+
+
+def test_outputs_are_those_of_the_kind(detector: Detector) -> None:
+    head = {**detector.pipeline["head"], "outputs": ["heatmap", "offset", "height", "size", "rotation"]}
+    with pytest.raises(ValueError, match=r"kind 'centre' needs heatmap, .*direction"):
+        pipeline.boxes({}, {"head": head})
+
+
+def test_features_need_neither_weight_nor_bias() -> None:
+    settings = DETECTORS["centerpoint_pillar"].pipeline
+    encoder = {k: v for k, v in settings["encoder"].items() if not k.startswith("feature")}
+    features = pipeline.prepare(scene(7, HDL64_FRONT).points, {"encoder": encoder}).inputs[0]
+    weighted = pipeline.prepare(scene(7, HDL64_FRONT).points, settings).inputs[0]
+    real = (weighted != 0).any(1)[0]
+    wanted = features[0, 0][real] / 25.6 - 1  # x
+    np.testing.assert_allclose(weighted[0, 0][real], wanted, atol=1e-6)
