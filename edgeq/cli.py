@@ -112,6 +112,13 @@ def export(
         bool,
         typer.Option("--bundle", help="Also write FOLDER/bundle/BACKEND: a lidar detector with all that runs it."),
     ] = False,
+    points: Annotated[
+        Path | None,
+        typer.Option(
+            help="The bundle's golden frame: float32 rows of x, y, z, intensity, or .npy [N, 4 or more]; default: generated.",
+            show_default=False,
+        ),
+    ] = None,
     tune: Annotated[
         int,
         typer.Option(
@@ -127,6 +134,8 @@ def export(
 
     if not to:
         raise typer.BadParameter("name at least one backend: --to litert, --to executorch, --to coreml, --to tvm")
+    if points is not None and not bundle:
+        raise typer.BadParameter("--points is the golden frame of a bundle: add --bundle")
     found: dict[str, Any] = {"model": str(folder), "backends": {}}
     with _progress() as progress:
         model = load(folder)
@@ -135,7 +144,7 @@ def export(
             found["backends"][name] = api.coverage(api.export(model, name, io=io, tune=tune, progress=progress))
             if bundle:
                 progress(f"bundle for {name}", 0, None)
-                found["backends"][name]["bundle"] = str(api.bundle(model, name))
+                found["backends"][name]["bundle"] = str(api.bundle(model, name, points=points))
     _print(found, as_json, coverage_tables)
 
 

@@ -94,6 +94,11 @@ def test_calibration_on_zeros_is_warned_of_once_in_a_sentence(tmp_path: Path) ->
     assert "EdgeqWarning" not in made.stderr and ".py:" not in made.stderr
 
 
+def test_points_without_a_bundle_are_refused(tmp_path: Path) -> None:
+    done = run("export", "out", "--to", "litert", "--points", "frame.bin", cwd=tmp_path)
+    assert done.returncode == 2 and "add --bundle" in done.stderr
+
+
 def test_fail_if_sets_the_exit_code(home: Path) -> None:
     failed = run("verify", "out", "--fail-if", "exact_share>0.5", cwd=home)
     assert failed.returncode == 1 and "holds for litert" in failed.stderr
