@@ -87,7 +87,10 @@ def read_points(path: Path, columns: int | None = None) -> Array:
     if columns is not None and columns < COLUMNS:
         raise ValueError(f"{path}: the pipeline needs four columns (x, y, z, intensity), not {columns}")
     if path.suffix == ".npy":
-        points: Array = np.load(path, allow_pickle=False)
+        try:
+            points = np.asarray(np.load(path, allow_pickle=False))
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path}: no whole .npy array ({error}); write it again with numpy.save") from error
         if points.ndim != 2 or points.shape[1] < COLUMNS or points.dtype.kind not in "fiu":
             raise ValueError(
                 f"{path}: {points.dtype} {list(points.shape)}, but the pipeline needs numbers [N, 4 or more] (x, y, z, "

@@ -187,6 +187,11 @@ def test_columns_behind_the_fourth_are_cut_and_fewer_are_refused(
         assert ready.dropped[0] > 0 and ready.found[0] == ready.dropped[0] + 200
     done = run(small, str(tmp_path / "five.bin"), "--columns", "3")
     assert done.returncode == 2 and "needs four columns" in done.stderr and len(done.stderr.splitlines()) == 1
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "five.npy").read_bytes()[:5000])
+    done = run(small, str(tmp_path / "cut.npy"))
+    assert done.returncode == 2 and "no whole .npy array" in done.stderr and len(done.stderr.splitlines()) == 1
+    (tmp_path / "cut.npy").write_bytes(b"")
+    assert "no whole .npy array" in run(small, str(tmp_path / "cut.npy")).stderr
     np.save(tmp_path / "three.npy", five[:, :3])
     done = run(small, str(tmp_path / "three.npy"))
     assert done.returncode == 2 and f"float32 [{len(points)}, 3]" in done.stderr and len(done.stderr.splitlines()) == 1
