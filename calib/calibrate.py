@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,7 +33,7 @@ from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured, flatten
 from edgeq.graph.convert import Resolved, snap_weight_scale
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
-from edgeq.spec import EdgeqError, Precision, Progress, QParams, QuantSpec, Recipe
+from edgeq.spec import EdgeqError, EdgeqWarning, Precision, Progress, QParams, QuantSpec, Recipe
 from edgeq.task import Positives
 
 STACKED: Final = (
@@ -42,12 +43,12 @@ Spool = Callable[[int, tuple[Tensor, ...], tuple[Tensor, ...]], None]
 
 
 def batches(captured: Captured, data: Iterable[Any]) -> Iterator[tuple[Tensor, ...]]:
-    """Flat calibration batches, each checked against the network's inputs.
+    """Flat calibration batches, each checked against the network's inputs; warns of an input that is 0 in all of them.
 
     Raises:
         EdgeqError: no batches at all, or one of the wrong structure, shape or dtype, or with NaN or Inf.
     """
-    count = 0
+    count, told = 0, {i.name for i in captured.inputs if not i.dtype.startswith("float")}  # inputs that say something
     for count, raw in enumerate(data, start=1):
         batch = flatten(raw)
         where = f"calibration batch {count - 1}"
@@ -67,9 +68,19 @@ def batches(captured: Captured, data: Iterable[Any]) -> Iterator[tuple[Tensor, .
                 raise EdgeqError(f"{where}, input {info.name!r}: dtype {tensor.dtype}, expected torch.{info.dtype}")
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise EdgeqError(f"{where}, input {info.name!r}: contains NaN or Inf; clean the calibration data")
+            if info.name not in told and bool(tensor.any()):
+                told.add(info.name)
         yield batch
     if count == 0:
         raise EdgeqError("calibration() yields no batches: give at least one, 32 or more are better")
+    silent = ", ".join(repr(i.name) for i in captured.inputs if i.name not in told)
+    if silent:
+        warnings.warn(
+            f"input {silent} is 0 in every calibration batch, so its scale is arbitrary, and so are those behind it: let "
+            "calibration() yield data as the network will see it",
+            EdgeqWarning,
+            stacklevel=1,
+        )
 
 
 def calibrate(

@@ -179,22 +179,30 @@ def export(
     return artifact
 
 
-def bundle(model: QuantizedModel | str | Path, to: str, *, folder: str | Path | None = None) -> Path:
+def bundle(
+    model: QuantizedModel | str | Path, to: str, *, folder: str | Path | None = None, points: str | Path | None = None
+) -> Path:
     """A lidar detector as a deployable folder for runtime `to`; returns it (`<model folder>/bundle/<to>`).
 
-    Artefacts, pipeline.json, a golden synthetic frame with its boxes, and Python code that runs them with numpy and the
-    runtime alone.
+    Artefacts, pipeline.json, a golden frame with its boxes, and Python code that runs them with numpy and the runtime
+    alone. points: file of the golden frame, float32 rows of x, y, z, intensity or .npy [N, ≥4]; without one the frame is
+    generated.
 
     Raises:
-        EdgeqError: see `export`; or the task is no lidar detector.
+        EdgeqError: see `export`; or the task is no lidar detector, or there is no such frame.
     """
     from edgeq.lidar import bundle as lidar
+    from edgeq.lidar.runner import read_points
     from edgeq.lidar.scenes import HDL64_FRONT, scene
 
     model = _saved(model)
     refuse_beyond(model, to)
     where = Path(folder) if folder is not None else _home(model) / "bundle" / to
-    lidar.write(model, to, where, scene(0, HDL64_FRONT).points)
+    try:
+        frame = read_points(Path(points)) if points is not None else scene(0, HDL64_FRONT).points
+    except (OSError, ValueError) as error:
+        raise EdgeqError(f"golden frame: {error}") from error
+    lidar.write(model, to, where, frame)
     return where
 
 

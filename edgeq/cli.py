@@ -6,9 +6,10 @@ import contextlib
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -114,6 +115,13 @@ def export(
         bool,
         typer.Option("--bundle", help="Also write FOLDER/bundle/BACKEND: a lidar detector with all that runs it."),
     ] = False,
+    points: Annotated[
+        Path | None,
+        typer.Option(
+            help="The bundle's golden frame: float32 rows of x, y, z, intensity, or .npy [N, 4 or more]; default: generated.",
+            show_default=False,
+        ),
+    ] = None,
     tune: Annotated[
         int,
         typer.Option(
@@ -129,6 +137,8 @@ def export(
 
     if not to:
         raise typer.BadParameter("name at least one backend: --to litert, --to executorch, --to coreml, --to tvm")
+    if points is not None and not bundle:
+        raise typer.BadParameter("--points is the golden frame of a bundle: add --bundle")
     found: dict[str, Any] = {"model": str(folder), "backends": {}}
     with _progress() as progress:
         model = load(folder)
@@ -137,7 +147,7 @@ def export(
             found["backends"][name] = api.coverage(api.export(model, name, io=io, tune=tune, progress=progress))
             if bundle:
                 progress(f"bundle for {name}", 0, None)
-                found["backends"][name]["bundle"] = str(api.bundle(model, name))
+                found["backends"][name]["bundle"] = str(api.bundle(model, name, points=points))
     _print(found, as_json, coverage_tables)
 
 
@@ -340,10 +350,31 @@ class _progress:
         )
         self.progress = Progress(*columns, console=Console(file=stream, stderr=True))
         self.progress.start()
+        self.shown, self.said = warnings.showwarning, set[str]()
+        warnings.showwarning = self._warned
         return _Bar(self.progress)
 
     def __exit__(self, *error: object) -> None:
+        warnings.showwarning = self.shown
         self.progress.stop()
+
+    def _warned(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """Show a warning of edgeq as a sentence above the bar, once; any other as Python does."""
+        from edgeq.spec import EdgeqWarning
+
+        if not issubclass(category, EdgeqWarning):
+            self.shown(message, category, filename, lineno, file, line)
+        elif str(message) not in self.said:
+            self.said.add(str(message))
+            self.progress.console.print(f"edgeq: warning: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print(found: dict[str, Any], as_json: bool, render: Any) -> None:

@@ -16,6 +16,10 @@ class EdgeqError(Exception):
     """A mistake or a limit the user can act on: one sentence naming what, where and what to do."""
 
 
+class EdgeqWarning(UserWarning):
+    """What a user should hear although the work goes on: one sentence; the command line shows it on stderr."""
+
+
 # ---------------------------------------------------------------- precision
 
 

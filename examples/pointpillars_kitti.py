@@ -21,6 +21,7 @@ from edgeq.lidar.detectors import SPLIT, Detector
 from edgeq.lidar.evaluate import agreement
 from edgeq.lidar.networks import PointPillars
 from edgeq.lidar.positives import positives as task_guided
+from edgeq.lidar.tally import inputs
 
 DATA = Path(os.environ.get("EDGEQ_DATA", "../shared/data"))
 META = json.loads((DATA / "pointpillars_kitti" / "meta.json").read_text()) if DATA.is_dir() else {}
@@ -65,7 +66,8 @@ def calibration(count: int = 8) -> Iterator[tuple[Tensor, ...]]:
     """KITTI training frames without those of drive 0005; EDGEQ_FRAMES of them."""
     files = sorted((DATA / "kitti" / "train" / "velodyne").iterdir())
     names = [p.stem for p in files if p.stem not in DRIVE_0005][: int(os.environ.get("EDGEQ_FRAMES", count))]
-    return (prepared(frame.points) for frame in kitti.read_frames(DATA / "kitti" / "train", names))
+    clouds = (frame.points for frame in kitti.read_frames(DATA / "kitti" / "train", names))
+    return inputs(clouds, PIPELINE, "calibration")
 
 
 def positives(outputs: Sequence[Tensor]) -> tuple[Tensor, ...] | None:
@@ -78,11 +80,10 @@ def evaluate(predict: Callable[..., tuple[Tensor, ...]]) -> dict[str, float]:
     frames = list(kitti.read_frames(DATA / "kitti" / "eval"))[: int(os.environ.get("EDGEQ_LIMIT", "12"))]
     network = model()
     signal, noise, found, wanted = np.zeros(3), np.zeros(3), [], []
-    for frame in frames:
-        inputs = prepared(frame.points)
+    for given in inputs((f.points for f in frames), PIPELINE, "evaluation"):
         with torch.no_grad():
-            heads = tuple(network(*inputs).values())
-        answers = predict(*inputs)
+            heads = tuple(network(*given).values())
+        answers = predict(*given)
         for i, (a, b) in enumerate(zip(heads, answers, strict=True)):
             signal[i] += float(a.double().square().sum())
             noise[i] += float((a - b).double().square().sum())

@@ -85,6 +85,20 @@ def test_verify_profile_and_report(home: Path) -> None:
     assert (home / "out" / "report.html").stat().st_size > 10_000
 
 
+def test_calibration_on_zeros_is_warned_of_once_in_a_sentence(tmp_path: Path) -> None:
+    write(tmp_path, GOOD.replace("torch.randn(1, 3, 8, 8, generator=generator)", "torch.zeros(1, 3, 8, 8)"))
+    made = run("quantize", "task.py", "--recipe", "lidar-minmax", "--json", cwd=tmp_path)  # which reads its data twice
+    assert made.returncode == 0 and json.loads(made.stdout), made.stderr
+    said = [line for line in made.stderr.splitlines() if "is 0 in every calibration batch" in line]
+    assert len(said) == 1 and said[0].startswith("edgeq: warning: input "), made.stderr
+    assert "EdgeqWarning" not in made.stderr and ".py:" not in made.stderr
+
+
+def test_points_without_a_bundle_are_refused(tmp_path: Path) -> None:
+    done = run("export", "out", "--to", "litert", "--points", "frame.bin", cwd=tmp_path)
+    assert done.returncode == 2 and "add --bundle" in done.stderr
+
+
 def test_fail_if_sets_the_exit_code(home: Path) -> None:
     failed = run("verify", "out", "--fail-if", "exact_share>0.5", cwd=home)
     assert failed.returncode == 1 and "holds for litert" in failed.stderr

@@ -7,6 +7,7 @@ where EDGEQ_DATA is found, on real KITTI frames that the weights have never seen
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,11 +27,14 @@ from edgeq.lidar.average_precision import (
 from edgeq.lidar.detectors import DETECTORS, WEIGHTS, Detector
 from edgeq.lidar.evaluate import LEAST_POINTS, within
 from edgeq.lidar.frame import Frame
+from edgeq.lidar.tally import Tally
 
 
 def scores(detector: Detector, frames: list[Frame], network: nn.Module) -> list[list[str]]:
     """A row per class: objects, AP at KITTI's IoU with its interval, AP at IoU 0.5, nuScenes' AP."""
-    found = [detector.detect(f.points, network, padded=False) for f in frames]
+    tally = Tally()
+    found = [detector.detect(f.points, network, tally=tally) for f in frames]
+    print(tally, file=sys.stderr, flush=True)
     truth = [within(f.labels, detector.pipeline["encoder"]["point_range"]) for f in frames if f.labels]
     rows = []
     for name in detector.pipeline["head"]["classes"]:

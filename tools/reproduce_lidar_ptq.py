@@ -32,6 +32,7 @@ from edgeq.lidar.detectors import Detector
 from edgeq.lidar.evaluate import agreement, matches
 from edgeq.lidar.frame import Detections, Frame
 from edgeq.lidar.scenes import HDL64_FRONT, scene
+from edgeq.lidar.tally import Tally
 from edgeq.spec import Recipe
 from edgeq.task import load_task
 
@@ -97,13 +98,16 @@ TASKS = {
 def detected(predict: Predict, detector: Detector, frames: Sequence[Frame], cache: Path) -> list[Detections]:
     """Boxes in every frame; those found in `cache` are not computed again."""
     found = stored(cache) if cache.is_file() else []
+    tally = Tally()
     saved = time.monotonic()
     for i in range(len(found), len(frames)):
-        found.append(detector.detect(frames[i].points, predict))
+        found.append(detector.detect(frames[i].points, predict, tally=tally))
         if i == len(frames) - 1 or time.monotonic() - saved > SAVE_EVERY_S:
             store(found, cache)
             saved = time.monotonic()
             print(f"  {cache.stem}: {i + 1}/{len(frames)}", file=sys.stderr, flush=True)
+    if tally.frames:
+        print(f"  {cache.stem}: {tally}", file=sys.stderr, flush=True)
     return found[: len(frames)]
 
 

@@ -1,7 +1,8 @@
 """Train a detector on synthetic scenes: `tools/train_detector.py centerpoint_pillar`.
 
-Every step makes new scenes, so none is seen twice. Ctrl-C or a time limit (--minutes) saves a checkpoint; the same
-command goes on from it. Training scenes have seeds from 1,000,000 on; evaluation scenes are seeds 0 to 499.
+Every step makes new scenes, so none is seen twice. Ctrl-C or a time limit (--minutes) saves a checkpoint and the weights so
+far to --work; the same command goes on from there. The package gets its weights after the last step. Training scenes have
+seeds from 1,000,000 on; evaluation scenes are seeds 0 to 499.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ BANK_SCENES = 150
 
 
 def main() -> None:
-    """Train, then save the weights in half precision beside the package."""
+    """Train, then save the weights in half precision in the package."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("detector", choices=sorted(DETECTORS))
     parser.add_argument("--steps", type=int, default=6000, help="optimizer steps of the whole training")
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("build/training"), help="folder of checkpoints")
+    parser.add_argument("--publish", action="store_true", help="put weights into the package before the last step too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     train(DETECTORS[options.detector], options)
@@ -53,24 +55,24 @@ def train(detector: Detector, options: argparse.Namespace) -> None:
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
     )
     state = options.work / f"{detector.name}.ckpt"
-    first = 0
+    done = 0
     if state.is_file():
         saved = torch.load(state, weights_only=True, map_location=options.device)
         network.load_state_dict(saved["network"])
         averaged.load_state_dict(saved["averaged"])
         optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
-        print(f"going on from step {first}", flush=True)
+        done = saved["step"]
+        print(f"going on from step {done}", flush=True)
 
-    def save(step: int) -> None:
+    def save() -> None:
         state.parent.mkdir(parents=True, exist_ok=True)
         parts = {"network": network, "averaged": averaged, "optimizer": optimizer}
-        torch.save({"step": step, **{k: v.state_dict() for k, v in parts.items()}}, state.with_suffix(".new"))
+        torch.save({"step": done, **{k: v.state_dict() for k, v in parts.items()}}, state.with_suffix(".new"))
         state.with_suffix(".new").replace(state)
+        export(averaged.module, options.work / f"{detector.name}.safetensors")
 
     bank = samples([made(FIRST_SEED - 1 - i) for i in range(BANK_SCENES)])
-    started, recent = time.monotonic(), []
-    step = first
+    started, recent, first = time.monotonic(), [], done
     try:
         for step in range(first, options.steps):
             random = np.random.default_rng([options.seed, step])
@@ -89,22 +91,22 @@ def train(detector: Detector, options: argparse.Namespace) -> None:
             torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
             optimizer.step()
             averaged.update_parameters(network)
+            done = step + 1
             recent.append([float(v.detach()) for v in parts.values()])
             if step % 50 == 49:
                 mean = dict(zip(parts, np.mean(recent, 0).round(4).tolist(), strict=True))
-                pace = (time.monotonic() - started) / (step - first + 1)
-                print(f"step {step + 1}/{options.steps} {pace:.2f} s/step {json.dumps(mean)}", flush=True)
+                pace = (time.monotonic() - started) / (done - first)
+                print(f"step {done}/{options.steps} {pace:.2f} s/step {json.dumps(mean)}", flush=True)
                 recent = []
             if step % 250 == 249:
-                save(step + 1)
-                export(detector, averaged.module)
+                save()
             if time.monotonic() - started > options.minutes * 60:
                 break
-        step += 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-    save(step)
-    export(detector, averaged.module)
+    save()
+    if done >= options.steps or options.publish:
+        export(averaged.module, WEIGHTS / f"{detector.name}.safetensors")
 
 
 def one_cycle(done: float) -> float:
@@ -112,13 +114,11 @@ def one_cycle(done: float) -> float:
     return 0.04 + 9.6 * done if done < 0.1 else 0.5 + 0.5 * float(np.cos(np.pi * (done - 0.1) / 0.9))
 
 
-def export(detector: Detector, network: torch.nn.Module) -> None:
-    """Weights as they are shipped: float16, in the package's folder."""
-    WEIGHTS.mkdir(exist_ok=True)
+def export(network: torch.nn.Module, file: Path) -> None:
+    """Write weights as they are shipped, in float16, whole or not at all."""
     halves = {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in network.state_dict().items()}
-    new = WEIGHTS / f"{detector.name}.new"
-    save_file(halves, new)
-    new.replace(WEIGHTS / f"{detector.name}.safetensors")
+    save_file(halves, file.with_suffix(".part"))
+    file.with_suffix(".part").replace(file)
 
 
 def made(seed: int) -> Frame:

@@ -22,6 +22,7 @@ are never looked at; the devkit lets those of ignored height take an object away
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -55,6 +56,7 @@ IOU = {"Car": 0.7, "Vehicle": 0.7, "Pedestrian": 0.5, "Cyclist": 0.5}
 COUNTED = {"Vehicle": ("Car", "Van")}  # a detector's class that covers several of the labels'
 NEIGHBOURS = {"Car": ("Van",), "Pedestrian": ("Person_sitting",)}
 STEPS = 40
+RECALLS = [0.0, *itertools.accumulate([1 / STEPS] * STEPS)]  # as the devkit adds them up
 NUSCENES_DISTANCES = (0.5, 1.0, 2.0, 4.0)  # metres; nuScenes' AP is the mean over these
 NUSCENES_MINIMUM = 0.1  # recall and precision up to here give nothing
 
@@ -315,16 +317,21 @@ def _recall_steps(found: int, objects: int) -> list[int]:
     """Which of `found` true detections, best first, give the thresholds of the steps k = 0..40, as far as they get.
 
     The devkit (getThresholds) passes over place i while recall (i + 2) / objects is nearer to k / 40 than (i + 1) / objects,
-    so a step's place is the first i with 2 i + 3 ≥ 2 k objects / 40 that is still free, or the last place there is. With
-    few objects it is the first place whose recall (i + 1) / objects reaches k / 40.
+    so a step's place is the first i with 2 i + 3 ≥ 2 k objects / 40 that is still free, or the last place there is. Where both
+    are equally near, its doubles decide: k / 40 is a sum of fortieths there. With few objects a step's place is the first whose
+    recall (i + 1) / objects reaches k / 40.
     """
     if objects <= STEPS:
         steps = [max(-(-k * objects // STEPS) - 1, 0) for k in range(STEPS + 1)]
         return [place for place in steps if place < found]
     places: list[int] = []
     while len(places) <= STEPS and (places[-1] if places else -1) < found - 1:
-        nearest = -((3 * STEPS - 2 * len(places) * objects) // (2 * STEPS))
-        places.append(min(max(nearest, places[-1] + 1 if places else 0), found - 1))
+        recall = RECALLS[len(places)]
+        nearest = -((3 * STEPS - 2 * len(places) * objects) // (2 * STEPS))  # but for a tie, which may go either way
+        place = max(nearest - 1, places[-1] + 1 if places else 0)
+        while place < found - 1 and (place + 2) / objects - recall < recall - (place + 1) / objects:
+            place += 1
+        places.append(min(place, found - 1))
     return places
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from edgeq.graph.excerpt import excerpt
 from edgeq.graph.package import QuantizedModel, plain, replacing
 from edgeq.lidar import pipeline, runner
 from edgeq.lidar.pillars import grid
-from edgeq.spec import EdgeqError
+from edgeq.spec import EdgeqError, EdgeqWarning
 
 # numpy alone, importing each other relatively: they run where nothing else of edgeq is
 CODE = ("__init__", "anchors", "boxes", "centre", "pillars", "pipeline", "runner", "voxels")
@@ -27,7 +28,7 @@ def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float
     """Write `folder` whole or not at all: the parts lowered to backend `to` and everything to run them.
 
     A pillar detector is split as practice does: pillar network, scatter on the host, dense network; a voxel detector is
-    one part, its tables are inputs. points [N, 4]: the golden frame. Returns the artefacts' names.
+    one part, its tables are inputs. points [N, ≥4]: the golden frame. Returns the artefacts' names.
 
     Raises:
         EdgeqError: the model's task says nothing of a pipeline, or the backend cannot lower a part.
@@ -35,6 +36,13 @@ def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float
     settings = (model.preprocessing or {}).get("pipeline")
     if not settings:
         raise EdgeqError(f'{model.name} is no lidar detector: its task file has no PREPROCESSING = {{"pipeline": …}}')
+    try:
+        for name in pipeline.NEEDED:
+            pipeline.part(settings, name)
+        if "split" in settings and not {"rows", "image"} <= set(settings["split"] or ()):
+            raise ValueError("the pipeline's split needs rows and image, the layers on both sides of the scatter")
+    except ValueError as error:
+        raise EdgeqError(f"{model.name}, PREPROCESSING: {error}") from error
     runtime = backends.runtime_of(to)
     if not backends.installed(to):
         raise EdgeqError(f"backend {to} is not installed: pip install 'edgeq[{runtime}]'")
@@ -51,6 +59,7 @@ def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float
                 {
                     "name": piece.name,
                     "file": artifact.path.name,
+                    "bytes": artifact.path.stat().st_size,
                     "inputs": [dataclasses.asdict(i) for i in piece.inputs],
                     "outputs": [dataclasses.asdict(o) for o in piece.outputs],
                     "coverage": [dataclasses.asdict(row) for row in artifact.coverage],
@@ -64,8 +73,17 @@ def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float
         code.mkdir()
         for name in CODE:
             shutil.copy(Path(__file__).parent / f"{name}.py", code / f"{name}.py")
-        points.astype(np.float32).tofile(part / "golden_points.bin")
-        (part / "golden_boxes.json").write_text(json.dumps(golden(model, to, settings, points), indent=1) + "\n")
+        points = np.ascontiguousarray(points[:, :4], np.float32)
+        points.tofile(part / "golden_points.bin")
+        boxes = golden(model, to, settings, points)
+        (part / "golden_boxes.json").write_text(json.dumps(boxes, indent=1) + "\n")
+    if not boxes:
+        warnings.warn(
+            f"{folder}: the golden frame has no boxes, so the bundle's --check compares none; give a frame in which the "
+            "detector finds something, as edgeq export … --bundle --points FILE",
+            EdgeqWarning,
+            stacklevel=3,
+        )
     return [str(row["file"]) for row in described]
 
 
@@ -84,7 +102,10 @@ def golden(
     model: QuantizedModel, to: str, settings: dict[str, Any], points: NDArray[np.float32]
 ) -> list[dict[str, Any]]:
     """The boxes that the runtime's default kernels must find in `points`, by simulation of the whole program."""
-    inputs = [torch.from_numpy(a) for a in pipeline.prepare(points, settings).inputs]
+    prepared = pipeline.prepare(points, settings)
+    if prepared.ignored == prepared.points:  # as the runner does
+        return []
+    inputs = [torch.from_numpy(a) for a in prepared.inputs]
     heads = model.simulate(inputs, backends.backend(to).target.arithmetic)
     named = dict(zip(settings["head"]["outputs"], (h.numpy() for h in heads), strict=True))
     return runner.rounded(*pipeline.boxes(named, settings))

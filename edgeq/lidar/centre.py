@@ -14,6 +14,8 @@ from .boxes import nms
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+LEAST_LOGIT = -700.0  # exp(709) is the greatest that float64 holds; no score asks for less
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -30,14 +32,18 @@ def decode(heads: Mapping[str, NDArray[Any]], head: Mapping[str, Any]) -> Found:
     """Boxes from one frame's `heads` [1, n, H, W]: peaks of the heatmap above `score`, then rotated NMS within a class.
 
     head: `classes`; `origin`, x and y of the map's corner, and `cell`, the edge of a heatmap cell, in metres; `score`;
-    `overlap`, the BEV IoU above which the lesser of two goes; `limit`, detections kept of each class.
+    `overlap`, the BEV IoU above which the lesser of two goes; `limit`, detections kept of each class. A peak whose box is
+    not finite is no detection.
     """
-    scores = 1 / (1 + np.exp(-heads["heatmap"][0].astype(np.float64)))
+    logits = heads["heatmap"][0].astype(np.float64)
+    scores = 1 / (1 + np.exp(-np.maximum(logits, LEAST_LOGIT)))
     bordered = np.pad(scores, ((0, 0), (1, 1), (1, 1)))
     height, width = scores.shape[1:]
     around = np.max([bordered[:, y : y + height, x : x + width] for y in range(3) for x in range(3)], axis=0)
     kind, row, column = np.nonzero((scores >= around) & (scores > head["score"]))
     boxes = _boxes({k: v[0, :, row, column].astype(np.float64) for k, v in heads.items()}, row, column, head)
+    finite = np.isfinite(boxes).all(1)
+    boxes, kind, row, column = boxes[finite], kind[finite], row[finite], column[finite]
     found = scores[kind, row, column]
     order = np.argsort(-found, kind="stable")
     kept = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from edgeq.lidar import pipeline
 from edgeq.lidar.frame import Detections
 from edgeq.lidar.networks import CenterPointPillar, CenterPointVoxel
-from edgeq.spec import EdgeqError
+from edgeq.lidar.tally import Tally
+from edgeq.spec import EdgeqError, EdgeqWarning
 
 WEIGHTS: Final = Path(__file__).parent / "weights"
 Predict = Callable[..., Any]
@@ -74,9 +76,23 @@ class Detector:
         network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()})
         return network.eval()
 
-    def detect(self, points: NDArray[np.float32], predict: Predict, padded: bool = True) -> Detections:
-        """Boxes in one cloud by `predict(*inputs)`, which answers with the heads by name or in their order."""
+    def detect(
+        self, points: NDArray[np.float32], predict: Predict, padded: bool = True, tally: Tally | None = None
+    ) -> Detections:
+        """Boxes in one cloud by `predict(*inputs)`, which answers with the heads by name or in their order.
+
+        What the static limits leave out is counted in `tally`; without one it is warned of.
+        """
         prepared = pipeline.prepare(points, self.pipeline, padded)
+        if tally is not None:
+            tally.add(prepared)
+        elif any(prepared.dropped):  # the same words for every frame, so that they are heard once
+            warnings.warn(
+                f"{self.name}: a cloud holds more {self.pipeline['encoder']['kind']} than the pipeline's limits, and those "
+                "with the fewest points are left out; detect(…, tally=Tally()) counts them",
+                EdgeqWarning,
+                stacklevel=2,
+            )
         with torch.no_grad():
             answer = predict(*(torch.from_numpy(a) for a in prepared.inputs))
         return self.boxes(tuple(answer.values()) if isinstance(answer, dict) else answer)

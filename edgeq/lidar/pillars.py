@@ -51,7 +51,7 @@ def pillarise(
 
     Points outside `point_range` (upper bounds excluded) belong to no pillar, nor do points with a NaN or an infinity,
     which is how drivers write "no return". A pillar keeps its first `max_points` points. Beyond `max_pillars`, those
-    with the fewest points go, the later cell first; `Pillars.dropped` counts them. An empty cloud gives no pillars.
+    with the fewest points go (see `fullest`); `Pillars.dropped` counts them. An empty cloud gives no pillars.
 
     Raises:
         ValueError: points of another shape, or a range that is not a whole number of pillars.
@@ -77,7 +77,7 @@ def pillarise(
     count = np.diff(first, append=len(points))
     dropped = max(len(first) - max_pillars, 0)
     if dropped:
-        kept = np.sort(np.argsort(-count, kind="stable")[:max_pillars])
+        kept = fullest(count, cell_of_point[first], max_pillars)
         first, count = first[kept], count[kept]
 
     num_points = np.zeros(max_pillars, np.int32)
@@ -88,6 +88,16 @@ def pillarise(
     result = np.zeros((max_pillars, max_points, 4), np.float32)
     result[: len(first)][filled] = points[(first[:, None] + np.arange(max_points))[filled]]
     return Pillars(result, num_points, cells, dropped)
+
+
+def fullest(count: NDArray[Any], cells: NDArray[Any], limit: int) -> NDArray[np.intp]:
+    """Indices of the `limit` cells of greatest `count`, rising; of cells alike, ones spread over all of the map stay.
+
+    Cells alike are taken in the order of cell · 2654435761 mod 2³² (Knuth's multiplicative hash): in the order of cells,
+    one side of the map would lose all of them.
+    """
+    spread = cells.astype(np.uint32) * np.uint32(2654435761)
+    return np.sort(np.lexsort((spread, -count))[:limit])
 
 
 def decorate(

@@ -6,6 +6,7 @@ file and those it imports import each other relatively and nothing but numpy.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,24 +17,70 @@ from . import anchors, centre, pillars, voxels
 
 Array = NDArray[Any]
 
+# what each kind of a pipeline's two parts has to say
+NEEDED = {
+    "encoder": {
+        "pillars": ("point_range", "pillar_size", "max_points", "max_pillars"),
+        "voxels": ("point_range", "grid", "limits"),
+    },
+    "head": {
+        "centre": ("outputs", "classes", "origin", "cell", "score", "overlap", "limit"),
+        "anchors": ("outputs", "classes", "anchors", "columns", "rows", "score", "overlap", "limit"),
+    },
+}
+OUTPUTS = {
+    "centre": ("heatmap", "offset", "height", "size", "rotation", "direction"),
+    "anchors": ("cls", "box", "dir"),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """inputs: what the network takes, in its order. ignored: points out of range or not finite. dropped: pillars or
-    sites beyond a static limit, by level."""
+    """inputs: what the network takes, in its order. points: of the cloud; ignored: those out of range or not finite.
+
+    found: pillars, or voxels of each level; dropped: those beyond a static limit.
+    """
 
     inputs: tuple[Array, ...]
+    points: int
     ignored: int
+    found: tuple[int, ...]
     dropped: tuple[int, ...]
+
+
+def part(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The `encoder` or `head` of a pipeline, which has all that its kind needs.
+
+    Raises:
+        ValueError: what it lacks, or what is unknown.
+    """
+    if not isinstance(settings.get(name), dict):
+        raise ValueError(f"the pipeline has no {name!r}: give it a dict with {' or '.join(NEEDED[name])} as its kind")
+    found: dict[str, Any] = settings[name]
+    kind, kinds = found.get("kind"), NEEDED[name]
+    if kind not in kinds:
+        raise ValueError(f"the pipeline's {name} has kind {kind!r}: write {' or '.join(map(repr, kinds))}")
+    missing = [key for key in kinds[kind] if key not in found]
+    if missing:
+        raise ValueError(
+            f"the pipeline's {name} lacks {', '.join(map(repr, missing))}: kind {kind!r} needs {', '.join(kinds[kind])}"
+        )
+    wanted = OUTPUTS.get(kind, ())
+    if wanted and sorted(found["outputs"]) != sorted(wanted):
+        raise ValueError(
+            f"the pipeline's head has outputs {list(found['outputs'])}: kind {kind!r} needs {', '.join(wanted)}, in the "
+            "order in which the network gives them"
+        )
+    return found
 
 
 def prepare(points: Array, settings: dict[str, Any], padded: bool = True) -> Prepared:
     """A cloud [N, ≥4] as the network's inputs. `padded`: full static arrays, else as long as needed.
 
     Raises:
-        ValueError: the cloud has fewer than four columns.
+        ValueError: the cloud has fewer than four columns, or the settings lack something.
     """
-    encoder = settings["encoder"]
+    encoder = part(settings, "encoder")
     points = np.asarray(points, np.float32)
     if points.ndim != 2 or points.shape[1] < 4:
         raise ValueError(
@@ -44,21 +91,33 @@ def prepare(points: Array, settings: dict[str, Any], padded: bool = True) -> Pre
     ignored = int(len(points) - inside.sum())
     if encoder["kind"] == "voxels":
         found = voxels.voxelise(points, voxels.settings(encoder), padded)
-        return Prepared(found.inputs(), ignored, found.dropped)
+        return Prepared(found.inputs(), len(points), ignored, found.found, found.dropped)
     size, reach = encoder["pillar_size"], encoder["point_range"]
     height, width = pillars.grid(reach, size)
     limit = encoder["max_pillars"] if padded else min(int(inside.sum()), height * width)
     made = pillars.pillarise(points, reach, size, encoder["max_points"], limit)
-    real = limit if padded else int((made.num_points > 0).sum())
-    features = pillars.decorate(made, reach, size, encoder["feature_weight"], encoder["feature_bias"])[:real]
+    filled = int((made.num_points > 0).sum())
+    real = limit if padded else filled
+    features = pillars.decorate(made, reach, size, encoder.get("feature_weight"), encoder.get("feature_bias"))[:real]
     table = np.full(height * width + 1, real, np.int64)
     table[made.cells] = np.arange(limit)
     table[-1] = real
-    return Prepared((np.ascontiguousarray(features.transpose(2, 0, 1))[None], table[:-1]), ignored, (made.dropped,))
+    inputs = (np.ascontiguousarray(features.transpose(2, 0, 1))[None], table[:-1])
+    return Prepared(inputs, len(points), ignored, (filled + made.dropped,), (made.dropped,))
+
+
+def left_out(dropped: Sequence[int], found: Sequence[int]) -> str:
+    """What static limits left out, by level, in words: "453 of 1053 pillars"; empty where nothing was."""
+    kinds = ["pillars"] if len(found) == 1 else [f"voxels of level {i + 1}" for i in range(len(found))]
+    return ", ".join(f"{d} of {n} {kind}" for d, n, kind in zip(dropped, found, kinds, strict=True) if d)
 
 
 def boxes(heads: dict[str, Array], settings: dict[str, Any]) -> tuple[Array, Array, tuple[str, ...]]:
-    """Boxes [K, 7], scores [K] and K class names of one frame, best first."""
-    head = settings["head"]
+    """Boxes [K, 7], scores [K] and K class names of one frame, best first.
+
+    Raises:
+        ValueError: the settings lack something, or a map's shape does not fit them.
+    """
+    head = part(settings, "head")
     found = anchors.decode(heads, head) if head["kind"] == "anchors" else centre.decode(heads, head)
     return found.boxes, found.scores, tuple(head["classes"][k] for k in found.classes)

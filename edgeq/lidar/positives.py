@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeq.lidar import anchors, centre
+from edgeq.lidar import anchors, centre, pipeline
 
 
 def positives(outputs: Sequence[Tensor], head: Mapping[str, Any]) -> tuple[Tensor, ...] | None:
@@ -23,7 +23,11 @@ def positives(outputs: Sequence[Tensor], head: Mapping[str, Any]) -> tuple[Tenso
     outputs: the float network's heads of one frame [1, n, H, W], in the order of `head["outputs"]`. head: the `head`
     part of a pipeline, `centre` or `anchors`. At a centre head's peak every head is looked at; of an anchor head the
     channels of the anchors that became boxes.
+
+    Raises:
+        ValueError: the head lacks something.
     """
+    head = pipeline.part({"head": head}, "head")
     heads = {name: x.detach().numpy() for name, x in zip(head["outputs"], outputs, strict=True)}
     masks = {name: np.zeros(values.shape, np.float32) for name, values in heads.items()}
     if head["kind"] == "centre":

@@ -6,14 +6,13 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
-import torch
 from torch import Tensor
 
-from edgeq.lidar import pipeline
 from edgeq.lidar.detectors import Detector
 from edgeq.lidar.evaluate import agreement, summary
 from edgeq.lidar.frame import Frame
 from edgeq.lidar.scenes import HDL64_FRONT, scene
+from edgeq.lidar.tally import Tally, inputs
 
 EVALUATION: Final = 0  # seeds 0 to 499
 CALIBRATION: Final = 10_000
@@ -25,22 +24,19 @@ def frames(count: int, first: int = EVALUATION) -> Iterator[Frame]:
     return (scene(first + i, HDL64_FRONT) for i in range(count))
 
 
-def prepared(detector: Detector, frame: Frame) -> tuple[Tensor, ...]:
-    """One frame as the network's inputs."""
-    return tuple(torch.from_numpy(a) for a in pipeline.prepare(frame.points, detector.pipeline).inputs)
-
-
 def calibration(detector: Detector, count: int = 64) -> Iterator[tuple[Tensor, ...]]:
     """Inputs from scenes that no evaluation sees; EDGEQ_FRAMES of them where that is set."""
     wanted = int(os.environ.get("EDGEQ_FRAMES", count))
-    return (prepared(detector, frame) for frame in frames(wanted, CALIBRATION))
+    clouds = (frame.points for frame in frames(wanted, CALIBRATION))
+    return inputs(clouds, detector.pipeline, f"calibration of {detector.name}")
 
 
 def evaluate(detector: Detector, predict: Callable[..., tuple[Tensor, ...]], count: int = 20) -> dict[str, float]:
     """AP (R40, BEV) by class on unseen scenes, EDGEQ_LIMIT of them where that is set, and vehicles' agreement with float."""
     seen = list(frames(int(os.environ.get("EDGEQ_LIMIT", count))))
-    found = [detector.detect(f.points, predict) for f in seen]
-    network = detector.trained()
-    wanted = [detector.detect(f.points, network) for f in seen]
+    tally, network = Tally(), detector.trained()
+    found = [detector.detect(f.points, predict, tally=tally) for f in seen]
+    tally.warn(f"evaluation of {detector.name}")
+    wanted = [detector.detect(f.points, network, tally=tally) for f in seen]
     by_class = summary(found, seen, detector.pipeline["encoder"]["point_range"], detector.pipeline["head"]["classes"])
     return {**by_class, "agreement": agreement(found, wanted, "Vehicle")}

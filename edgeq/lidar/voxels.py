@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .pillars import fullest
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -22,7 +24,8 @@ TAPS: Ints = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape
 class VoxelSettings:
     """point_range: low x, y, z and high x, y, z in metres. grid: rows, columns, layers of level 1.
 
-    limits: rows of each level's arrays; sites beyond a limit are dropped and counted.
+    limits: rows of each level's arrays; sites beyond a limit are dropped, those with the fewest points below them
+    first, and counted.
     """
 
     point_range: tuple[float, float, float, float, float, float] = (0.0, -25.6, -3.0, 51.2, 25.6, 1.0)
@@ -37,7 +40,7 @@ def settings(encoder: dict[str, Any]) -> VoxelSettings:
 
 @dataclass(frozen=True, slots=True)
 class Voxels:
-    """Inputs of the sparse encoder, and how many sites of each level were beyond its limit.
+    """Inputs of the sparse encoder, how many sites each level has, and how many of them were beyond its limit.
 
     features float32 [N1, 8]; tables int64: same1 [N1, 27], down2 [N2, 27], same2 [N2, 27], down3 [N3, 27], same3
     [N3, 27], cells [H3·W3·D3] → row of level 3, N3 where empty.
@@ -50,6 +53,7 @@ class Voxels:
     down3: Ints
     same3: Ints
     cells: Ints
+    found: tuple[int, int, int]
     dropped: tuple[int, int, int]
 
     def inputs(self) -> tuple[Floats | Ints, ...]:
@@ -78,11 +82,11 @@ def voxelise(points: Floats, settings: VoxelSettings, padded: bool = True) -> Vo
     points = points[valid]
     site = np.minimum(((points[:, :3] - low) / size).astype(np.int64), shape - 1)
     cell = (site[:, 1] * columns + site[:, 0]) * layers + site[:, 2]
-    cells, owner = np.unique(cell, return_inverse=True)
+    cells, owner, count = np.unique(cell, return_inverse=True, return_counts=True)
 
     limits = settings.limits if padded else (len(cells), 1 << 40, 1 << 40)
-    level1 = _Level(settings.grid, cells, limits[0], padded)
-    features = _features(points, owner, cells, settings, size, low)[: level1.rows]
+    level1 = _Level(settings.grid, cells, count, limits[0], padded)
+    features = _features(points, owner, cells, settings, size, low)[level1.kept]
     level2 = level1.halved(limits[1], padded)
     level3 = level2.halved(limits[2], padded)
     return Voxels(
@@ -93,6 +97,7 @@ def voxelise(points: Floats, settings: VoxelSettings, padded: bool = True) -> Vo
         level2.table(level3, 2),
         level3.table(level3, 1),
         level3.lookup(),
+        (level1.found, level2.found, level3.found),
         (level1.dropped, level2.dropped, level3.dropped),
     )
 
@@ -111,14 +116,19 @@ def _features(points: Floats, owner: Ints, cells: Ints, settings: VoxelSettings,
 
 
 class _Level:
-    """Active sites of one level: coordinates (y, x, z) and the dense lookup that finds a site's row."""
+    """Active sites of one level: coordinates (y, x, z) and the dense lookup that finds a site's row.
 
-    def __init__(self, grid: tuple[int, int, int], cells: Ints, limit: int, padded: bool) -> None:
+    count: points below each of `cells`. kept: which of them there was room for (see `fullest`).
+    """
+
+    def __init__(self, grid: tuple[int, int, int], cells: Ints, count: Ints, limit: int, padded: bool) -> None:
         self.grid = grid
-        self.dropped = max(0, len(cells) - limit)
-        self.cells = cells[:limit]
-        self.rows = limit if padded else len(self.cells)
-        self.sites = np.stack(np.unravel_index(self.cells, grid), 1)
+        self.found = len(cells)
+        self.dropped = max(0, self.found - limit)
+        self.kept = fullest(count, cells, limit) if self.dropped else np.arange(len(cells))
+        self.count = count[self.kept]
+        self.rows = limit if padded else len(self.kept)
+        self.sites = np.stack(np.unravel_index(cells[self.kept], grid), 1)
 
     def lookup(self, border: int = 0) -> Ints:
         """Cell → row, `rows` where empty; flat, with `border` empty cells around."""
@@ -129,12 +139,13 @@ class _Level:
     def halved(self, limit: int, padded: bool) -> _Level:
         """The next level: kernel 3, stride 2, padding 1; a site is active where any of its taps meets an active one."""
         grid = ((self.grid[0] + 1) // 2, (self.grid[1] + 1) // 2, (self.grid[2] + 1) // 2)
-        active = np.zeros(grid, bool)
+        below = np.zeros(grid, np.int64)
         for tap in TAPS:
             site = self.sites - tap
             meets = np.all((site % 2 == 0) & (site >= 0) & (site // 2 < grid), axis=1)
-            active[tuple((site[meets] // 2).T)] = True
-        return _Level(grid, np.flatnonzero(active), limit, padded)
+            below[tuple((site[meets] // 2).T)] += self.count[meets]  # a tap meets each site of the next level once
+        cells = np.flatnonzero(below)
+        return _Level(grid, cells, below.ravel()[cells], limit, padded)
 
     def table(self, outputs: _Level, stride: int) -> Ints:
         """Rows of this level under each tap of each output site [outputs.rows, 27]."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
@@ -201,14 +200,14 @@ def test_matching_is_the_devkits_at_every_threshold(objects_: int, count: int, s
 
 
 def devkit_places(found: int, count: int) -> list[int]:
-    """evaluate_object.cpp's choice of thresholds, in fractions."""
-    places, recall = [], Fraction(0)
+    """evaluate_object.cpp's choice of thresholds, in doubles as there."""
+    places, recall = [], 0.0
     for i in range(found):
-        here, following = Fraction(i + 1, count), Fraction(min(i + 2, found), count)
+        here, following = (i + 1) / count, min(i + 2, found) / count
         if following - recall < recall - here and i < found - 1:
             continue
         places.append(i)
-        recall += Fraction(1, 40)
+        recall += 1.0 / 40.0
     return places
 
 
@@ -232,6 +231,19 @@ def test_recall_advances_as_in_the_devkit(count: int, share: float, seed: int) -
         precision[step] = (place + 1) / (place + 1 + (false_scores >= true_scores[place]).sum())
     wanted = np.mean([precision[step:].max() for step in range(1, 41)])
     assert average_precision([frame]) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_a_tie_between_two_places_goes_where_the_devkits_doubles_send_it() -> None:
+    """60 cars, all found, and 60 false detections between the scores of the 22nd and the 23rd car.
+
+    Step 15 is recall 22.5 / 60, as near to 22 cars as to 23; 15 fortieths added up in doubles are above 0.375, so it takes 23.
+    Steps 1 to 14 have precision 1, steps 15 to 40 that of all detections, 60 / 120.
+    """
+    true_scores = np.concatenate([np.linspace(0.9, 0.8, 22), np.linspace(0.3, 0.1, 38)])
+    events = np.sort(np.concatenate([true_scores, np.linspace(0.6, 0.4, 60)]))[::-1]
+    true = (true_scores >= events[:, None]).sum(1)
+    frame = FrameMatches(60, events, true, np.arange(1, 121) - true, true_scores)
+    assert average_precision([frame]) == pytest.approx((14 + 26 * 0.5) / 40, abs=1e-12)
 
 
 @settings(max_examples=30, deadline=None)

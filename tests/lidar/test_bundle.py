@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,13 @@ from edgeq import api, backends
 from edgeq.graph.package import QuantizedModel
 from edgeq.lidar import bundle, pipeline
 from edgeq.lidar.detectors import DETECTORS
-from edgeq.lidar.networks import CenterPointPillar, CenterPointVoxel
+from edgeq.lidar.networks import CenterPointPillar, CenterPointVoxel, PillarEncoder, scatter
 from edgeq.lidar.runner import Bundle, alike, rounded
 from edgeq.lidar.scenes import HDL64_FRONT, scene
-from edgeq.spec import EdgeqError
+from edgeq.spec import EdgeqError, EdgeqWarning
 from edgeq.task import Task
 
+WIDTHS = {"heatmap": 3, "offset": 2, "height": 1, "size": 3, "rotation": 2, "direction": 1}
 RANGE = [0.0, -6.4, -3.0, 12.8, 6.4, 1.0]
 
 
@@ -112,6 +116,123 @@ def test_the_code_of_a_bundle_imports_numpy_alone() -> None:
         [sys.executable, "-c", script, str(source.parent)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pillar bundle for LiteRT whose network is next to nothing."""
+    wanted = settings("pillar")
+    wanted["encoder"].update(max_pillars=200)
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.encoder = PillarEncoder(10, 8)
+            self.shrink = torch.nn.Conv2d(8, 8, 3, stride=4, padding=1)
+            self.heads = torch.nn.ModuleDict({n: torch.nn.Conv2d(8, c, 1) for n, c in WIDTHS.items()})
+
+        def forward(self, pillars: torch.Tensor, table: torch.Tensor) -> dict[str, torch.Tensor]:
+            seen = self.shrink(scatter(self.encoder(pillars), table, (64, 64))).relu()
+            return {name: head(seen) for name, head in self.heads.items()}
+
+    def batches() -> Any:
+        ready = pipeline.prepare(scene(0, HDL64_FRONT).points, wanted)
+        yield tuple(torch.from_numpy(a) for a in ready.inputs)
+
+    task = Task("small", lambda: Network().eval(), lambda: next(batches()), batches, preprocessing={"pipeline": wanted})
+    model = api.quantize(task, recipe="minmax", output=tmp_path_factory.mktemp("small") / "small")
+    return api.bundle(model, "litert")
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lidar.runner", ".", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+ODD = {
+    "empty": (lambda p: p[:0], 0, "the cloud is empty"),
+    "out of range": (lambda p: p + np.float32(500), 0, "N points, N ignored .* none is left"),
+    "NaN": (lambda p: p * np.float32("nan"), 0, "N points, N ignored .* none is left"),
+    "three columns": (lambda p: p[:1001, :3], 2, "12012 bytes are no float32 rows of 4 numbers .*--columns"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_cloud_has_a_clear_outcome_in_words(small: Path, points: np.ndarray, kind: str, tmp_path: Path) -> None:
+    change, code, words = ODD[kind]
+    made = np.ascontiguousarray(change(points))
+    made.tofile(tmp_path / "odd.bin")
+    done = run(small, str(tmp_path / "odd.bin"))
+    assert (done.returncode, done.stdout) == (code, "")
+    assert re.search(words.replace("N", str(len(made))), done.stderr), done.stderr
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+
+
+def test_columns_behind_the_fourth_are_cut_and_fewer_are_refused(
+    small: Path, points: np.ndarray, tmp_path: Path
+) -> None:
+    five = np.column_stack([points, np.arange(len(points))]).astype(np.float32)
+    five.tofile(tmp_path / "five.bin")
+    np.save(tmp_path / "five.npy", five.astype(np.float64))
+    golden = json.loads((small / "golden_boxes.json").read_text())
+    assert len(golden) > 3
+    for arguments in (("five.bin", "--columns", "5"), ("five.npy",)):
+        done = run(small, str(tmp_path / arguments[0]), *arguments[1:], "--check")
+        assert done.returncode == 0, done.stderr
+        assert [json.loads(line) for line in done.stdout.splitlines()] == golden
+        ready = pipeline.prepare(points, json.loads((small / "pipeline.json").read_text()))
+        assert f"{len(points)} points, {ready.ignored} ignored" in done.stderr
+        assert f"left out, beyond the static limits: {ready.dropped[0]} of {ready.found[0]} pillars" in done.stderr
+        assert ready.dropped[0] > 0 and ready.found[0] == ready.dropped[0] + 200
+    done = run(small, str(tmp_path / "five.bin"), "--columns", "3")
+    assert done.returncode == 2 and "needs four columns" in done.stderr and len(done.stderr.splitlines()) == 1
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "five.npy").read_bytes()[:5000])
+    done = run(small, str(tmp_path / "cut.npy"))
+    assert done.returncode == 2 and "no whole .npy array" in done.stderr and len(done.stderr.splitlines()) == 1
+    (tmp_path / "cut.npy").write_bytes(b"")
+    assert "no whole .npy array" in run(small, str(tmp_path / "cut.npy")).stderr
+    np.save(tmp_path / "three.npy", five[:, :3])
+    done = run(small, str(tmp_path / "three.npy"))
+    assert done.returncode == 2 and f"float32 [{len(points)}, 3]" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_what_a_bundle_lacks_is_one_sentence(small: Path, tmp_path: Path) -> None:
+    def broken(name: str, keep: float) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(small, folder)
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: int(len(whole) * keep)])
+        return folder
+
+    for name in ("golden_boxes.json", "dense.tflite"):
+        done = run(broken(name, 0.7), "golden_points.bin", "--check")
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert name in done.stderr and "write the bundle again" in done.stderr
+    gone = tmp_path / "golden_boxes.json"
+    (gone / "golden_boxes.json").unlink()
+    done = run(gone, "golden_points.bin", "--check")
+    assert done.returncode == 2 and "golden_boxes.json: missing" in done.stderr
+
+
+def test_the_golden_frame_may_be_the_users_and_one_without_boxes_is_warned_of(
+    small: Path, points: np.ndarray, tmp_path: Path
+) -> None:
+    own = scene(3, HDL64_FRONT).points
+    np.save(tmp_path / "own.npy", np.column_stack([own, np.ones(len(own))]))
+    np.save(tmp_path / "empty.npy", np.zeros((0, 4)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folder = api.bundle(small.parent.parent, "litert", folder=tmp_path / "own", points=tmp_path / "own.npy")
+    np.testing.assert_array_equal(np.fromfile(folder / "golden_points.bin", np.float32).reshape(-1, 4), own)
+    assert json.loads((folder / "golden_boxes.json").read_text()) != json.loads(
+        (small / "golden_boxes.json").read_text()
+    )
+    assert run(folder, "golden_points.bin", "--check").returncode == 0
+    with pytest.warns(EdgeqWarning, match="the golden frame has no boxes"):
+        api.bundle(small.parent.parent, "litert", folder=tmp_path / "empty", points=tmp_path / "empty.npy")
+    with pytest.raises(EdgeqError, match=r"golden frame: .*nowhere\.bin"):
+        api.bundle(small.parent.parent, "litert", folder=tmp_path / "none", points=tmp_path / "nowhere.bin")
 
 
 def test_no_lidar_detector_no_bundle(model: QuantizedModel, tmp_path: Path) -> None:

@@ -48,6 +48,18 @@ def test_a_peak_is_a_box() -> None:
     assert (found.classes[0], found.rows[0], found.columns[0]) == (0, 2, 5)
 
 
+def test_a_peak_without_a_finite_box_is_no_detection_and_no_logit_overflows() -> None:
+    seen = maps()
+    seen["heatmap"] -= 2000.0
+    put(seen, 0, 2, 2, 3.0, size=(0.0, np.nan, 0.0))
+    put(seen, 0, 2, 6, 3.0, height=-np.inf)
+    put(seen, 1, 6, 5, 1e4)
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        found = decode(seen, HEAD)
+    assert (found.classes.tolist(), found.rows.tolist(), found.columns.tolist()) == ([1], [6], [5])
+    assert found.scores.tolist() == [1.0] and found.boxes.shape == (1, 7)
+
+
 def test_neighbours_of_a_peak_low_scores_and_overlapping_boxes_go() -> None:
     seen = maps()
     big = {"size": np.log([4.0, 4.0, 1.5]), "rotation": (0.0, 1.0)}

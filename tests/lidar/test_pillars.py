@@ -57,7 +57,7 @@ def test_pillars_without_room_are_counted_and_are_those_of_fewest_points() -> No
     assert found.dropped == 2
     assert found.cells.tolist() == [0, 2, 4]
     assert found.num_points.tolist() == [3, 2, 4]
-    assert pillarise(points, RANGE, SIZE, 4, 4).cells.tolist() == [0, 1, 2, 4], "of two alike the earlier stays"
+    assert pillarise(points, RANGE, SIZE, 4, 4).cells.tolist() == [0, 1, 2, 4], "of two alike one stays"
 
 
 @pytest.mark.parametrize("points", [np.zeros((0, 4)), np.full((5, 4), 1e6), np.full((5, 4), np.nan)])

@@ -1,5 +1,7 @@
 """Sparse 3D convolution by gather and linear against torch's dense convolution, and what happens to odd clouds."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from edgeq.lidar.networks import CenterPointVoxel, SparseConv3d
+from edgeq.lidar.pillars import pillarise
 from edgeq.lidar.voxels import Voxels, VoxelSettings, voxelise
 
 SMALL = VoxelSettings((0.0, 0.0, 0.0, 8.0, 8.0, 4.0), (8, 8, 4), (64, 64, 32))
@@ -85,6 +88,37 @@ def test_sites_beyond_a_limit_are_counted() -> None:
     found = voxelise(points, VoxelSettings(SMALL.point_range, SMALL.grid, (20, 64, 32)))
     assert found.dropped[0] == occupied - 20 and len(found.features) == 20
     assert (found.features != 0).any(1).all()
+
+
+def test_sites_with_the_most_points_stay_in_the_order_of_their_cells() -> None:
+    points = cloud(2, 150)
+    counts = Counter(tuple(c) for c in np.floor(points[:, [1, 0, 2]]).astype(int))
+    kept = sorted(c for c, n in counts.items() if n > 1)
+    assert len(kept) < len(counts)
+    found = voxelise(points, VoxelSettings(SMALL.point_range, SMALL.grid, (len(kept), 64, 32)))
+    centre = (np.array(kept)[:, [1, 0, 2]] + 0.5) / [4, 4, 2] - 1  # x, y, z, from -1 to 1 over the range
+    np.testing.assert_allclose(found.features[:, 5:], centre, atol=1e-6)
+
+
+@pytest.mark.parametrize("limits", [(64, 1, 1), (64, 64, 1)], ids=["level 2", "level 3"])
+def test_later_levels_keep_the_sites_with_the_most_points_below(limits: tuple[int, int, int]) -> None:
+    near, far = [0.5, 0.5, 0.5, 0.5], [7.5, 7.5, 3.5, 0.5]  # the first and the last cell
+    found = voxelise(np.array([near] + [far] * 9, np.float32), VoxelSettings(SMALL.point_range, SMALL.grid, limits))
+    assert found.cells.tolist() == [1, 1, 1, 0]
+
+
+def test_no_side_of_the_map_goes_blind_where_all_cells_are_alike() -> None:
+    x, y = (a.ravel() for a in np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5))
+    points = np.stack([x, y, np.full(4096, 0.5), np.full(4096, 0.5)], 1).astype(np.float32)
+    area = (0.0, 0.0, 0.0, 64.0, 64.0, 4.0)
+    found = voxelise(points, VoxelSettings(area, (64, 64, 4), (1024, 512, 128)))
+    assert all(found.dropped)
+    quadrant = (found.features[:, [5, 6]] > 0) @ [1, 2]
+    assert np.bincount(quadrant, minlength=4).min() > 200
+    last = (found.cells.reshape(16, 16) != 128).reshape(2, 8, 2, 8).sum((1, 3))
+    assert last.min() > 20
+    pillars = pillarise(points, area, (1, 1), 4, 1024).cells
+    assert np.bincount(pillars // 64 // 32 * 2 + pillars % 64 // 32, minlength=4).min() > 200
 
 
 @pytest.mark.parametrize(
