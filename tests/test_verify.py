@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from edgeq.graph.package import plain
 from edgeq.run.condition import condition
-from edgeq.run.verify import _compare, sqnr_db
+from edgeq.run.verify import _compare, evaluate, sqnr_db
 from edgeq.spec import EdgeqError, TensorInfo
+from edgeq.task import Task
 
 INFO = TensorInfo("y", (4,), "float32")
 NAN, INF = math.nan, math.inf
@@ -49,3 +52,22 @@ def test_sqnr_of_finite_numbers_is_as_defined() -> None:
 def test_a_condition_without_a_number_is_refused(text: str) -> None:
     with pytest.raises(EdgeqError, match="write a name, a comparison and a number"):
         condition(text)
+
+
+def test_evaluate_that_fails_or_returns_no_numbers_is_one_sentence() -> None:
+    def task(function: Any) -> Task:
+        return Task("t", lambda: nn.Identity(), lambda: ({"a": torch.zeros(1), "b": torch.ones(1)},), None, function)
+
+    def same(inputs: Any) -> Any:
+        return tuple(inputs)
+
+    for function, message in (
+        (lambda predict: 1 / 0, "evaluate\\(\\) failed: ZeroDivisionError"),
+        (lambda predict: 0.7, "evaluate\\(\\) returned 0.7; return named numbers"),
+        (lambda predict: {"top1": [1]}, "return named numbers"),
+        (lambda predict: predict({"a": torch.zeros(1)}), "lacks 'b'"),
+    ):
+        with pytest.raises(EdgeqError, match=message):
+            evaluate(task(function), same)
+    swapped = task(lambda predict: {"b": predict({"b": torch.full((1,), 7.0), "a": torch.zeros(1)})[1]})
+    assert evaluate(swapped, same) == {"b": 7}
