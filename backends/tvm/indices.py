@@ -18,14 +18,14 @@ def from_start(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.target is aten.select.int:
             source, axis, index = node.args
-            node.args = (source, axis, index % value(source).shape[axis])  # type: ignore[operator, index] # ints
+            node.args = (source, axis, index % value(source).shape[axis])
         elif node.target is aten.narrow.default:
             source, axis, start, length = node.args
-            first = start % value(source).shape[axis] if start < 0 else start  # type: ignore[operator, index] # ints
+            first = start % value(source).shape[axis] if start < 0 else start
             node.target, node.args = aten.slice.Tensor, (source, axis, first, first + length)
         elif node.target is aten.index.Tensor:
             sizes = value(node.args[0]).shape
-            places = [_wrapped(graph, node, place, sizes[axis]) for axis, place in enumerate(node.args[1])]  # type: ignore[arg-type] # a list
+            places = [_wrapped(graph, node, place, sizes[axis]) for axis, place in enumerate(node.args[1])]
             node.args = (node.args[0], places)
 
 
