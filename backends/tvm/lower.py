@@ -356,9 +356,11 @@ class _Emitter:
                 return self._decomposed(node)
             except Exception:
                 name = getattr(node.target, "__name__", str(node.target))
-                reason = f"it has no {name}" if isinstance(first, KeyError) else _last_line(first)
+                operator, layer = name.split(".")[0], self.keys.get(node.name, node.name)
+                said = f"has no {operator}" if isinstance(first, KeyError) else f"cannot take {operator}"
+                reason = "" if isinstance(first, KeyError) else f": {_last_line(first)}"
                 raise EdgeqError(
-                    f"TVM's importer cannot take {name} ({self.keys.get(node.name, node.name)}): {reason}"
+                    f"TVM's importer {said} ({layer}){reason}; rewrite it in the model with operators that TVM has"
                 ) from first
 
     def _imported(self, node: Node) -> Any:
