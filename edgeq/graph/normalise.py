@@ -24,6 +24,7 @@ NO_OPS = (
     aten.lift_fresh_copy.default,
 )
 POOLS = (aten.max_pool2d.default, aten.avg_pool2d.default)
+IMAGES = ("conv2d", "depthwise_conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d")
 BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 
 
@@ -35,6 +36,11 @@ def normalise(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue
+        if kind_of(node) in IMAGES and value(node.args[0]).dim() != 4:
+            raise EdgeqError(
+                f"{node.name}: a {kind_of(node)} without a batch axis, which runtimes' kernels want: give it four axes, as "
+                "x[None] does"
+            )
         if node.target in NO_OPS:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
