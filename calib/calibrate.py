@@ -30,7 +30,7 @@ from edgeq.calib.rounding import method as rounding
 from edgeq.calib.twins import Numbers, Twins
 from edgeq.calib.workspace import workspace
 from edgeq.graph.annotate import Annotation
-from edgeq.graph.capture import Captured, flatten
+from edgeq.graph.capture import Captured, flatten, leaves_like
 from edgeq.graph.convert import Resolved, snap_weight_scale
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
 from edgeq.spec import EdgeqError, EdgeqWarning, Precision, Progress, QParams, QuantSpec, Recipe
@@ -50,8 +50,8 @@ def batches(captured: Captured, data: Iterable[Any]) -> Iterator[tuple[Tensor, .
     """
     count, told = 0, {i.name for i in captured.inputs if not i.dtype.startswith("float")}  # inputs that say something
     for count, raw in enumerate(data, start=1):
-        batch = flatten(raw)
         where = f"calibration batch {count - 1}"
+        batch = leaves_like(captured.nested, raw, where)
         if len(batch) != len(captured.inputs):
             raise EdgeqError(
                 f"{where} has {len(batch)} tensors, the network takes {len(captured.inputs)}: "
@@ -62,7 +62,8 @@ def batches(captured: Captured, data: Iterable[Any]) -> Iterator[tuple[Tensor, .
                 raise EdgeqError(f"{where}, input {info.name!r}: a {type(tensor).__name__} instead of a tensor")
             if tuple(tensor.shape) != info.shape:
                 raise EdgeqError(
-                    f"{where}, input {info.name!r}: shape {tuple(tensor.shape)}, but example_inputs() fixed {info.shape}"
+                    f"{where}, input {info.name!r}: shape {tuple(tensor.shape)}, but example_inputs() fixed {info.shape}: "
+                    "yield that shape, or change example_inputs()"
                 )
             if str(tensor.dtype) != f"torch.{info.dtype}":
                 raise EdgeqError(f"{where}, input {info.name!r}: dtype {tensor.dtype}, expected torch.{info.dtype}")

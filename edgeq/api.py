@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from edgeq.calib.workspace import forget
 from edgeq.devices import Found, open_device
 from edgeq.graph import package
 from edgeq.graph.annotate import Annotation, annotate, default_plan
-from edgeq.graph.capture import Captured, capture, flatten
+from edgeq.graph.capture import Captured, capture, leaves_like
 from edgeq.graph.convert import Resolved, convert, float_program
 from edgeq.graph.golden import golden
 from edgeq.graph.package import QuantizedModel, load_plan, read_json, versions, write_json
@@ -38,7 +38,8 @@ from edgeq.run.trace import chrome_trace
 from edgeq.run.verify import Parity, evaluate, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
 from edgeq.spec import Artifact, EdgeqError, Progress, QuantPlan, Recipe, Target
-from edgeq.task import Positives, Task, asked, build, load_task
+from edgeq.task import Positives, Task, asked, build, example, load_task
+from edgeq.task import batches as data
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
@@ -57,7 +58,8 @@ def quantize(
 ) -> QuantizedModel:
     """Capture, plan, calibrate and convert: one QDQ program for every runtime.
 
-    A plan overrides target, recipe and precision. With `output` the model is saved there; a recipe that learns keeps
+    A plan overrides target, recipe and precision. With `output` the model is saved there, and what was exported and
+    verified of an older one there is removed, as `progress` says; a recipe that learns keeps
     what it has finished in `<output>.partial` until then, and the same call goes on after an interruption.
 
     Raises:
@@ -72,28 +74,30 @@ def quantize(
         raise EdgeqError(
             f"{task.name}: the task has no calibration(), and recipe {method.name!r} needs calibration batches"
         )
+    where = Path(output) if output is not None else None
+    if where is not None:
+        package.check_replaceable(where)
     captured = capture_task(task, progress)
     followed = given or default_plan(captured, chosen, method.name, precision)
     if given is None and method.ends is not None:
         followed = with_ends(captured, followed, method.ends)
     annotation = annotate(captured, chosen, followed)
-    where = Path(output) if output is not None else None
-    resolved = calibrate(
-        captured, annotation, method, _calibration(task), progress, positives=_positives(task), output=where
-    )
+    resolved = calibrate(captured, annotation, method, data(task), progress, positives=_positives(task), output=where)
     progress("convert", 0, None)
     model = assemble(task, captured, annotation, resolved, followed)
     if where is not None:
+        older = package.exports(where)
         model.save(where)
         forget(where)
+        if older:
+            progress(f"removed what belonged to the older program: {', '.join(older)}", 1, 1)
     return model
 
 
 def capture_task(task: Task, progress: Progress = silent) -> Captured:
     """The task's network as a graph."""
     progress("capture", 0, None)
-    example = asked(task, "example_inputs", task.example_inputs)
-    return capture(build(task), example if isinstance(example, tuple) else (example,))
+    return capture(build(task), example(task))
 
 
 def assemble(
@@ -244,10 +248,10 @@ def verify(
             "skipped": skipped,
         }
         kept = Kept(_home(model) / f"verify.{slug(device)}.partial")
-        data = [task.path if task else None, *(x.numpy().tobytes() for batch in inputs for x in batch)]
+        parts = [task.path if task else None, *(x.numpy().tobytes() for batch in inputs for x in batch)]
         for name in chosen:
             artifact = find(model, name)
-            known = digest(artifact.path, layers, threads, versions(), *data)
+            known = digest(artifact.path, layers, threads, versions(), *parts)
             row = kept.get(name, known)
             if row is None:
                 parity = verify_artifact(
@@ -428,14 +432,6 @@ def refuse_beyond(model: QuantizedModel, to: str) -> None:
             )
 
 
-def _calibration(task: Task) -> Iterator[Any]:
-    """The task's batches; what its generator raises on the way becomes one sentence."""
-    assert task.calibration is not None
-    batches, end = iter(asked(task, "calibration", task.calibration)), object()
-    while (batch := asked(task, "calibration", next, batches, end)) is not end:
-        yield batch
-
-
 def _positives(task: Task) -> Positives | None:
     """The task's positives(); what it raises becomes one sentence."""
     function = task.positives
@@ -540,7 +536,11 @@ def _inputs(model: QuantizedModel, task: Task | None, batches: int) -> tuple[lis
     """Flat batches to compare on, and where they come from."""
     if task is None or task.calibration is None:
         return [model.golden], "golden"
-    taken = [flatten(batch) for batch in itertools.islice(_calibration(task), batches)]
+    nested = example(task)
+    taken = [
+        leaves_like(nested, batch, f"calibration batch {index}")
+        for index, batch in enumerate(itertools.islice(data(task), batches))
+    ]
     return (taken, "calibration") if taken else ([model.golden], "golden")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +54,9 @@ def load_task(path: str | Path) -> Task:
     for needed in ("model", "example_inputs"):
         if not callable(getattr(module, needed, None)):
             raise EdgeqError(f"{file}: a task file needs a function {needed}(); see examples/ for one to copy")
+    for name in ("calibration", "evaluate", "positives"):
+        if not callable(getattr(module, name, print)):
+            raise EdgeqError(f"{file}: {name} is no function; see examples/ for one to copy")
     return Task(
         name=file.stem,
         model=module.model,
@@ -76,6 +79,35 @@ def build(task: Task) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise EdgeqError(f"{task.name}: model() returned a {type(made).__name__}; return a torch.nn.Module")
     return made
+
+
+def example(task: Task) -> tuple[Any, ...]:
+    """The task's example inputs; one alone need not be a tuple.
+
+    Raises:
+        EdgeqError: example_inputs() fails.
+    """
+    made = asked(task, "example_inputs", task.example_inputs)
+    return made if isinstance(made, tuple) else (made,)
+
+
+def batches(task: Task) -> Iterator[Any]:
+    """The task's calibration batches, none where it has no calibration().
+
+    Raises:
+        EdgeqError: it, or its generator on the way, fails; or it returns nothing that gives batches.
+    """
+    if task.calibration is None:
+        return
+    made = asked(task, "calibration", task.calibration)
+    if not isinstance(made, Iterable):
+        kind = "nothing" if made is None else f"a {type(made).__name__}"
+        raise EdgeqError(
+            f"{task.path or task.name}: calibration() returned {kind}; return a list of batches, or yield them"
+        )
+    given, end = asked(task, "calibration", iter, made), object()
+    while (batch := asked(task, "calibration", next, given, end)) is not end:
+        yield batch
 
 
 def asked(task: Task, name: str, function: Callable[..., T], *arguments: Any) -> T:

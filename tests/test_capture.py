@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from networks import ALL, InvertedResidual, TwoInputs, inputs, seeded
 from torch import Tensor, nn
 
-from edgeq.graph.capture import capture, flatten
+from edgeq.graph.capture import capture, flatten, leaves_like
 from edgeq.graph.ops import kind_of
 from edgeq.spec import EdgeqError
 
@@ -170,3 +172,98 @@ def test_example_inputs_may_lie_in_memory_in_any_order() -> None:
     assert captured.example[0].stride() == (60, 20, 5, 1)
     inputs = [n.meta["val"].stride() for n in captured.module.graph.nodes if n.op == "placeholder"]
     assert inputs == [(60, 20, 5, 1)]
+
+
+class Function(nn.Module):
+    """A function of the modules it is given."""
+
+    def __init__(self, function: Any, **parts: nn.Module) -> None:
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleDict(parts)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(self.parts, *inputs)
+
+
+class Counter(nn.Module):
+    """Keeps a count of its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count.add_(1)  # type: ignore[operator] # a buffer
+        return x + self.count
+
+
+X = torch.randn(1, 3, 8, 8)
+REFUSED: dict[str, tuple[nn.Module, tuple[Any, ...], str]] = {
+    "a number as input": (Function(lambda _, x, k: x * k), (X, 0.5), r"example_inputs\(\)\[1\] is a float: give tensors"),
+    "None as input": (Function(lambda _, x, k: x), (X, None), r"example_inputs\(\)\[1\] is None"),
+    "half": (nn.Conv2d(3, 2, 1).half(), (X,), r"weight 'weight' is torch.float16.*model.float\(\)"),
+    "bfloat16": (nn.Conv2d(3, 2, 1).bfloat16(), (X,), "torch.bfloat16"),
+    "double": (nn.Conv2d(3, 2, 1), (X.double(),), r"example_inputs\(\)\[0\] is torch.float64.*\.float\(\)"),
+    "a shape by data": (Function(lambda _, x: x[x > 0]), (X,), r"shape of .*depends on the data \(at .*test_capture.py:\d+\)"),
+    "a state": (Counter(), (X,), "Counter: forward changes its buffer 'count'.*keeps no state"),
+    "a constant": (Function(lambda _, x: (x, None, 3)), (X,), "output 2 of the network.* is the constant 3"),
+    "no batch axis": (Function(lambda m, x: m["conv"](x[0]), conv=nn.Conv2d(3, 2, 1)), (X,), "conv2d without a batch axis"),
+    "statistics of the batch": (
+        Function(lambda m, x: m["norm"](x), norm=nn.BatchNorm2d(3, track_running_stats=False)),
+        (X,), "parts.norm: a BatchNorm with track_running_stats=False",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_captured_is_one_sentence(case: str) -> None:
+    model, example, message = REFUSED[case]
+    with pytest.raises(EdgeqError, match=message) as error:
+        capture(model, example)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_control_flow_is_told_in_plain_words_with_its_line() -> None:
+    with pytest.raises(EdgeqError, match=r"decides by a value.*\(at .*test_capture\.py:\d+\)") as error:
+        capture(Branching(), (torch.randn(1, 3),))
+    assert "unhinted" not in str(error.value)
+
+
+def test_a_weight_computed_of_parameters_is_folded_too() -> None:
+    torch.manual_seed(0)
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    with torch.no_grad():
+        conv.parametrizations.weight.original0.mul_(1.7)  # type: ignore[union-attr, operator] # a gain that is not the norm
+    norm = nn.BatchNorm2d(4)
+    norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr] # a buffer
+    model = Function(lambda m, x: m["norm"](m["conv"](x)), conv=conv, norm=norm).eval()
+    captured = capture(model, (X,))
+    assert [kind_of(n) for n in captured.module.graph.nodes if n.op == "call_function"] == ["conv2d"]
+    with torch.no_grad():
+        torch.testing.assert_close(captured.module(X)[0], model(X), rtol=1e-5, atol=1e-6)
+
+
+def test_names_of_outputs_differ_and_pass_over_none() -> None:
+    model = Function(lambda _, x: {"n": None, "a": [x * 2], "a_0": x * 3, "a_0_1": x * 4})
+    assert [o.name for o in capture(model, (X,)).outputs] == ["a_0", "a_0_1", "a_0_1_1"]
+
+
+def test_batches_are_put_in_order_by_their_keys() -> None:
+    a, b, c = torch.zeros(1), torch.zeros(2), torch.zeros(3)
+    example = ({"x": a, "y": [b, {"z": c}]},)
+    for given in (
+        ({"y": (b, {"z": c}), "x": a},),
+        {"y": [b, {"z": c}], "x": a},
+        [{"x": a, "y": [b, {"z": c}]}],
+        (a, b, c),
+    ):
+        assert [t.numel() for t in leaves_like(example, given, "batch 0")] == [1, 2, 3]
+    for given, message in (
+        ({"x": a}, "batch 0 lacks 'y'"),
+        ({"x": a, "y": [b, {"z": c}], "w": a}, "batch 0 has 'w', which"),
+        ({"x": a, "y": [b, {"w": c}]}, "batch 0 lacks 'z'"),
+        ({"x": a, "y": [b]}, "batch 0 has 1 tensors, nested otherwise"),
+        ((a, b), "batch 0 has 2 tensors, nested otherwise"),
+    ):
+        with pytest.raises(EdgeqError, match=message):
+            leaves_like(example, given, "batch 0")

@@ -120,6 +120,11 @@ BAD_TASKS = {
     "empty": (GOOD.replace("range(3)", "range(0)"), "calibration() yields no batches"),
     "nan": (GOOD.replace("generator=generator),) for", "generator=generator) / 0 * 0,) for"), "contains NaN or Inf"),
     "dtype": (GOOD.replace("generator=generator),) for", "generator=generator).double(),) for"), "dtype torch.float64"),
+    "no calibration data": (
+        GOOD.replace("return [(torch.randn", "[(torch.randn"),
+        "calibration() returned nothing; return a list",
+    ),
+    "no function": (GOOD + "\nevaluate = 3\n", "evaluate is no function"),
     "control flow": (
         GOOD.replace("nn.ReLU()", "Jump()") + "\nclass Jump(nn.Module):\n    def forward(self, x):\n"
         "        return x if x.sum() > 0 else -x\n",
@@ -151,6 +156,8 @@ def test_bad_tasks_end_in_one_sentence(case: str, tmp_path: Path) -> None:
         (("verify", "out", "--fail-if", "lsb above one"), "write a name, a comparison and a number"),
         (("verify", "out", "--device", "abacus"), "unknown device"),
         (("verify", "out", "--to", "tvm"), "no tvm artefact"),
+        (("quantize", "task.py", "-o", "."), "the current folder cannot be replaced"),
+        (("verify", "out", "--fail-if", "max_lsb>1.2.3"), "write a name, a comparison and a number"),
     ],
 )
 def test_bad_arguments_end_in_one_sentence(arguments: tuple[str, ...], message: str, home: Path) -> None:

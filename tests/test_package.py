@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from safetensors.torch import load_file
 import edgeq
 from edgeq.graph import package
 from edgeq.spec import EdgeqError
+
+X = torch.randn(1, 3, 8, 8)
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +49,23 @@ def test_a_saved_model_computes_the_same_after_loading(saved: Path) -> None:
     assert set(model.labels) <= {n.name for n in model.program.graph.nodes}
 
 
-def test_same_task_same_bytes(saved: Path, tmp_path: Path) -> None:
-    again = edgeq.quantize(
-        edgeq.Task(
-            "mobile",
-            lambda: seeded(InvertedResidual),
-            lambda: inputs(InvertedResidual),
-            lambda: [inputs(InvertedResidual, 1)],
-        ),
-        output=tmp_path / "again",
+def test_same_task_same_bytes_in_another_process(saved: Path, tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import edgeq; from networks import InvertedResidual, inputs, seeded\n"
+        "task = edgeq.Task('mobile', lambda: seeded(InvertedResidual), lambda: inputs(InvertedResidual),\n"
+        "    lambda: [inputs(InvertedResidual, 1)], preprocessing={'mean': 127})\n"
+        f"edgeq.quantize(task, output={str(tmp_path / 'again')!r})"
     )
-    assert again.folder is not None
-    for name in ("plan.json", "qparams.json", "weights.safetensors"):
-        assert (saved / name).read_bytes() == (again.folder / name).read_bytes()
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+    names = sorted(p.name for p in saved.iterdir())
+    assert names == sorted(package.FILES)
+    for name in names:
+        assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+def test_files_can_be_read_by_whom_the_manifest_can(saved: Path) -> None:
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
 
 
 def test_truncated_program(saved: Path, tmp_path: Path) -> None:
@@ -102,6 +110,49 @@ def test_an_interrupted_write_leaves_the_old_folder_whole(saved: Path, tmp_path:
         raise KeyboardInterrupt
     assert sorted(p.name for p in folder.iterdir()) == before
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+
+
+def test_ctrl_c_between_the_two_renames_keeps_the_old_model(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, rename = copy(saved, tmp_path), Path.rename
+    before = sorted(p.name for p in folder.iterdir())
+
+    def interrupted(path: Path, to: Path) -> Path:
+        if to == folder and not path.name.endswith(".old"):
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), package.replacing(folder) as part:
+        (part / "new").write_text("whole")
+    assert sorted(p.name for p in folder.iterdir()) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["copy"]
+
+
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "inner").mkdir()
+    monkeypatch.chdir(tmp_path / "inner")
+    for folder in (Path(), Path(".."), tmp_path / "inner"):
+        with pytest.raises(EdgeqError, match="current folder cannot be replaced"):
+            package.check_replaceable(folder)
+
+
+def test_what_is_removed_with_the_older_model_is_said(saved: Path, tmp_path: Path) -> None:
+    folder, said = copy(saved, tmp_path), []
+    (folder / "litert").mkdir()
+    (folder / "verify.json").write_text("{}")
+    task = edgeq.Task("one", lambda: torch.nn.Conv2d(3, 2, 1), lambda: (X,), lambda: [(X,)])
+    edgeq.quantize(task, output=folder, progress=lambda stage, done, total: said.append(stage))
+    assert said[-1] == "removed what belonged to the older program: litert, verify.json"
+    assert sorted(p.name for p in folder.iterdir()) == sorted(package.FILES)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '"plan"', '{"target": "portable", "recipe": "default", "layers": []}'])
+def test_a_plan_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(EdgeqError, match="a plan is an object with target, recipe and layers"):
+        package.load_plan(tmp_path / "plan.json")
 
 
 def test_another_models_program(saved: Path, tmp_path: Path) -> None:

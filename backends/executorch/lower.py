@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,14 @@ def _export(
     assert program.example_inputs is not None, "the program was saved without example inputs"
     args, kwargs = program.example_inputs
     exported = torch.export.export(module, args, kwargs, strict=False)
-    before = [n for n in module.graph.nodes if n.op == "call_function"]
-    after = [n for n in exported.graph.nodes if n.op == "call_function"]
+    before, after = ([n for n in g.nodes if n.op == "call_function"] for g in (module.graph, exported.graph))
+    picks = [n for n in after if n.target is getitem]  # export adds those of results that nobody reads
+    before, after = ([n for n in nodes if n.target is not getitem] for nodes in (before, after))
     assert [n.target for n in before] == [n.target for n in after], "torch.export changed the rewritten operators"
     for old, new in zip(before, after, strict=True):
         new.meta["custom"] = {TAG: origin[old]}
+    for pick in picks:
+        pick.meta["custom"] = pick.all_input_nodes[0].meta["custom"]
     return exported
 
 

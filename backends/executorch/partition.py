@@ -8,12 +8,14 @@ from typing import Any
 def partitioner() -> Any:
     """An XnnpackPartitioner that also delegates int8 padding and linear layers with int8 weights alone.
 
+    A maximum goes to the delegate only where the axis is kept and is one of an image's: its serialiser fails on others.
     The runtime has both kernels (static constant pad on int8; f32 × qc8w fully connected); the stock configuration
     declares the first float only and asks of the second that its activations be quantized too.
     """
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
     from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
     from executorch.backends.xnnpack.partition.config.generic_node_configs import ConstantPadConfig
+    from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig
     from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.utils.quant_utils import is_dequant, tag_as_implicit_q_dq
@@ -30,5 +32,10 @@ def partitioner() -> Any:
             tag_as_implicit_q_dq(weight)
             return True, [weight, *weight.all_input_nodes]
 
-    ours = {ConstantPadConfig: IntegerPad, LinearConfig: WeightOnlyLinear}
+    class KeptMax(MaxDimConfig):  # type: ignore[misc] # executorch ships no types
+        def check_constraints(self, node: Any, ep: Any) -> bool:
+            kept = len(node.args) == 3 and node.args[2] and node.args[1] in (2, 3)
+            return bool(kept and super().check_constraints(node, ep))
+
+    ours = {ConstantPadConfig: IntegerPad, LinearConfig: WeightOnlyLinear, MaxDimConfig: KeptMax}
     return XnnpackPartitioner(configs=[ours.get(config, config) for config in ALL_PARTITIONER_CONFIGS])

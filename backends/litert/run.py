@@ -76,7 +76,7 @@ def load(
     def predict(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         feed(path, engine, tensors, kernels)
         engine.invoke()
-        results = [torch.from_numpy(engine.get_tensor(detail["index"])) for detail in outputs]
+        results = [torch.from_numpy(np.asarray(engine.get_tensor(detail["index"]))) for detail in outputs]
         return tuple(results) if raw else decode(outputs, results)
 
     return predict

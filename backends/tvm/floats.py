@@ -32,6 +32,8 @@ def _sum(schedule: Any, block: Any) -> None:
     from tvm import tirx
 
     axes, loops = schedule.get(block).iter_vars, schedule.get_loops(block)
+    if len(axes) != len(loops):  # a sum of everything has an axis of size 1 and no loop for it
+        return
     spatial = [loop for axis, loop in zip(axes, loops, strict=True) if axis.iter_type == tirx.IterVar.DataPar]
     summed = [loop for axis, loop in zip(axes, loops, strict=True) if axis.iter_type == tirx.IterVar.CommReduce]
     if not summed or len(spatial) < 2:

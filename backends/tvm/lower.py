@@ -16,6 +16,7 @@ from torch.fx import Node
 
 from edgeq.backends.tvm import bundle, moves, origins, sums, tuning
 from edgeq.backends.tvm.floats import schedule_floats
+from edgeq.backends.tvm.indices import from_start
 from edgeq.backends.tvm.inspection import placement
 from edgeq.backends.tvm.schedule import HVX, Machine, host_target, machine
 from edgeq.backends.tvm.target import VARIANTS
@@ -198,6 +199,7 @@ class _Emitter:
 
         self.program, self.device, self.keys = program, device, layers
         self.graph = program.module.graph
+        from_start(self.graph)
         self.relax = relax
         self.builder = relax.BlockBuilder()
         self.importer = ExportedProgramImporter()
@@ -354,9 +356,11 @@ class _Emitter:
                 return self._decomposed(node)
             except Exception:
                 name = getattr(node.target, "__name__", str(node.target))
-                reason = f"it has no {name}" if isinstance(first, KeyError) else _last_line(first)
+                operator, layer = name.split(".")[0], self.keys.get(node.name, node.name)
+                said = f"has no {operator}" if isinstance(first, KeyError) else f"cannot take {operator}"
+                reason = "" if isinstance(first, KeyError) else f": {_last_line(first)}"
                 raise EdgeqError(
-                    f"TVM's importer cannot take {name} ({self.keys.get(node.name, node.name)}): {reason}"
+                    f"TVM's importer {said} ({layer}){reason}; rewrite it in the model with operators that TVM has"
                 ) from first
 
     def _imported(self, node: Node) -> Any:
@@ -384,6 +388,7 @@ class _Emitter:
 
         examples = [torch.zeros(s.meta["val"].shape, dtype=s.meta["val"].dtype) for s in sources]
         inner = make_fx(alone, dict(core_aten_decompositions()), tracing_mode="fake")(*examples)
+        from_start(inner.graph)
         feed = iter(sources)
         for step in inner.graph.nodes:
             if step.op == "placeholder":

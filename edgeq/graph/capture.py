@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ class Captured:
 
     module: aten operators with parameters as attributes; BatchNorm folded. example: the flat example inputs.
     keys: node name → layer key (module path, operator, ordinal), as `layer1.0.conv1/conv2d`.
+    nested: the example inputs as the task gives them, by whose dictionaries batches are put in order.
     """
 
     module: GraphModule
@@ -32,14 +35,17 @@ class Captured:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     keys: dict[str, str]
+    nested: Any
 
 
 def capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> Captured:
     """Export `model` with static shapes and normalise the graph; the model itself stays as it was.
 
     Raises:
-        EdgeqError: torch.export refuses the network (data-dependent control flow, say), or an output is no tensor.
+        EdgeqError: torch.export refuses the network (data-dependent control flow, say), it does not compute in float32, it
+            keeps a state or has shapes that depend on the data, or an input or output is no tensor.
     """
+    _check(model, example_inputs)
     example_inputs = pytree.tree_map_only(Tensor, _dense, example_inputs)
     was_training = model.training
     model.eval()
@@ -54,9 +60,46 @@ def capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> Captured:
         raise EdgeqError(f"torch.export cannot capture {type(model).__name__}: {_condense(error)}") from error
     finally:
         model.train(was_training)
+    _check_program(type(model).__name__, program)
     module = unlift(program)
     normalise(module)
     return _describe(module, program, example_inputs)
+
+
+def _check(model: nn.Module, example_inputs: Any) -> None:
+    """Raise EdgeqError where an example input is no tensor, or the network is no float32 one."""
+    for path, leaf in pytree.tree_flatten_with_path(example_inputs)[0]:
+        where = f"example_inputs(){pytree.keystr(path)}"
+        if not isinstance(leaf, Tensor):
+            kind = "None" if leaf is None else f"a {type(leaf).__name__}"
+            raise EdgeqError(f"{where} is {kind}: give tensors only, and set what is fixed in model()")
+        if leaf.is_floating_point() and leaf.dtype != torch.float32:
+            raise EdgeqError(
+                f"{where} is {leaf.dtype}, and networks are quantized from float32: convert it with .float()"
+            )
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            raise EdgeqError(
+                f"{type(model).__name__}: weight {name!r} is {weight.dtype}, and networks are quantized from float32: "
+                "return model.float() from model()"
+            )
+
+
+def _check_program(network: str, program: ExportedProgram) -> None:
+    """Raise EdgeqError where the network keeps a state, or where a shape depends on the data."""
+    changed = list(program.graph_signature.buffers_to_mutate.values())
+    if changed:
+        raise EdgeqError(
+            f"{network}: forward changes its buffer {changed[0]!r}, and an artefact keeps no state from run to run: "
+            "make it an input and an output, or leave the change out"
+        )
+    for node in program.graph.nodes:
+        values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
+        if any(not isinstance(size, int) for v in values for size in v.shape):
+            raise EdgeqError(
+                f"torch.export cannot capture {network}: the shape of {_operator(node)}'s result depends on the data"
+                f"{_place(node.meta.get('stack_trace') or '')}; make its shapes and control flow independent of the data"
+            )
 
 
 def unlift(program: ExportedProgram) -> GraphModule:
@@ -69,6 +112,39 @@ def unlift(program: ExportedProgram) -> GraphModule:
         parameter.requires_grad_(False)
     module.recompile()
     return module
+
+
+def leaves_like(example: Any, given: Any, where: str) -> tuple[Any, ...]:
+    """Leaves of `given` in the order of `example`'s, whose dictionaries may have their keys in another order.
+
+    A flat sequence of as many leaves as `example` has is taken as it is.
+
+    Raises:
+        EdgeqError: `given` is nested otherwise; `where` says in the sentence what it is.
+    """
+    if isinstance(example, tuple) and len(example) == 1 and not isinstance(given, (tuple, list)):
+        given = (given,)
+    flat = isinstance(given, (tuple, list)) and all(isinstance(g, Tensor) for g in given)
+    if flat and len(given) == len(flatten(example)):
+        return tuple(given)
+    if isinstance(example, Mapping) and isinstance(given, Mapping):
+        lacking = [k for k in example if k not in given]
+        more = [k for k in given if k not in example]
+        if lacking or more:
+            found = f"lacks {lacking[0]!r}" if lacking else f"has {more[0]!r}, which example_inputs() has not"
+            raise EdgeqError(
+                f"{where} {found}: name its tensors as example_inputs() does ({', '.join(map(repr, example))})"
+            )
+        return tuple(leaf for key in example for leaf in leaves_like(example[key], given[key], where))
+    if isinstance(example, (tuple, list)) and isinstance(given, (tuple, list)) and len(example) == len(given):
+        return tuple(leaf for e, g in zip(example, given, strict=True) for leaf in leaves_like(e, g, where))
+    nested = (tuple, list, Mapping)
+    if isinstance(example, nested) or isinstance(given, nested):
+        raise EdgeqError(
+            f"{where} has {len(flatten(given))} tensors, nested otherwise than example_inputs(): the network takes "
+            f"{len(flatten(example))}; yield tuples like example_inputs()"
+        )
+    return (given,)
 
 
 def flatten(inputs: Any) -> tuple[Any, ...]:
@@ -84,15 +160,20 @@ def _dense(tensor: Tensor) -> Tensor:
 def _describe(module: GraphModule, program: ExportedProgram, example_inputs: tuple[Any, ...]) -> Captured:
     example = tuple(t for t in flatten(example_inputs) if isinstance(t, Tensor))
     placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-    results = [r for r in pytree.tree_leaves(module.graph.output_node().args[0]) if r is not None]
-    if any(not isinstance(r, Node) for r in results):
-        raise EdgeqError("an output of the network is a constant, not a tensor: return tensors only from forward")
-    names = _output_names(program, len(results))
+    returned = pytree.tree_leaves(module.graph.output_node().args[0])
+    for index, result in enumerate(returned):
+        if result is not None and not isinstance(result, Node):
+            raise EdgeqError(
+                f"output {index} of the network, counted from 0, is the constant {result!r}, not a tensor: return tensors "
+                "only from forward"
+            )
+    results = [r for r in returned if r is not None]
+    names = _output_names(program, [r is not None for r in returned])
     inputs = tuple(_info(n.name, n) for n in placeholders)
     outputs = tuple(_info(name, n) for name, n in zip(names, results, strict=True))
     module.graph.output_node().args = (tuple(results),)
     module.recompile()
-    return Captured(module, example, inputs, outputs, layer_keys(module))
+    return Captured(module, example, inputs, outputs, layer_keys(module), example_inputs)
 
 
 def layer_keys(module: GraphModule) -> dict[str, str]:
@@ -122,16 +203,23 @@ def _info(name: str, node: Node) -> TensorInfo:
     return TensorInfo(name, tuple(int(s) for s in tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
-def _output_names(program: ExportedProgram, count: int) -> tuple[str, ...]:
-    """Dictionary keys where the network returns dictionaries, `output_<n>` elsewhere."""
+def _output_names(program: ExportedProgram, kept: Sequence[bool]) -> tuple[str, ...]:
+    """Dictionary keys where the network returns dictionaries, `output_<n>` elsewhere; no name twice.
+
+    kept: for each leaf of what forward returns, whether it is a tensor.
+    """
     spec = program.call_spec.out_spec
     assert spec is not None
     leaves = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))[0]
-    names = []
-    for index, (path, _) in enumerate(leaves[:count]):
+    names: list[str] = []
+    for path, _ in itertools.compress(leaves, kept):
         parts = [str(p.key) for p in path if isinstance(p, pytree.MappingKey)]
         indices = [str(p.idx) for p in path if isinstance(p, pytree.SequenceKey)]
-        names.append("_".join([*parts, *indices]) if parts else f"output_{index}")
+        base = "_".join([*parts, *indices]) if parts else f"output_{len(names)}"
+        name, count = base, 1
+        while name in names:
+            name, count = f"{base}_{count}", count + 1
+        names.append(name)
     return tuple(names)
 
 
@@ -141,10 +229,16 @@ def _mutates(node: Node) -> bool:
 
 
 def _condense(error: Exception) -> str:
-    """The first sentence of torch.export's reason, without its traceback and its advice to library developers."""
+    """torch.export's reason in one sentence, without its traceback and its advice to library developers."""
     text = str(error)
-    user = re.search(r"(?s)(Could not guard on data-dependent expression.*?)\n", text)
-    first = user[1] if user else next((line for line in text.splitlines() if line.strip()), type(error).__name__)
-    where = re.search(r'File "([^"]+)", line (\d+), in forward', text)
-    place = f" (at {where[1]}:{where[2]})" if where else ""
-    return f"{first.strip().rstrip('.')[:300]}{place}; make its shapes and control flow independent of the data"
+    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    if "data-dependent" in text:
+        first = "its code decides by a value that it computes (a tensor in if, while, int() or .item())"
+    return f"{first.strip().rstrip('.')[:300]}{_place(text)}; make its shapes and control flow independent of the data"
+
+
+def _place(trace: str) -> str:
+    """` (at file:line)` of the innermost forward in a traceback."""
+    found = re.findall(r'File "([^"]+)", line (\d+), in forward', trace)
+    own = [place for place in found if "/torch/" not in place[0]] or found
+    return f" (at {own[-1][0]}:{own[-1][1]})" if own else ""

@@ -81,6 +81,8 @@ def export(
     _drop_unused(module)
     with quiet():
         program = torch.export.export(module, tuple(t.contiguous() for t in example), strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("from_node", None)  # it holds addresses of this process: the same task is to give the same bytes
     return program, {new.name: labels[old] for old, new in _pairs(module, program) if old in labels}
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgeq.graph.ops import constant, conv_attrs, kind_of, node_arg, set_constant, value
+from edgeq.graph.ops import WEIGHTED, constant, conv_attrs, kind_of, node_arg, set_constant, value
+from edgeq.spec import EdgeqError
 
 aten = torch.ops.aten
 
@@ -23,14 +24,23 @@ NO_OPS = (
     aten.lift_fresh_copy.default,
 )
 POOLS = (aten.max_pool2d.default, aten.avg_pool2d.default)
+IMAGES = ("conv2d", "depthwise_conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d")
 BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
 
 
 def normalise(module: GraphModule) -> None:
     """Rewrite `module` in place; every rewrite leaves the function as it was, up to float rounding."""
     for node in list(module.graph.nodes):
+        if kind_of(node) in WEIGHTED:
+            _settle_weight(module, node)
+    for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue
+        if kind_of(node) in IMAGES and value(node.args[0]).dim() != 4:
+            raise EdgeqError(
+                f"{node.name}: a {kind_of(node)} without a batch axis, which runtimes' kernels want: give it four axes, as "
+                "x[None] does"
+            )
         if node.target in NO_OPS:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
@@ -51,6 +61,31 @@ def normalise(module: GraphModule) -> None:
     module.delete_all_unused_submodules()
     module.graph.lint()
     module.recompile()
+
+
+def _settle_weight(module: GraphModule, node: Node) -> None:
+    """A weight that is computed of parameters alone, as weight_norm's, becomes the parameter that it is."""
+    weight = node.args[WEIGHTED[kind_of(node) or ""][0]]
+    if not isinstance(weight, Node) or weight.op != "call_function":
+        return
+    settled = _settled(module, weight)
+    if settled is None:
+        return
+    with module.graph.inserting_before(weight):
+        weight.replace_all_uses_with(set_constant(module, f"{weight.name}_settled", settled.detach().clone()))
+
+
+def _settled(module: GraphModule, node: Node) -> Any:
+    """What `node` computes, where nothing of it comes from the network's inputs; else None."""
+    if node.op == "get_attr":
+        return constant(module, node)
+    sources = node.all_input_nodes
+    values = {n: _settled(module, n) for n in sources} if node.op == "call_function" else {}
+    if not values or any(v is None for v in values.values()):
+        return None
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+    with torch.no_grad():
+        return node.target(*args, **kwargs)  # type: ignore[operator] # an aten operator
 
 
 def _explicit_padding(node: Node) -> None:
@@ -76,6 +111,12 @@ def _fold_batch_norm(module: GraphModule, node: Node) -> None:
     w' = w·γ/√(σ²+ε), b' = (b − μ)·γ/√(σ²+ε) + β, in float64.
     """
     source, mean, var = node.args[0], node.args[3], node.args[4]
+    if mean is None or var is None:
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        raise EdgeqError(
+            f"{stack[-1][0] if stack else node.name}: a BatchNorm with track_running_stats=False takes its statistics from "
+            "every batch anew, which no runtime's BatchNorm does: train it with running statistics, or use InstanceNorm"
+        )
     eps = float(node.args[7] if node.target is aten.batch_norm.default else node.args[6])  # type: ignore[arg-type] # a float
     assert isinstance(source, Node) and isinstance(mean, Node) and isinstance(var, Node)
     mu, sigma = constant(module, mean).double(), torch.sqrt(constant(module, var).double() + eps)
@@ -86,7 +127,8 @@ def _fold_batch_norm(module: GraphModule, node: Node) -> None:
     foldable = kind in ("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear")
     grouped_transposed = kind == "conv_transpose2d" and conv_attrs(source, "conv_transpose2d").groups != 1
     with module.graph.inserting_before(node):
-        if foldable and len(source.users) == 1 and not grouped_transposed and isinstance(source.args[1], Node):
+        if foldable and len(source.users) == 1 and not grouped_transposed and _is_constant(source.args[1]):
+            assert isinstance(source.args[1], Node)
             weight, bias = (
                 constant(module, source.args[1]).double(),
                 _optional(module, node_arg(source, 2, None), 0 * mu),
@@ -114,6 +156,10 @@ def _fold_batch_norm(module: GraphModule, node: Node) -> None:
             module.graph.erase_node(user)
     node.replace_all_uses_with(result)
     module.graph.erase_node(node)
+
+
+def _is_constant(node: Any) -> bool:
+    return isinstance(node, Node) and node.op == "get_attr"
 
 
 def _optional(module: GraphModule, node: Any, default: Tensor) -> Tensor:

@@ -32,6 +32,9 @@ from edgeq.spec import EdgeqError, QParams, QuantPlan, TensorInfo
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+FILES = (
+    MANIFEST, "plan.json", "qparams.json", "weights.safetensors", "program.pt2", "float.pt2", "golden.safetensors",
+)  # fmt: skip
 
 
 @dataclass
@@ -124,6 +127,8 @@ class QuantizedModel:
             "twin_labels": self.twin_labels,
         }
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for path in part.iterdir():  # safetensors lets nobody but the owner read its files
+            path.chmod((part / MANIFEST).stat().st_mode)
 
 
 def load(folder: str | Path) -> QuantizedModel:
@@ -200,6 +205,10 @@ def load_plan(path: Path) -> QuantPlan:
         EdgeqError: the file is missing, no JSON, or lacks target, recipe or layers.
     """
     raw = read_json(path, f"{path}: no such plan; edgeq quantize writes one to edit")
+    if not isinstance(raw, dict) or not isinstance(raw.get("layers", {}), dict):
+        raise EdgeqError(
+            f"{path}: a plan is an object with target, recipe and layers (layer → precision); quantize again"
+        )
     try:
         layers = {str(k): str(v) for k, v in raw["layers"].items()}
         return QuantPlan(str(raw["target"]), str(raw["recipe"]), layers)
@@ -214,27 +223,47 @@ def replacing(folder: Path, marker: str = MANIFEST, what: str = "quantized model
     """A fresh folder to fill; when the body ends well it takes the place of `folder`, else it is removed.
 
     Raises:
-        EdgeqError: `folder` exists and is neither empty nor `what`, which a file `marker` in it tells.
+        EdgeqError: see `check_replaceable`.
+    """
+    check_replaceable(folder, marker, what)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    old = part.with_name(f"{part.name}.old")
+    try:
+        yield part
+        part.chmod(0o755)
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+    except BaseException:  # Ctrl-C between the two renames too
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, marker: str = MANIFEST, what: str = "quantized model") -> None:
+    """Whether `replacing` may put a new folder in the place of `folder`.
+
+    Raises:
+        EdgeqError: `folder` is the current one or around it, or exists and is neither empty nor `what`, which a file
+            `marker` in it tells.
     """
     if folder.exists() and not folder.is_dir():
         raise EdgeqError(f"{folder}: is a file; name a folder to write to")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise EdgeqError(
+            f"{folder}: the current folder cannot be replaced; name a folder in it, or change to another one"
+        )
     if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
         raise EdgeqError(f"{folder}: holds other files and no {what}; name a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield part
-        if folder.exists():
-            old = part.with_name(part.name + ".old")
-            folder.rename(old)
-            part.rename(folder)
-            shutil.rmtree(old)
-        else:
-            part.rename(folder)
-        folder.chmod(0o755)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+
+
+def exports(folder: Path) -> list[str]:
+    """Names in a model folder of what other verbs than quantize put there, artefacts and what was found about them."""
+    return sorted(p.name for p in folder.iterdir() if p.name not in FILES) if folder.is_dir() else []
 
 
 def write_json(path: Path, content: Any) -> None:

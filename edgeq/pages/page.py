@@ -14,13 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from edgeq import backends
-from edgeq.graph.capture import flatten
+from edgeq.graph.capture import leaves_like
 from edgeq.graph.package import MANIFEST, QuantizedModel, read_json, versions
 from edgeq.pages import template, words
 from edgeq.run.files import exported, find
 from edgeq.run.tensors import TensorStats, tensors
 from edgeq.spec import Artifact, EdgeqError
-from edgeq.task import load_task
+from edgeq.task import batches, example, load_task
 
 Found = Mapping[str, Any]
 Bar = tuple[str, str, float, str, float]
@@ -308,8 +308,8 @@ def _batch(model: QuantizedModel) -> tuple[Sequence[Tensor], str]:
     if model.task and Path(model.task).is_file():
         try:
             task = load_task(model.task)
-            for raw in islice(task.calibration() if task.calibration else (), 1):
-                return flatten(raw), "the first calibration batch"
+            for raw in islice(batches(task), 1):
+                return leaves_like(example(task), raw, "the first calibration batch"), "the first calibration batch"
         except EdgeqError as error:
             return model.golden, f"the synthetic golden input (the task's data is not there: {error})"
     return model.golden, "the synthetic golden input"

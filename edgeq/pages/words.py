@@ -128,7 +128,9 @@ def medians(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def parity(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(mark, sentence) of how far backends' artefacts are from their simulations; what was not compared is left out."""
-    known = {name: row for name, row in rows.items() if row["max_lsb"] is not None}
+    known = {name: dict(row) for name, row in rows.items() if row["exact_share"] is not None}
+    for row in known.values():
+        row["max_lsb"] = math.inf if row["max_lsb"] is None else row["max_lsb"]  # JSON has no other way to say it
     far = [f"{title(n)} by {plain(r['max_lsb'])} LSB" for n, r in known.items() if r["max_lsb"] > 1]
     exact = [title(n) for n, r in known.items() if r["max_lsb"] == 0]
     near = [

@@ -8,17 +8,19 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgeq import backends
+from edgeq.graph.capture import leaves_like
 from edgeq.graph.excerpt import excerpt
 from edgeq.graph.integer import tensor_qparams
 from edgeq.graph.package import QuantizedModel
 from edgeq.run.place import Batch, Place
 from edgeq.spec import Artifact, EdgeqError, TensorInfo
-from edgeq.task import Task
+from edgeq.task import Task, asked, example
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +135,41 @@ def verify(
 
 
 def evaluate(task: Task, predict: backends.Predict) -> dict[str, float] | None:
-    """The task's metric of `predict`; None where the task has none."""
+    """The task's metric of `predict`; None where the task has none.
+
+    Raises:
+        EdgeqError: evaluate() fails, or returns no named numbers.
+    """
     if task.evaluate is None:
         return None
-    return {k: float(v) for k, v in task.evaluate(lambda *inputs: predict(inputs)).items()}
+
+    def flat(*inputs: Any) -> tuple[Tensor, ...]:
+        plain = all(isinstance(x, Tensor) for x in inputs)
+        return predict(inputs if plain else leaves_like(example(task), inputs, "what predict() got"))
+
+    found = asked(task, "evaluate", task.evaluate, flat)
+    try:
+        return {str(name): float(number) for name, number in found.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise EdgeqError(
+            f"{task.path or task.name}: evaluate() returned {found!r:.80}; return named numbers, as {{'top1': 0.7}}"
+        ) from error
 
 
 def sqnr_db(reference: Tensor, other: Tensor) -> float:
-    """Signal to quantization noise ratio in dB: 10·log10(Σ reference² / Σ (reference − other)²)."""
-    noise = (reference.double() - other.double()).square().sum().item()
-    signal = reference.double().square().sum().item()
-    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
+    """Signal to quantization noise ratio in dB: 10·log10(Σ reference² / Σ (reference − other)²), the signal's NaN and Inf
+    left out."""
+    noise = _apart(reference.double(), other.double()).square().sum().item()
+    signal = reference[reference.isfinite()].double().square().sum().item()
+    if noise == 0 or math.isinf(noise):
+        return math.inf if noise == 0 else -math.inf
+    return 10 * math.log10(max(signal, 1e-300) / noise)
+
+
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    """|a − b|: 0 where both are the same infinity or both NaN, infinite where only one is."""
+    same = (a == b) | (a.isnan() & b.isnan())
+    return (a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(same, 0)
 
 
 def _compare(
@@ -155,19 +181,27 @@ def _compare(
             f"output {info.name!r}: the artefact gives shape {tuple(got[0].shape)}, the program {info.shape}"
         )
     grid = info.qparams is not None
-    step = info.qparams.scale[0] if info.qparams is not None else max((b.max() - b.min()).item() / 255, 1e-30)
-    difference = (a - b).abs() / step
+    step = info.qparams.scale[0] if info.qparams is not None else _range(b) / 255
+    difference = _apart(a, b) / step
     if grid:
         difference = difference.round()
-    far = ((a - c).abs() / step).max().item()
+    far = (_apart(a, c) / step).max().item()
     return OutputParity(
         info.name,
         round(difference.max().item(), 4),
         (difference < 0.5).double().mean().item() if not grid else (difference == 0).double().mean().item(),
-        round(far) if grid else round(far, 4),
+        round(far) if grid and math.isfinite(far) else round(far, 4),
         sqnr_db(f, a),
         not grid,
     )
+
+
+def _range(values: Tensor) -> float:
+    """Largest less smallest finite value; where all are one, how large it is."""
+    finite = values[values.isfinite()]
+    if finite.numel() == 0:
+        return 1.0
+    return max((finite.max() - finite.min()).item() or finite.abs().max().item(), 1e-30)
 
 
 @dataclass(frozen=True, slots=True)

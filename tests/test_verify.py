@@ -1,0 +1,73 @@
+"""What verify says about numbers that are none, and about conditions that are none."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from edgeq.graph.package import plain
+from edgeq.run.condition import condition
+from edgeq.run.verify import _compare, evaluate, sqnr_db
+from edgeq.spec import EdgeqError, TensorInfo
+from edgeq.task import Task
+
+INFO = TensorInfo("y", (4,), "float32")
+NAN, INF = math.nan, math.inf
+
+
+def compared(got: list[float], wanted: list[float]):
+    a, b = torch.tensor(got), torch.tensor(wanted)
+    return _compare(INFO, [a], [b], [b], [b])
+
+
+@pytest.mark.parametrize("same", [[1.0, NAN, 2.0, 3.0], [1.0, INF, -INF, 3.0], [NAN] * 4])
+def test_the_same_nan_and_infinity_are_equal(same: list[float]) -> None:
+    parity = compared(same, same)
+    assert (parity.max_lsb, parity.exact_share, parity.qdq_lsb, parity.sqnr_db) == (0, 1, 0, INF)
+
+
+@pytest.mark.parametrize("other", [NAN, INF, -INF])
+def test_one_that_is_no_number_is_infinitely_far(other: float) -> None:
+    for got, wanted in (([1.0, 2.0, 3.0, other], [1.0, 2.0, 3.0, 4.0]), ([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, other])):
+        parity = compared(got, wanted)
+        assert (parity.max_lsb, parity.exact_share, parity.sqnr_db) == (INF, 0.75, -INF)
+        row = {"max_lsb": parity.max_lsb}
+        assert condition("max_lsb>1")(row) and condition("max_lsb>1")(plain(row))  # as JSON keeps it
+
+
+def test_an_output_of_one_number_is_measured_by_its_size() -> None:
+    parity = compared([0.501], [0.5])
+    assert parity.max_lsb == pytest.approx(0.001 / 0.5 * 255, rel=1e-3)
+
+
+def test_sqnr_of_finite_numbers_is_as_defined() -> None:
+    assert sqnr_db(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])) == pytest.approx(20)
+
+
+@pytest.mark.parametrize("text", ["max_lsb>1.2.3", "max_lsb>.", "max_lsb>", "max_lsb>1e", ">1"])
+def test_a_condition_without_a_number_is_refused(text: str) -> None:
+    with pytest.raises(EdgeqError, match="write a name, a comparison and a number"):
+        condition(text)
+
+
+def test_evaluate_that_fails_or_returns_no_numbers_is_one_sentence() -> None:
+    def task(function: Any) -> Task:
+        return Task("t", lambda: nn.Identity(), lambda: ({"a": torch.zeros(1), "b": torch.ones(1)},), None, function)
+
+    def same(inputs: Any) -> Any:
+        return tuple(inputs)
+
+    for function, message in (
+        (lambda predict: 1 / 0, "evaluate\\(\\) failed: ZeroDivisionError"),
+        (lambda predict: 0.7, "evaluate\\(\\) returned 0.7; return named numbers"),
+        (lambda predict: {"top1": [1]}, "return named numbers"),
+        (lambda predict: predict({"a": torch.zeros(1)}), "lacks 'b'"),
+    ):
+        with pytest.raises(EdgeqError, match=message):
+            evaluate(task(function), same)
+    swapped = task(lambda predict: {"b": predict({"b": torch.full((1,), 7.0), "a": torch.zeros(1)})[1]})
+    assert evaluate(swapped, same) == {"b": 7}
