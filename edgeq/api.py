@@ -368,7 +368,7 @@ def doctor() -> dict[str, Any]:
         there = backends.installed(name)
         engines[name] = {
             "installed": there,
-            "version": versions().get(needs),
+            "version": versions().get(backends.RUNS.get(name, needs)),
             "install": f"pip install 'edgeq[{name}]'",
             "runs_here": backends.runs_here(name) if there else "not installed",
         }
