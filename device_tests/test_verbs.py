@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import networks
 import pytest
 import test_ssh
 import torch
+from conftest import need
 from fake_adbd import FakePhone
 from test_random_ops import need_device
 from test_tvm_rpc import Server
@@ -298,6 +300,41 @@ def test_building_for_android_needs_the_ndk(edgeq_home: Path, monkeypatch: pytes
         build.build("aarch64-android")
     with pytest.raises(EdgeqError, match="no runners for riscv64-linux: choose from aarch64-linux"):
         build.build("riscv64-linux")
+
+
+def test_libraries_of_another_system_are_refused_before_anything_is_fetched(
+    edgeq_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("aarch64-linux-gnu-gcc", "gcc")
+    ndk = tmp_path / "ndk" / "toolchains/llvm/prebuilt/linux-x86_64/bin/aarch64-linux-android26-clang++"
+    ndk.parent.mkdir(parents=True)
+    ndk.write_text("#!/bin/sh\nexit 1\n")
+    monkeypatch.setenv("ANDROID_NDK_HOME", str(tmp_path / "ndk"))
+    monkeypatch.setenv("EDGEQ_ANDROID_LIBRARIES", str(tmp_path))
+    fetched: list[str] = []
+    monkeypatch.setattr(build.wheels, "fetch", lambda names, machine: fetched.extend(names) or {})
+    runner = build.RUNNERS[0]
+    paths = [tmp_path / f"lib{name}.so" for name in (*runner.libraries, *runner.always)]
+    code = tmp_path / "a.c"
+    code.write_text('#include <stdio.h>\nint say(void) { return puts("x"); }\n')
+
+    def said() -> str:
+        with pytest.raises((EdgeqError, KeyError)) as error:
+            build.build("aarch64-android", force=True)
+        return str(error.value)
+
+    assert "needs libexecutorch.so" in said()
+    for compiler, words in (
+        (["gcc"], "is for another processor than aarch64"),
+        (["aarch64-linux-gnu-gcc"], "wants libc.so.6, which is Linux's"),
+        (["aarch64-linux-gnu-gcc", "-nostdlib"], ""),  # as one for Android: no libc.so.6
+    ):
+        for path in paths:
+            subprocess.run([*compiler, "-shared", "-fPIC", str(code), "-o", str(path)], check=True)
+        assert words in said() and (not words or not fetched)
+    assert fetched
+    paths[0].write_bytes(b"no library")
+    assert "is no 64-bit ELF library" in said()
 
 
 def test_a_result_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
