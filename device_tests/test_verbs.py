@@ -21,6 +21,7 @@ from test_tvm_rpc import Server
 
 import edgeq
 from edgeq.backends.litert import device as litert
+from edgeq.backends.timing import WAITING
 from edgeq.devices import DeviceLost, open_device
 from edgeq.graph.arithmetic import xnnpack_arm
 from edgeq.home import home
@@ -32,6 +33,7 @@ from edgeq.runners import build
 from edgeq.spec import DeviceInfo, EdgeqError, Job
 
 arm_board = test_ssh.board  # a fixture
+KINDS = ("operator", "unattributed", WAITING)
 A53, A76 = "emulated:cortex-a53", "emulated:cortex-a76"
 
 
@@ -150,10 +152,29 @@ def test_a_lost_phone_loses_nothing_measured(model: Path, plug: Callable[..., Fa
     assert not [c for c in board.commands if "executorch_runner" in c and "--runs" in c]
     for backend, row in found["backends"].items():
         assert row["total_ms"]["runs"] == 3 and row["rows"], backend
-        assert sum(each["ms"] for each in row["rows"]) == pytest.approx(row["total_ms"]["median"], rel=0.05)
     layers = {layer for row in found["backends"]["tvm-arm64"]["rows"] for layer in row["layers"]}
     assert {"a/conv2d", "b/conv2d"} <= layers
     assert not list(model.glob("*.partial"))
+
+
+@pytest.mark.parametrize("backend", ["litert", "executorch", "tvm"])
+def test_rows_account_for_nearly_all_of_a_network_that_computes(backend: str, tmp_path: Path) -> None:
+    """Rows add up by construction; that little of the total is unattributed, and little is scaled away, is measured."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(*(torch.nn.Conv2d(64, 64, 3, 1, 1) for _ in range(6)))
+    example = (torch.randn(1, 64, 56, 56),)
+    edgeq.quantize(edgeq.Task("busy", lambda: net, lambda: example, lambda: [example]), output=tmp_path / "busy")
+    edgeq.export(tmp_path / "busy", backend)
+    seen = []
+    for _ in range(3):  # other programs may take what no row has
+        row = edgeq.profile(tmp_path / "busy", to=[backend], runs=10)["backends"][backend]
+        total, scale = row["total_ms"]["median"], row["row_scale"]
+        shares = {kind: sum(r["ms"] for r in row["rows"] if kind in (r["kind"], r["name"])) / total for kind in KINDS}
+        worked = 1 - shares[WAITING]  # traced runs wait for a core too, and their rows are scaled down by it
+        seen.append((shares, scale))
+        if shares["unattributed"] <= 0.1 and shares["operator"] >= 0.8 * worked and 0.7 * worked <= scale <= 1:
+            return
+    pytest.fail(f"shares of the total, and the scale of rows: {seen}")
 
 
 def test_litert_on_android_is_timed_by_its_own_program(
