@@ -28,6 +28,9 @@ RUNTIMES: dict[str, tuple[str, str]] = {
 }
 
 
+RUNS = {"litert": "ai-edge-litert"}  # the package that runs artefacts, where another one makes them
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """Artefacts of a runtime compiled for another machine than this one; they lie in a folder of their own name.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import oracle
@@ -60,46 +60,54 @@ def pairs(low: int, high: int) -> st.SearchStrategy[tuple[int, int]]:
 
 
 @st.composite
-def specs(draw: st.DrawFn, kinds: Sequence[str]) -> Spec:
-    """A random operator of one of `kinds`."""
-    kind = draw(st.sampled_from(kinds))
-    seed, batch, size = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 2)), draw(pairs(5, 13))
-    if kind in ("linear", "conv2d") and draw(st.booleans()):  # one vector, for which runtimes have code of their own
-        batch, size = 1, (1, 1)
+def specs(draw: st.DrawFn, kind: str, dilated_transposes: bool = False) -> Spec:
+    """A random operator of `kind`; a convolution's form may stand behind it, as `conv2d depthwise`."""
+    kind, _, form = kind.partition(" ")
+    seed, batch = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 2))
+    size = draw(pairs(5, 33 if kind in ("conv2d", "conv1d") else 13))
+    if (kind == "linear" or form == "pointwise") and draw(st.booleans()):
+        batch, size = 1, (1, 1)  # one vector, for which runtimes have code of their own
     clip = draw(st.sampled_from(list(CLIPS))) if kind in (*WEIGHTED, "add", "sub", "mul") else ""
-    common = {"kind": kind, "seed": seed, "batch": batch, "size": size, "clip": clip}
-    channels = draw(st.integers(1, 37))
-    if kind == "conv2d":
-        forms = ["dense", "pointwise", "depthwise", "multiplier", "grouped"]
-        form = draw(st.sampled_from(forms if size != (1, 1) else ["pointwise"]))
-        kernel = (1, 1) if form == "pointwise" else draw(pairs(1, 4))
-        stride, padding = draw(pairs(1, 2)), draw(pairs(0, 2))
-        padding = (min(padding[0], kernel[0] - 1), min(padding[1], kernel[1] - 1))
-        dilation = draw(pairs(1, 2)) if stride == (1, 1) and form in ("dense", "grouped") else (1, 1)
-        groups, outputs = 1, draw(st.integers(1, 37))
+    channels, outputs = draw(st.integers(1, 37)), draw(st.integers(1, 37))
+    spec = Spec(kind, seed, batch, channels, outputs, size, clip=clip)
+    if kind in ("conv2d", "conv1d"):
+        groups = 1
         if form == "depthwise":
-            groups, outputs = channels, channels
+            groups = outputs = channels
         elif form == "multiplier":
-            groups, outputs = channels, 2 * channels
-        elif form == "grouped":
-            channels, groups, outputs = 2 * channels, 2, 2 * outputs
-        return Spec(
-            **common, channels=channels, outputs=outputs, kernel=kernel, stride=stride, padding=padding,
-            dilation=dilation, groups=groups,
+            groups, outputs = channels, draw(st.integers(2, 3)) * channels
+        elif form == "grouped" or (kind == "conv1d" and draw(st.booleans())):
+            groups = draw(st.integers(2, 5))
+            channels, outputs = groups * draw(st.integers(1, 15)), groups * draw(st.integers(1, 15))
+        high = 1 if form == "pointwise" else 5
+        kernel = (draw(st.integers(1, high if kind == "conv2d" else 1)), draw(st.integers(1, high)))
+        padding = tuple(draw(st.integers(0, min(2, k - 1))) for k in kernel)
+        fits = [(n + 2 * p - 1) // max(k - 1, 1) for n, p, k in zip(size, padding, kernel, strict=True)]
+        dilation = tuple(draw(st.integers(1, min(4, n))) if k > 1 else 1 for n, k in zip(fits, kernel, strict=True))
+        stride = draw(pairs(1, 2)) if dilation == (1, 1) else (1, 1)
+        return replace(
+            spec, channels=channels, outputs=outputs, kernel=kernel, stride=stride, padding=padding, dilation=dilation,
+            groups=groups,
         )  # fmt: skip
     if kind == "conv_transpose2d":
         stride = draw(pairs(1, 2))
         kernel = (draw(st.integers(stride[0], 4)), draw(st.integers(stride[1], 4)))
         padding = (min(draw(st.integers(0, 1)), kernel[0] - 1), min(draw(st.integers(0, 1)), kernel[1] - 1))
-        return Spec(
-            **common, channels=channels, outputs=draw(st.integers(1, 20)), kernel=kernel, stride=stride, padding=padding
-        )
-    if kind in ("linear", "conv1d"):
-        kernel = (1, draw(st.integers(1, 4)) if kind == "conv1d" else 1)
-        return Spec(**common, channels=channels, outputs=draw(st.integers(1, 37)), kernel=kernel)
+        dilation = draw(pairs(1, 2)) if dilated_transposes else (1, 1)
+        return replace(spec, kernel=kernel, stride=stride, padding=padding, dilation=dilation)
     if kind in ("max_pool2d", "avg_pool2d"):
-        return Spec(**common, channels=channels, kernel=draw(pairs(2, 3)), stride=draw(pairs(1, 2)))
-    return Spec(**common, channels=channels)
+        return replace(spec, kernel=draw(pairs(2, 3)), stride=draw(pairs(1, 2)))
+    return spec
+
+
+def form(spec: Spec) -> str:
+    """Which code of a runtime computes a convolution: `dilated` and how its channels hang together; else the kind."""
+    if spec.kind not in ("conv2d", "conv1d", "conv_transpose2d"):
+        return spec.kind
+    joined = "dense" if spec.groups == 1 else "grouped"
+    if spec.groups == spec.channels > 1:
+        joined = "depthwise" if spec.outputs == spec.channels else "multiplier"
+    return f"{'dilated ' if max(spec.dilation) > 1 else ''}{joined} {spec.kind}"
 
 
 class Operator(nn.Module):
@@ -155,7 +163,7 @@ class Operator(nn.Module):
         if spec.kind == "linear":
             return (spec.outputs, spec.channels)
         if spec.kind == "conv1d":
-            return (spec.outputs, spec.channels, spec.kernel[1])
+            return (spec.outputs, spec.channels // spec.groups, spec.kernel[1])
         if spec.kind == "conv_transpose2d":
             return (spec.channels, spec.outputs, *spec.kernel)
         return (spec.outputs, spec.channels // spec.groups, *spec.kernel)
@@ -180,9 +188,9 @@ class Operator(nn.Module):
             if s.kind == "linear":
                 return F.linear(x, w, b)
             if s.kind == "conv1d":
-                return F.conv1d(x, w, b)
+                return F.conv1d(x, w, b, s.stride[1], s.padding[1], s.dilation[1], s.groups)
             if s.kind == "conv_transpose2d":
-                return F.conv_transpose2d(x, w, b, s.stride, s.padding)
+                return F.conv_transpose2d(x, w, b, s.stride, s.padding, 0, 1, s.dilation)
             return F.conv2d(x, w, b, s.stride, s.padding, s.dilation, s.groups)
         table: dict[str, Callable[[], Tensor]] = {
             "add": lambda: x + others[0],
@@ -217,12 +225,12 @@ class Operator(nn.Module):
         if s.kind == "linear":
             return x @ self.weight.T + self.steps
         if s.kind == "conv1d":
-            wide = oracle.conv2d(x[:, :, None], self.weight[:, :, None], self.steps, 0, (1, 1), (0, 0), (1, 1), 1)
-            return wide[:, :, 0]
+            along = ((1, s.stride[1]), (0, s.padding[1]), (1, s.dilation[1]))
+            return oracle.conv2d(x[:, :, None], self.weight[:, :, None], self.steps, 0, *along, s.groups)[:, :, 0]
         if s.kind == "conv2d":
             return oracle.conv2d(x, self.weight, self.steps, 0, s.stride, s.padding, s.dilation, s.groups)
         if s.kind == "conv_transpose2d":
-            return oracle.conv_transpose2d(x, self.weight, self.steps, 0, s.stride, s.padding, (0, 0))
+            return oracle.conv_transpose2d(x, self.weight, self.steps, 0, s.stride, s.padding, (0, 0), s.dilation)
         table: dict[str, Callable[[], Ints]] = {
             "mul": lambda: x * others[0],
             "cat": lambda: np.concatenate([x, *others], 1),

@@ -234,7 +234,7 @@ def litert_weighted(op: Operator, sums: Ints, rule: str) -> Ints:
     spec = op.spec
     if rule == "litert_reference":
         return per_channel(op, sums, lambda c: once_away if spec.kind == "linear" else away)
-    depthwise = spec.kind == "conv2d" and spec.groups == spec.channels
+    depthwise = spec.kind in ("conv1d", "conv2d") and spec.groups == spec.channels
     if spec.kind == "conv_transpose2d" or depthwise:  # eight channels at a time in vectors, the rest one by one
         whole = sums.shape[1] // 8 * 8
         return per_channel(op, sums, lambda c: upwards if c < whole else away)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from fake_adbd import FakePhone
 from edgeq import api
 from edgeq.devices import Found, found, open_device
 from edgeq.pages.devices import device_rows
+from edgeq.runners import build
 from edgeq.spec import EdgeqError
 
 KINDS = ("host", "emulated:", "adb:", "ssh:", "apple:", "tvm-rpc:")
@@ -81,12 +83,33 @@ def test_without_any_tool_every_row_says_what_to_do(monkeypatch: pytest.MonkeyPa
         assert rows[name].info is None and "tools/device_setup.sh" in rows[name].how, name
 
 
-def test_an_emulated_core_says_whether_its_libraries_are_there(edgeq_home: Path) -> None:
-    need("qemu-aarch64")
-    assert "tools/arm64_root.py" in by_name()["emulated:cortex-a53"].how
+def test_an_emulated_core_says_what_is_missing(
+    edgeq_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("qemu-aarch64", "qemu-hexagon", "aarch64-linux-gnu-g++", "clang-16", "ld.lld-16")
+    said = by_name()["emulated:cortex-a53"].how
+    assert "tools/arm64_root.py" in said and "python -m edgeq.runners.build aarch64-linux" in said
     (edgeq_home / "arm64-root").mkdir(parents=True)
-    row = by_name()["emulated:cortex-a53"]
+    stamp = edgeq_home / "runners" / "aarch64-linux" / build.STAMP
+    stamp.parent.mkdir(parents=True)
+    stamp.write_text(json.dumps({"sources": build.digest()}))
+    rows = by_name()
+    row = rows["emulated:cortex-a53"]
     assert row.how == "" and row.info is not None and row.info.emulated and "no times" in row.can
+    assert rows["emulated:hexagon-v67"].how == ""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for tool in ("qemu-aarch64", "qemu-hexagon"):
+        (bare / tool).symlink_to(shutil.which(tool) or "")
+    monkeypatch.setenv("PATH", str(bare))
+    rows = by_name()
+    assert "aarch64-linux-gnu-g++ missing: tools/device_setup.sh" in rows["emulated:cortex-a53"].how
+    assert "apt-get install clang-16 lld-16" in rows["emulated:hexagon-v67"].how
+
+
+def test_doctor_tells_the_version_that_runs() -> None:
+    found = api.doctor()
+    assert found["backends"]["litert"]["version"] == found["versions"]["ai-edge-litert"]
 
 
 def test_doctor_prints_what_was_found(adb: Callable[..., str], plug: Callable[..., FakePhone]) -> None:

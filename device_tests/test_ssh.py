@@ -264,3 +264,15 @@ def test_ssh_says_why_it_does_not_connect(board: Board, tmp_path: Path) -> None:
 def test_what_is_no_host_is_refused(where: str) -> None:
     with pytest.raises(EdgeqError, match="write ssh:USER@HOST"):
         open_device(f"ssh:{where}")
+
+
+def test_two_names_of_a_board_are_one_lock(board: Board, tmp_path: Path) -> None:
+    with board.open() as first:
+        first.put(file(tmp_path, "x", 10), "x")
+        other = Ssh(board.name.removeprefix("ssh:").partition("@")[2])  # the same user, unsaid
+        try:
+            assert other.name != first.name and other.place == first.place
+            with pytest.raises(EdgeqError, match=f"{other.name} is in use by another edgeq"):
+                other.put(file(tmp_path, "y", 10), "y")
+        finally:
+            other.release()

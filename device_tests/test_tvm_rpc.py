@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 import signal
@@ -19,6 +20,7 @@ from test_adb import file, sentence
 
 from edgeq.devices import DeviceLost, open_device
 from edgeq.devices.tvm_rpc import TvmRpc
+from edgeq.run.place import Place
 from edgeq.spec import EdgeqError
 
 pytest.importorskip("tvm", reason="TVM is not installed: pip install 'edgeq[tvm]'")
@@ -113,6 +115,45 @@ def test_a_server_that_dies(start: Callable[[], Server], tmp_path: Path) -> None
         sentence(error, "went away while", "run the same command again")
     assert (tmp_path / "y").read_text() == "earlier" and not list(tmp_path.glob("*.partial"))
     device.close()
+
+
+def test_a_server_that_falls_silent_is_lost(start: Callable[[], Server], tmp_path: Path) -> None:
+    """Stopped, not ended: the connection stays, and TVM itself would wait for ever."""
+    server = start()
+    device = TvmRpc(server.where, step_s=1.0)
+    os.killpg(server.process.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    with pytest.raises(DeviceLost) as error:
+        device.put(file(tmp_path, "x", 1000), "x")
+    sentence(error, "stopped answering while x was sent", "run the same command again")
+    with pytest.raises(DeviceLost, match="stopped answering"):  # at once: the connection is shut
+        device.get("x", tmp_path / "y")
+    with pytest.raises(DeviceLost, match="stopped answering"):
+        device.describe()
+    device.close()
+    assert time.monotonic() - started < 20
+    os.killpg(server.process.pid, signal.SIGCONT)
+
+
+def test_a_network_that_never_ends_is_lost(start: Callable[[], Server]) -> None:
+    server = start()
+    device = TvmRpc(server.where)
+    ask = device.session.get_function("target.llvm_get_system_cpu")
+    os.killpg(server.process.pid, signal.SIGSTOP)
+    with (
+        pytest.raises(DeviceLost, match="stopped answering while the network ran"),
+        device.explained("the network ran", 1),
+    ):
+        ask()
+    os.killpg(server.process.pid, signal.SIGCONT)
+
+
+def test_a_server_that_tells_no_features_is_not_refused(start: Callable[[], Server]) -> None:
+    with TvmRpc(start().where) as device:
+        place = Place(device)
+        place.info = dataclasses.replace(place.info, abi="aarch64-linux", model="cortex-a76")
+        assert place.lacks("tvm-arm64-dotprod") == ""
+        assert "is compiled for hexagon" in place.lacks("tvm-hexagon")
 
 
 def test_what_is_no_server(tmp_path: Path) -> None:

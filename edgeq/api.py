@@ -222,6 +222,7 @@ def verify(
 ) -> dict[str, Any]:
     """Run every artefact of `model` (or those of `to`) on `device` against its runtime's simulation.
 
+    model: or its folder, or one exported file in that.
     Without `to`, artefacts that do not run there are left out and named in `skipped`. Inputs are the first `batches`
     calibration batches where the task file is still there, else the synthetic golden vector. The task's metric is
     computed on the host alone. Returns plain data and writes it to verify.json (`verify.<device>.json` for others); its
@@ -230,7 +231,7 @@ def verify(
     Raises:
         DeviceLost: the device went away. EdgeqError: nothing was exported, an artefact is truncated or does not run there.
     """
-    model = _saved(model)
+    model, to = _named(model, to)
     task = load_task(model.task) if model.task and Path(model.task).is_file() else None
     with open_device(device) as opened:
         place = Place(opened)
@@ -281,6 +282,7 @@ def profile(
 ) -> dict[str, Any]:
     """Time every artefact of `model` (or those of `to`) on `device`, the float network beside it.
 
+    model: or its folder, or one exported file in that.
     Milliseconds: median, 10th and 90th percentile over `runs` after `warmup`, and rows that add up to the median; on an
     emulated device instructions instead, and no time at all. Returns plain data and writes it to profile.json
     (`profile.<device>.json` for others); each report of times is kept among the measurements (edgeq.run.measurements).
@@ -290,7 +292,7 @@ def profile(
     Raises:
         DeviceLost: the device went away. EdgeqError: see `verify`.
     """
-    model = _saved(model)
+    model, to = _named(model, to)
     if cores and device == "host":
         raise EdgeqError("this process is not bound to cores: start it as taskset -c 0,1 edgeq profile …")
     with open_device(device) as opened:
@@ -380,7 +382,7 @@ def doctor() -> dict[str, Any]:
         there = backends.installed(name)
         engines[name] = {
             "installed": there,
-            "version": versions().get(needs),
+            "version": versions().get(backends.RUNS.get(name, needs)),
             "install": f"pip install 'edgeq[{name}]'",
             "runs_here": backends.runs_here(name) if there else "not installed",
         }
@@ -526,6 +528,35 @@ def _merge(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     earlier = read_json(path, "")["backends"] if path.is_file() else {}
     write_json(path, {**found, "backends": {**earlier, **found["backends"]}})
     return found
+
+
+def _named(model: QuantizedModel | str | Path, to: Sequence[str]) -> tuple[QuantizedModel, Sequence[str]]:
+    """The model and the backends that are meant: `to`, or the one whose exported file `model` names.
+
+    Raises:
+        EdgeqError: it names a file that no model folder holds, or another backend's than `to`.
+    """
+    if isinstance(model, QuantizedModel):
+        return model, to
+    path = Path(model).resolve()
+    if not path.exists() or (path / package.MANIFEST).is_file():
+        return package.load(model), to
+    root = next((folder for folder in path.parents if (folder / package.MANIFEST).is_file()), None)
+    if root is None:
+        if path.is_file():
+            raise EdgeqError(
+                f"{model}: lies in no model folder; name the folder that edgeq quantize wrote, with --to BACKEND"
+            )
+        return package.load(model), to
+    backend = path.relative_to(root).parts[0]
+    if (
+        backend not in (*backends.RUNTIMES, *backends.VARIANTS)
+        or find(package.load(root), backend).path.resolve() != path
+    ):
+        raise EdgeqError(f"{model}: is not what was exported of {root}; name that folder, with --to BACKEND")
+    if to and tuple(to) != (backend,):
+        raise EdgeqError(f"{model}: was exported to {backend}, and --to says {', '.join(to)}; leave --to out")
+    return package.load(root), (backend,)
 
 
 def _saved(model: QuantizedModel | str | Path) -> QuantizedModel:

@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="Folder written by edgeq quantize.")]
+MEASURED = "Folder written by edgeq quantize, or an exported file in it."
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout; progress goes to stderr.")]
 To = Annotated[
     list[str] | None,
@@ -153,7 +154,7 @@ def export(
 
 @app.command()
 def verify(
-    folder: Folder,
+    folder: Annotated[Path, typer.Argument(help=MEASURED)],
     to: To = None,
     device: Device = "host",
     batches: Annotated[int, typer.Option(min=1, help="Calibration batches to compare on.")] = 8,
@@ -192,7 +193,7 @@ def verify(
 
 @app.command()
 def profile(
-    folder: Annotated[Path | None, typer.Argument(help="Folder written by edgeq quantize.", show_default=False)] = None,
+    folder: Annotated[Path | None, typer.Argument(help=MEASURED, show_default=False)] = None,
     to: To = None,
     device: Device = "host",
     threads: Threads = 1,

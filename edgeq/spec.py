@@ -256,6 +256,7 @@ class OpLatency:
 
     name: as in the coverage table where it is one of its operators, else in the runtime's words.
     layers: every layer it computes, fused ones too. run_ms: each traced run, as measured; empty where there are none.
+    device: the processor that the runtime prefers for it, where it plans that (Core ML).
     """
 
     name: str
@@ -263,6 +264,7 @@ class OpLatency:
     layers: tuple[str, ...] = ()
     kind: RowKind = "operator"
     run_ms: tuple[float, ...] = ()
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)

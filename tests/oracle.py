@@ -44,18 +44,22 @@ def conv_transpose2d(
     stride: tuple[int, int],
     pad: tuple[int, int],
     output_padding: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
 ) -> Ints:
     """Scatter form; x [N, C, H, W], w [C, O, kh, kw]."""
     n, in_c, height, width = x.shape
     _, out_c, kh, kw = w.shape
-    full_h = (height - 1) * stride[0] + kh + output_padding[0]
-    full_w = (width - 1) * stride[1] + kw + output_padding[1]
+    reach_h, reach_w = (kh - 1) * dilation[0] + 1, (kw - 1) * dilation[1] + 1
+    full_h = (height - 1) * stride[0] + reach_h + output_padding[0]
+    full_w = (width - 1) * stride[1] + reach_w + output_padding[1]
     total = np.zeros((n, out_c, full_h, full_w), np.int64)
     shifted = x.astype(np.int64) - zero_point
     for c in range(in_c):
         for i in range(height):
             for j in range(width):
                 patch = shifted[:, c, i, j][:, None, None, None] * w[c][None].astype(np.int64)
-                total[:, :, i * stride[0] : i * stride[0] + kh, j * stride[1] : j * stride[1] + kw] += patch
+                rows = slice(i * stride[0], i * stride[0] + reach_h, dilation[0])
+                cols = slice(j * stride[1], j * stride[1] + reach_w, dilation[1])
+                total[:, :, rows, cols] += patch
     total = total[:, :, pad[0] : full_h - pad[0], pad[1] : full_w - pad[1]]
     return total + bias.reshape(1, -1, 1, 1)

@@ -35,24 +35,30 @@ def runs(median: float, spread: float, count: int, seed: int, drift: float = 0.0
 def test_a_clear_difference_is_seen_and_the_interval_holds_the_truth() -> None:
     found = ratio_of_medians(runs(10, 0.03, 40, 1), runs(8, 0.03, 40, 2))
     assert found.verdict == "faster" and found.low is not None and found.high is not None
-    assert found.low < 0.8 < found.high and found.high - found.low < 0.06
+    assert found.low < 0.8 < found.high and found.high - found.low < 0.08
     assert ratio_of_medians(runs(8, 0.03, 40, 2), runs(10, 0.03, 40, 1)).verdict == "slower"
 
 
-@pytest.mark.parametrize("drift", [0.0, 0.7])
-def test_equal_programs_are_rarely_called_different(drift: float) -> None:
-    verdicts = [
-        ratio_of_medians(runs(5, 0.05, 30, 2 * i, drift), runs(5, 0.05, 30, 2 * i + 1, drift)).verdict
-        for i in range(60)
-    ]
-    wrong = 60 - verdicts.count("no difference seen")
-    assert wrong <= (6 if drift == 0 else 14)  # 5 % wanted; blocks mend most of what drift does
+@pytest.mark.parametrize("drift", [0.0, 0.5])
+@pytest.mark.parametrize("count", [10, 15, 30])
+def test_equal_programs_are_rarely_called_different(drift: float, count: int) -> None:
+    generator = np.random.default_rng(count)
+    trials = 200
+    verdicts = []
+    for seeds in generator.integers(0, 2**32, (trials, 2)):  # the first runs only warm the drift up
+        a, b = (runs(5, 0.05, count + 20, int(seed), drift)[20:] for seed in seeds)
+        verdicts.append(ratio_of_medians(a, b).verdict)
+    wrong = trials - verdicts.count("no difference seen")
+    assert wrong <= trials * (0.06 if drift == 0 else 0.11)  # 5 % wanted; blocks mend most of what drift does
 
 
 def test_noise_hides_a_small_difference_and_few_runs_say_nothing() -> None:
     assert ratio_of_medians(runs(10, 0.5, 20, 1), runs(9.9, 0.5, 20, 2)).verdict == "no difference seen"
     few = ratio_of_medians([10.0, 10.1], [1.0, 1.1])
     assert few.verdict == "too few runs" and few.low is None and few.ratio == pytest.approx(1.05 / 10.05)
+    assert ratio_of_medians([10.0] * 9, [1.0] * 9).verdict == "too few runs"
+    none = ratio_of_medians([0.0] * 30, [5.0] * 30)
+    assert none.verdict == "no difference seen" and none.ratio is None and none.low is None
     clock = ratio_of_medians([0.001] * 30, [0.002] * 30)
     assert clock.verdict == "no difference seen" and clock.ratio == 2
 
@@ -120,14 +126,38 @@ def test_folders_files_and_numbers_name_a_profile(folder: Path) -> None:
         ("{0}/empty", "run edgeq profile .*empty first"),
         ("{0}/a:coreml", "has no profile of coreml: there is litert, tvm"),
         ("{0}/old.json", "no latency in it"),
+        ("99999999999999999999999", "there is no measurement 99999999999999999999999"),
+        ("²", "there is no such profile; name a model folder"),
+        ("{0}/list.json", "no latency in it"),
+        ("{0}/three.json", "no latency in it"),
+        ("{0}/lacking.json", "no latency in it"),
+        ("{0}/nan.json", "no latency in it"),
     ],
 )
 def test_what_is_no_profile_is_named(source: str, said: str, folder: Path) -> None:
     (folder / "empty").mkdir()
+    (folder / "list.json").write_text("[1, 2]")
+    (folder / "three.json").write_text('{"backends": 3}')
+    (folder / "lacking.json").write_text('{"backends": {"litert": {"total_ms": {"median": 1}, "run_ms": [1]}}}')
+    nan = {**as_profile(litert=FUSED)["backends"]["litert"], "run_ms": [float("nan")]}
+    (folder / "nan.json").write_text(json.dumps({"backends": {"litert": nan}}))
     (folder / "old.json").write_text(json.dumps({"backends": {"litert": {"int8": {"median_ms": 1}}}}))
     with pytest.raises(EdgeqError, match=said):
         compare(source.format(folder), f"{folder}/b")
-    assert not measurements.path().is_file() or source == "99"
+    assert not measurements.path().is_file() or source.startswith("99")
+
+
+def test_rows_with_and_without_single_runs_are_compared_as_sums(folder: Path) -> None:
+    rows = (
+        OpLatency("overhead", 0.2, (), kind="overhead"),
+        OpLatency("overhead", 0.3, (), kind="overhead", run_ms=(0.3,) * 20),
+    )
+    made = as_profile(litert=dataclasses.replace(FUSED, rows=(*FUSED.rows, *rows)))
+    (folder / "mixed.json").write_text(json.dumps(made))
+    (pair,) = compare(str(folder / "mixed.json"), str(folder / "mixed.json"))["pairs"]
+    by_layers = {tuple(row["layers"]): row for row in pair["layers"]}
+    assert by_layers["(overhead)",]["verdict"] == "too few runs"
+    assert by_layers["(overhead)",]["a_ms"] == pytest.approx(0.5)
 
 
 def test_the_verdict_is_a_sentence() -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from edgeq import Task, quantize
 from edgeq.graph.annotate import annotate, default_plan
 from edgeq.graph.capture import capture, flatten, unlift
-from edgeq.graph.integer import QUANTIZE
+from edgeq.graph.integer import QUANTIZE, read
 from edgeq.graph.simulate import simulate
 from edgeq.spec import EdgeqError, QuantPlan
 
@@ -283,3 +283,11 @@ def test_subsampling_keeps_the_values_of_the_pixels_it_keeps() -> None:
     (before, scale, zero), (after, other, moved) = values
     wanted = (before[:, :, ::2, ::2].double() - zero) * scale
     assert float((wanted - (after.double() - moved) * other).abs().max()) <= other
+
+
+@pytest.mark.parametrize("target", ["tvm", "litert", "executorch", "coreml", "portable", "simulated"])
+def test_a_transposed_convolution_of_several_groups_stays_float(target: str) -> None:
+    example = (torch.randn(1, 8, 5, 5),)
+    made = Task("up", lambda: nn.ConvTranspose2d(8, 12, 3, 2, 1, groups=2), lambda: example, lambda: [example])
+    program = read(quantize(made, target=target).program)
+    assert not program.ops and len(program.floats) == 1

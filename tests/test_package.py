@@ -160,3 +160,19 @@ def test_another_models_program(saved: Path, tmp_path: Path) -> None:
     (folder / "program.pt2").write_bytes((folder / "float.pt2").read_bytes())
     with pytest.raises(EdgeqError, match=r"program\.pt2: not the program this model was saved with"):
         edgeq.load(folder)
+
+
+def test_an_exported_file_names_its_folder_and_backend(saved: Path, tmp_path: Path) -> None:
+    folder = copy(saved, tmp_path)
+    path = edgeq.export(folder, "tvm").path
+    assert list(edgeq.verify(path)["backends"]) == ["tvm"]
+    assert (folder / "verify.json").is_file()
+    with pytest.raises(EdgeqError, match=r"was exported to tvm, and --to says litert"):
+        edgeq.verify(path, to=["litert"])
+    stray = tmp_path / "stray.so"
+    stray.write_bytes(path.read_bytes())
+    for verb in (edgeq.verify, edgeq.profile):
+        with pytest.raises(EdgeqError, match=r"lies in no model folder; name the folder that edgeq quantize wrote"):
+            verb(stray)
+        with pytest.raises(EdgeqError, match=r"is not what was exported of"):
+            verb(folder / "plan.json")

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from networks import InvertedResidual, seeded
 from rich.console import Console
 
 from edgeq import api
+from edgeq.graph import package
 from edgeq.graph.package import QuantizedModel
 from edgeq.pages import tables, words
 from edgeq.pages.page import write_page
@@ -364,3 +366,29 @@ def test_an_emulated_core_has_instructions_and_nothing_of_time(made: QuantizedMo
 def test_the_tables_do_not_import_torch() -> None:
     code = "import sys, edgeq.pages.tables; sys.exit('torch' in sys.modules or 'jinja2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_other_devices_have_a_section_and_emulated_ones_no_time(made: QuantizedModel, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.folder or Path(), tmp_path / "elsewhere"))
+    model = package.load(folder)
+    assert 'id="devices"' not in write_page(model, folder / "report.html").read_text()
+    row = {"name": "CONV", "ms": 1.25, "layers": [HOSTILE], "kind": "operator", "run_ms": []}
+    timed = {**times(4.5, [row]), "device": "Phone <9>", "float": times(9.0, [row]), "speedup": 2.0}
+    counted = {
+        "device": "Arm Cortex-A76", "backend": "executorch", "instructions": 1234567, "fewer": 3.5,
+        "float": {"instructions": 4320985},
+    }  # fmt: skip
+    for name, found in (("adb:X1", timed), ("emulated:cortex-a76", counted)):
+        file = name.replace(":", "-")
+        for verb, backends in (("verify", parity_of(model, 0)["backends"]), ("profile", {"executorch": found})):
+            told = {"device": name, "backends": {"executorch": backends["executorch"]}}
+            (folder / f"{verb}.{file}.json").write_text(json.dumps(told))
+    page = write_page(model, folder / "report.html").read_text()
+    section = page[page.index('<section id="devices">') :].partition("</section>")[0]
+    phone, core = section.split("emulated:cortex-a76</h3>")
+    assert (
+        "4.50" in phone and "9.00" in phone and "2.00×" in phone and "Phone &lt;9&gt;" in phone and "1.25 ms" in phone
+    )
+    assert HOSTILE not in phone and html.escape(HOSTILE, quote=False)[:10] in phone
+    assert "1,234,567" in core and "4,320,985" in core and "3.50×" in core and "100.00 %" not in core
+    assert not re.search(r"\bms\b", core)

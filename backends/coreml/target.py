@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeq.spec import OpSupport, Target
 
 _FUSED = ("relu", "relu6", "clamp")
-_FUSING = ("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear", "add", "sub", "mul")
+_FUSING = ("conv1d", "conv2d", "depthwise_conv2d", "linear", "add", "sub", "mul")
 _PLAIN = ("avg_pool2d", "mean", "matmul", "softmax", "sigmoid", "tanh", "relu", "relu6", "clamp")
 _MOVING = ("cat", "max_pool2d", "reshape", "permute", "slice", "pad", "upsample_nearest", "gather")
 
@@ -15,6 +15,7 @@ TARGET = Target(
     arithmetic="coreml_fp16",
     ops=(
         *(OpSupport(kind, "eligible", fused=_FUSED) for kind in _FUSING),
+        OpSupport("conv_transpose2d", "eligible", fused=_FUSED, constraint="one group", limits=("one_group",)),
         *(OpSupport(kind, "eligible") for kind in _PLAIN),
         # no kernel demands it; a second scale would only round once more
         *(OpSupport(kind, "eligible", shared_scale=True) for kind in _MOVING),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from edgeq.devices.emulated import CORES, PACKAGES, Emulated, arm64_root
 from edgeq.devices.host import Host
+from edgeq.runners import build
 from edgeq.spec import DeviceInfo, EdgeqError
 
 PATIENCE_S = 2.0  # what a phone may take to describe itself
@@ -62,10 +63,30 @@ def _emulated(core: str) -> Found:
     name = f"emulated:{core}"
     if shutil.which(CORES[core].emulator) is None:
         return Found(name, None, EMULATION, PACKAGES)
-    how = ""
-    if CORES[core].abi != "hexagon" and not arm64_root().is_dir():
-        how = "the runtimes' libraries are missing: python tools/arm64_root.py"
-    return Found(name, Emulated(core).describe(), EMULATION, how)
+    missing = _hexagon() if CORES[core].abi == "hexagon" else _arm64()
+    return Found(name, Emulated(core).describe(), EMULATION, "; ".join(missing))
+
+
+def _hexagon() -> list[str]:
+    """What else exporting for Hexagon needs here, as instructions."""
+    tools = [tool for tool in ("clang", "ld.lld") if not (shutil.which(f"{tool}-16") or shutil.which(tool))]
+    return [f"--to tvm-hexagon needs {' and '.join(tools)}: apt-get install clang-16 lld-16"] if tools else []
+
+
+def _arm64() -> list[str]:
+    """What else running on emulated Arm cores needs here, as instructions."""
+    missing = []
+    if not arm64_root().is_dir():
+        missing.append("the runtimes' libraries are missing: python tools/arm64_root.py")
+    tools = [tool for tool in ("aarch64-linux-gnu-gcc", "aarch64-linux-gnu-g++") if shutil.which(tool) is None]
+    if tools:
+        missing.append(f"{' and '.join(tools)} missing: tools/device_setup.sh installs them")
+    try:
+        for runner in build.RUNNERS:
+            build.installed(runner.name, "aarch64-linux")
+    except EdgeqError as error:
+        missing.append(str(error))
+    return missing
 
 
 def _phones(patience_s: float) -> list[Found]:

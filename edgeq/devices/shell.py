@@ -64,6 +64,11 @@ class Shell(Device):
         """As on the command line."""
         return self._name
 
+    @property
+    def place(self) -> str:
+        """The machine that is meant, however it is called: what a lock is on."""
+        return self._name
+
     @abstractmethod
     def execute(self, script: str, timeout_s: float) -> Finished:
         """Run a shell script there.
@@ -227,7 +232,7 @@ class Shell(Device):
         """Names there → SHA-256, after making the folder ours."""
         if self._there is None:
             if self._lock is None:
-                self._lock = _hold(self.name)
+                self._lock = _hold(self.place, self.name)
             self._doing = "its folder was prepared"
             done = self._step(PREPARE.replace("FOLDER", self.folder), 6 * self.step_s)
             if done.status:
@@ -286,13 +291,15 @@ def digest(path: Path) -> str:
     return _digest(path, stat.st_size, stat.st_mtime_ns)
 
 
-def _hold(name: str) -> IO[str]:
-    """A lock on the device, for as long as the file is open: two runs at once would spoil each other's files and times.
+def _hold(place: str, name: str) -> IO[str]:
+    """A lock on `place`, for as long as the file is open: two runs at once would spoil each other's files and times.
+
+    name: of the device, for the sentence.
 
     Raises:
         EdgeqError: another edgeq holds it.
     """
-    path = home() / "locks" / (re.sub(r"[^A-Za-z0-9.@-]", "_", name) + ".lock")
+    path = home() / "locks" / (re.sub(r"[^A-Za-z0-9.@-]", "_", place) + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w")
     try:

@@ -45,6 +45,7 @@ class Ssh(Shell):
         near = tempfile.gettempdir()
         self._control = Path(tempfile.mkdtemp(prefix="edgeq-ssh-", dir=near if len(near) < 60 else "/tmp"))
         end = [*(["-p", port] if port else []), "--", f"{user}@{host}" if user else host]
+        self._place = _place(program, end) or self.name
         shared = [program, "-T", "-o", "BatchMode=yes", "-o", f"ControlPath={self._control / 's'}"]
         # without the shared connection a command fails at once instead of making one of its own
         self._client = [*shared, "-o", "ControlMaster=no", "-o", "ProxyCommand=false", *end]
@@ -64,6 +65,11 @@ class Ssh(Shell):
         except BaseException:
             self.release()
             raise
+
+    @property
+    def place(self) -> str:
+        """User, host and port, by ssh's own reading of the name and of ~/.ssh/config."""
+        return self._place
 
     def _connect(self, command: list[str]) -> None:
         said = self._control / "said"
@@ -139,6 +145,14 @@ class Ssh(Shell):
         if process.returncode == LOST or process.returncode < 0:
             raise self.lost()
         return Finished(process.returncode, (out or b"").decode(errors="replace"), err.decode(errors="replace"))
+
+
+def _place(program: str, end: list[str]) -> str:
+    """`ssh:user@hostname:port` of what ssh would connect to; empty where it does not tell (before OpenSSH 6.8)."""
+    done = subprocess.run([program, "-G", *end], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    told = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+    known = done.returncode == 0 and {"user", "hostname", "port"} <= told.keys()
+    return f"ssh:{told['user']}@{told['hostname']}:{told['port']}" if known else ""
 
 
 def _reason(said: list[str]) -> str:

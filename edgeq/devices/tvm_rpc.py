@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import socket
+import stat
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +21,8 @@ from edgeq.spec import DeviceInfo, EdgeqError
 # the handshake of tvm/rpc/base.py: magic, length and text of the key; then the answer
 MAGIC = 0xFF271
 MISMATCH = MAGIC + 2
+SLOWEST = 100e3  # bytes a second below which a transfer counts as stalled
+LARGEST = 10e6  # bytes of a file that is fetched
 STRANGER = b"client:edgeq-asks-whether-you-are-free"
 
 
@@ -38,16 +44,24 @@ class TvmRpc(Device):
             from tvm import rpc
         except ImportError:
             raise EdgeqError(f"{self._name} needs TVM here: pip install 'edgeq[tvm]'") from None
+        self.step_s = step_s
+        self._there: dict[str, str] = {}  # file there → SHA-256
+        self._cut = False  # whether the connection was shut because nothing was heard
         self._ask_whether_free(step_s)
+        before = set(_connections())
         try:
-            self.session: Any = rpc.connect(self.host, self.port, key=key)
+            self.session: Any = _within(step_s, lambda: rpc.connect(self.host, self.port, key=key))
+        except TimeoutError:
+            raise DeviceLost(
+                f"{self._name} did not answer within {step_s:g} s while it was connected; {AGAIN}"
+            ) from None
         except Exception as error:  # whatever TVM raises for it
             if "matches key" in str(error):
                 raise EdgeqError(
                     f"{self._name}: the server has another key than {key!r}; write tvm-rpc:HOST:PORT:KEY"
                 ) from None
             raise EdgeqError(f"{self._name}: {str(error).strip().splitlines()[-1]}") from None
-        self._there: dict[str, str] = {}  # file there → SHA-256
+        self._streams = [fd for fd in _connections() if fd not in before]
 
     @property
     def name(self) -> str:
@@ -75,8 +89,10 @@ class TvmRpc(Device):
         if self._there.get(name) == wanted:
             return
         self._there.pop(name, None)
+        data = bytearray(local.read_bytes())
         try:
-            self.session.upload(bytearray(local.read_bytes()), target=name)
+            with self._patient(self.step_s + len(data) / SLOWEST):
+                self.session.upload(data, target=name)
         except Exception as error:
             self._explain(error, f"{self._name} does not take {remote}", f"{remote} was sent")
         self._there[name] = wanted
@@ -98,7 +114,8 @@ class TvmRpc(Device):
     def get(self, remote: str, local: Path) -> None:
         """Download."""
         try:
-            data = self.session.download(there(remote))
+            with self._patient(self.step_s + LARGEST / SLOWEST):  # how large it is, is not known
+                data = self.session.download(there(remote))
         except Exception as error:
             self._explain(error, f"{self._name}: no file {remote} was written there", f"{remote} was fetched")
         partial = beside(local)
@@ -116,10 +133,11 @@ class TvmRpc(Device):
         self.session = None
 
     @contextlib.contextmanager
-    def explained(self, doing: str) -> Iterator[None]:
-        """What TVM raises inside, as one sentence."""
+    def explained(self, doing: str, timeout_s: float) -> Iterator[None]:
+        """What TVM raises inside, as one sentence; after `timeout_s` the device counts as lost."""
         try:
-            yield
+            with self._patient(timeout_s):
+                yield
         except EdgeqError:
             raise
         except Exception as error:
@@ -127,14 +145,37 @@ class TvmRpc(Device):
 
     def _facts(self, function: str) -> str:
         try:
-            return str(self.session.get_function(function)())
+            with self._patient(self.step_s):
+                return str(self.session.get_function(function)())
         except AttributeError:  # the server has no such function
             return ""
         except Exception as error:
             self._explain(error, "", "it was asked what it is")
 
+    @contextlib.contextmanager
+    def _patient(self, timeout_s: float) -> Iterator[None]:
+        """TVM waits for ever for an answer: after `timeout_s` the connection is shut under it, and it raises."""
+        if self._cut:
+            raise TimeoutError
+
+        def cut() -> None:
+            self._cut = True
+            for fd in self._streams:
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as stream:
+                    stream.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(timeout_s, cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def _explain(self, error: Exception, refusal: str, doing: str) -> NoReturn:
         """TVM tells an error over there (RPCError) from a connection that broke (any other)."""
+        if self._cut:
+            raise DeviceLost(f"{self._name} stopped answering while {doing}; {AGAIN}") from None
         if type(error).__name__ == "RPCError":
             last = str(error).strip().splitlines()[-1]
             raise EdgeqError(f"{refusal}: {last}" if refusal else f"{self._name}: {last}") from None
@@ -158,6 +199,34 @@ class TvmRpc(Device):
             ) from None
         if answer != struct.pack("<i", MISMATCH):
             raise EdgeqError(f"{self._name}: what listens there is no TVM RPC server")
+
+
+def _within(timeout_s: float, call: Callable[[], Any]) -> Any:
+    """What `call` returns or raises, on a thread that is left behind where it takes longer.
+
+    Raises:
+        TimeoutError: it does.
+    """
+    found: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(call())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return found.result(timeout_s)
+
+
+def _connections() -> list[int]:
+    """This process's open sockets; TVM does not tell which is its own."""
+    found = []
+    for entry in Path("/dev/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(int(entry.name)).st_mode):
+                found.append(int(entry.name))
+    return found
 
 
 def there(remote: str) -> str:

@@ -171,7 +171,8 @@ def annotate(captured: Captured, target: Target, plan: QuantPlan) -> Annotation:
 def _support(kind: str | None, target: Target) -> OpSupport | None:
     if kind is not None and target.any_precision:
         shared = kind in MOVES or kind in ("gather", "max_pool2d", "cat")
-        return OpSupport(kind, fused=EVERYTHING_FUSES if kind not in MOVES else (), shared_scale=shared)
+        limits = ("one_group",) if kind == "conv_transpose2d" else ()
+        return OpSupport(kind, fused=EVERYTHING_FUSES if kind not in MOVES else (), shared_scale=shared, limits=limits)
     return None if kind is None else target.support(kind)
 
 

@@ -42,10 +42,10 @@ def xnnpack_slice(node: Node) -> str | None:
     return None if node_arg(node, 4, 1) == 1 else "it slices with a step"
 
 
-def xnnpack_transposed(node: Node) -> str | None:
-    """A transposed convolution with per-channel weights has one group in XNNPACK."""
+def one_group(node: Node) -> str | None:
+    """Weights of a transposed convolution lie [C_in, C_out/groups, ...]: groups would share scales, and biases their grid."""
     groups = conv_attrs(node, "conv_transpose2d").groups
-    return None if groups == 1 else f"XNNPACK transposes no convolution of {groups} groups with per-channel weights"
+    return None if groups == 1 else f"the {groups} groups of a transposed convolution would share their weights' scales"
 
 
 def xnnpack_upsample(node: Node) -> str | None:
@@ -90,10 +90,10 @@ LIMITS: dict[str, Callable[[Node], str | None]] = {
     "litert_pad": litert_pad,
     "litert_slice": litert_slice,
     "litert_transposed": litert_transposed,
+    "one_group": one_group,
     "xnnpack_mean": xnnpack_mean,
     "xnnpack_average": xnnpack_average,
     "xnnpack_max_pool": xnnpack_max_pool,
     "xnnpack_slice": xnnpack_slice,
-    "xnnpack_transposed": xnnpack_transposed,
     "xnnpack_upsample": xnnpack_upsample,
 }

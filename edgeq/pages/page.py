@@ -32,9 +32,9 @@ AXIS_DB = 60.0  # top of the error plot: int8 reaches about 50 dB, so this is "n
 def write_page(model: QuantizedModel, path: Path) -> Path:
     """Write the page to `path`, whole or not at all; returns `path`.
 
-    Reads what lies in the model's folder: exported artefacts, verify.json, profile.json. What is missing is named
-    together with the command that makes it. Tensor statistics come from the first calibration batch where the task
-    file is still there, else from the synthetic golden input.
+    Reads what lies in the model's folder: exported artefacts, verify.json, profile.json, and those of other devices. What
+    is missing is named together with the command that makes it. Tensor statistics come from the first calibration batch
+    where the task file is still there, else from the synthetic golden input.
 
     Raises:
         EdgeqError: jinja2 is not installed, the model is not saved, or verify.json or profile.json is no JSON.
@@ -62,6 +62,7 @@ def contents(model: QuantizedModel) -> dict[str, Any]:
         "runtimes": runtimes,
         "parity": parity,
         "latency": latency,
+        "elsewhere": _elsewhere(model.folder),
         "estimated": any(o["equivalent"] for o in _outputs(parity)),
         "accuracy": _accuracy(parity),
         "slowest": SLOWEST,
@@ -144,6 +145,52 @@ def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None
             )
         )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What was found on another device. counted: it is emulated, so that it has instruction counts and no times.
+
+    rows: (runtime, its row of verify.<device>.json, its row of profile.<device>.json, its slowest bars).
+    """
+
+    name: str
+    model: str
+    counted: bool
+    rows: list[tuple[str, Found | None, Found | None, list[Bar]]]
+
+
+def _elsewhere(folder: Path) -> list[Elsewhere]:
+    """Every other device that artefacts were verified or profiled on, by name."""
+    found: dict[str, dict[str, Found]] = {}
+    for verb in ("verify", "profile"):
+        for path in sorted(folder.glob(f"{verb}.*.json")):
+            told = _read(path)
+            if told is not None:
+                found.setdefault(told["device"], {})[verb] = told
+    return [_device(name, told.get("verify"), told.get("profile")) for name, told in sorted(found.items())]
+
+
+def _device(name: str, parity: Found | None, latency: Found | None) -> Elsewhere:
+    verified, profiled = ((told or {}).get("backends", {}) for told in (parity, latency))
+    rows: list[tuple[str, Found | None, Found | None, list[Bar]]] = []
+    for backend in dict.fromkeys([*verified, *profiled]):
+        timed, _ = words.parted((profiled.get(backend) or {}).get("rows") or ())
+        slowest = sorted(timed, key=lambda row: -row["ms"])[:SLOWEST]
+        bars = [
+            (
+                words.label(row),
+                ", ".join(row["layers"]) or row["name"],
+                row["ms"],
+                "unknown",
+                row["ms"] / slowest[0]["ms"],
+            )
+            for row in slowest
+            if row["ms"] > 0
+        ]
+        rows.append((backend, verified.get(backend), profiled.get(backend), bars))
+    model = next((row["device"] for row in profiled.values() if row.get("device")), "")
+    return Elsewhere(name, "" if model == name else model, name.startswith("emulated:"), rows)
 
 
 def _bars(artifact: Artifact, rows: Sequence[Found], longest: float) -> list[Bar]:

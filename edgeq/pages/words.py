@@ -250,9 +250,10 @@ def grouped_digits(value: int) -> str:
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """A latency row's first layer and how many more it computes, or its name in the artefact."""
+    """A latency row's first layer and how many more it computes, or its name in the artefact; and where it is planned to run."""
     layers = row["layers"]
-    return f"{layers[0]} +{len(layers) - 1}" if len(layers) > 1 else layers[0] if layers else str(row["name"])
+    said = f"{layers[0]} +{len(layers) - 1}" if len(layers) > 1 else layers[0] if layers else str(row["name"])
+    return f"{said} ({row['device']})" if row.get("device") else said
 
 
 def join(words: list[str]) -> str:

@@ -193,6 +193,8 @@ def load(number: int) -> Measurement:
     Raises:
         EdgeqError: there is none, or the database cannot be used.
     """
+    if not 0 < number < 2**63:  # SQLite's numbers
+        raise EdgeqError(f"there is no measurement {number} in {path()}")
     columns = "id, at, model, variant, artifact_sha256, device_info, settings, report, instructions"
     with _open(write=False) as database:
         found = database.execute(f"SELECT {columns} FROM measurements WHERE id = ?", (number,)).fetchone()

@@ -49,7 +49,8 @@ class Place:
         if variant is not None:
             if variant.machine != machine:
                 return f"{backend} is compiled for {variant.machine}, and {self.name} is {self.info.abi}"
-            absent = [f for f in variant.features if f not in self.info.features]
+            told = not remote.is_rpc(self.device)  # a server names its processor, not what that has
+            absent = [f for f in variant.features if told and f not in self.info.features]
             return f"{backend} needs {', '.join(absent)}, which {self.info.model} does not have" if absent else ""
         if backend == "coreml":
             return "" if self.in_process(backend) else f"Core ML runs on Apple's systems, and {self.name} is none"

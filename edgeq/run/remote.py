@@ -76,7 +76,7 @@ def execute(
         DeviceLost: it went away. EdgeqError: it refuses, the runner ends with an error, or gives what cannot be read.
     """
     if isinstance(device, TvmRpc):
-        return _over_rpc(device, job, batches, threads, timing)
+        return _over_rpc(device, job, batches, threads, timing, timeout_s)
     command = [*job.command, "--input", "in", "--output", "out", "--batches", str(len(batches))]
     command += ["--threads", str(threads), "--warmup", str(timing.warmup), "--runs", str(timing.runs)]
     if timing.cores:
@@ -111,14 +111,16 @@ def is_rpc(device: Device | None) -> bool:
     return isinstance(device, TvmRpc)
 
 
-def _over_rpc(device: TvmRpc, job: Job, batches: Sequence[Sequence[Tensor]], threads: int, timing: Timing) -> Outcome:
+def _over_rpc(
+    device: TvmRpc, job: Job, batches: Sequence[Sequence[Tensor]], threads: int, timing: Timing, timeout_s: float
+) -> Outcome:
     """The job's artefact, through the session, in place of its runner; no operators' times."""
     from edgeq.backends.tvm.rpc import run
 
     local = job.files["model.so"]
     name = f"model-{digest(local)[:16]}.so"  # a library that is loaded must not be written over
     device.put(local, name)
-    with device.explained("the network ran"):
+    with device.explained("the network ran", timeout_s):
         outputs, run_ms = run(device.session, name, batches, threads, timing.warmup, timing.runs)
     release = f"tvm {version('apache-tvm')}"
     result = {"runtime": release, "threads": threads, "cores": [], "run_ms": run_ms, "events": [], "events_run_ms": []}

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from edgeq.spec import EdgeqError
 
 SOURCES = Path(__file__).parent
 STAMP = "built.json"
+AARCH64, PT_LOAD, PT_DYNAMIC, DT_NEEDED, DT_STRTAB = 183, 1, 2, 1, 5  # elf.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +168,15 @@ def _build(runner: Runner, abi: str, compiler: Sequence[str], unpacked: Path, ma
     """Compile one runner and copy its libraries."""
     machine, system = abi.split("-")
     headers, folders = [], []
+    android = _android_libraries(runner) if system == "android" else None
     for package, (include, library) in runner.packages.items():
         wheel = wheels.fetch([package], machine)[package]
         _unpack(wheel, unpacked, [folder for folder in (include, library) if folder])
         headers += [unpacked / include] if include else []
         folders.append(unpacked / library)
     headers += [unpacked / extra for extra in runner.include]
-    if system == "android":
-        folders = [_android_libraries()]
+    if android is not None:
+        folders = [android]
     libraries = {name: _library(name, folders, runner, abi) for name in (*runner.libraries, *runner.always)}
     release = ", ".join(f"{_plain(p)} {wheels.VERSIONS[p]}" for p in list(runner.packages)[-1:])
     command = [
@@ -189,6 +192,7 @@ def _build(runner: Runner, abi: str, compiler: Sequence[str], unpacked: Path, ma
         *(f"-l{name}" for name in runner.always),
         "-Wl,-rpath,$ORIGIN",
         "-Wl,--allow-shlib-undefined",
+        *(["-static-libstdc++"] if android is not None else []),  # the phone has no libc++_shared.so
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -212,14 +216,50 @@ def _library(name: str, folders: Sequence[Path], runner: Runner, abi: str) -> Pa
     raise EdgeqError(f"{runner.name} for {abi} needs lib{name}.so, which is not in {', '.join(map(str, folders))}")
 
 
-def _android_libraries() -> Path:
+def _android_libraries(runner: Runner) -> Path:
+    """The folder with the runner's libraries for Android.
+
+    Raises:
+        EdgeqError: it is not named, or a library is missing or another system's.
+    """
     named = os.environ.get("EDGEQ_ANDROID_LIBRARIES")
     if not named:
         raise EdgeqError(
             "no wheel carries the runtimes for Android: build ExecuTorch and TVM with the NDK and set "
             "EDGEQ_ANDROID_LIBRARIES to the folder of their shared libraries"
         )
+    for name in (*runner.libraries, *runner.always):
+        path = _library(name, [Path(named)], runner, "aarch64-android")
+        if why := _not_for_android(path.read_bytes()):
+            raise EdgeqError(f"{path} {why}: build it with the NDK for arm64-v8a")
     return Path(named)
+
+
+def _not_for_android(library: bytes) -> str:
+    """Why a library does not load on a 64-bit Arm Android, in words; empty where nothing speaks against it."""
+    if library[:6] != b"\x7fELF\x02\x01":
+        return "is no 64-bit ELF library"
+    if int.from_bytes(library[18:20], "little") != AARCH64:
+        return "is for another processor than aarch64"
+    return "wants libc.so.6, which is Linux's and not Android's" if "libc.so.6" in _needed(library) else ""
+
+
+def _needed(library: bytes) -> list[str]:
+    """Names of the libraries that a little-endian 64-bit ELF file is linked with (DT_NEEDED); see elf(5)."""
+    header = struct.Struct("<IIQQQQQQ")
+    start, (size, count) = struct.unpack_from("<Q", library, 32)[0], struct.unpack_from("<HH", library, 54)
+    parts = [header.unpack_from(library, start + i * size) for i in range(count)]
+    found, strings = [], 0
+    for kind, _, offset, _, _, length, _, _ in parts:
+        if kind == PT_DYNAMIC:
+            entries = list(struct.iter_unpack("<QQ", library[offset : offset + length // 16 * 16]))
+            found += [value for tag, value in entries if tag == DT_NEEDED]
+            strings = next((value for tag, value in entries if tag == DT_STRTAB), 0)
+    for kind, _, offset, address, _, length, _, _ in parts:
+        if kind == PT_LOAD and address <= strings < address + length:
+            strings += offset - address
+            break
+    return [library[strings + at : library.index(0, strings + at)].decode(errors="replace") for at in found]
 
 
 def _plain(package: str) -> str:
