@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from networks import ALL, InvertedResidual, TwoInputs, inputs, seeded
 from torch import Tensor, nn
 
+from edgeq import Task, quantize
 from edgeq.graph.capture import capture, flatten, leaves_like
 from edgeq.graph.ops import kind_of
 from edgeq.spec import EdgeqError
@@ -163,6 +164,17 @@ def test_subsampling_becomes_a_kernel_that_every_runtime_has() -> None:
     kinds = [kind_of(n) for n in captured.module.graph.nodes if n.op == "call_function"]
     assert kinds == ["depthwise_conv2d", "pad"]
     assert torch.equal(captured.module(*example)[0], Shortcut()(*example))
+
+
+@pytest.mark.parametrize("shuffle", [nn.PixelShuffle(2), nn.PixelUnshuffle(2)], ids=["shuffle", "unshuffle"])
+def test_pixel_shuffle_moves_integers_everywhere(shuffle: nn.Module) -> None:
+    net = nn.Sequential(shuffle, nn.Conv2d(2 if isinstance(shuffle, nn.PixelShuffle) else 32, 4, 1)).eval()
+    x = torch.randn(3, 8, 4, 6, generator=torch.Generator().manual_seed(0))
+    captured = capture(net, (x,))
+    (found,) = flatten(captured.module(x))
+    assert torch.equal(found, net(x))
+    task = Task("shuffled", lambda: net, lambda: (x,), lambda: [(x,)])
+    assert quantize(task).integers.floats == ()
 
 
 def test_example_inputs_may_lie_in_memory_in_any_order() -> None:

@@ -50,6 +50,8 @@ def normalise(module: GraphModule) -> None:
             node.args = (*node.args, node.args[1])
         elif node.target in BATCH_NORMS:
             _fold_batch_norm(module, node)
+        elif node.target in (aten.pixel_shuffle.default, aten.pixel_unshuffle.default):
+            _spell_out_pixel_shuffle(module, node)
     for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue
@@ -164,6 +166,30 @@ def _is_constant(node: Any) -> bool:
 
 def _optional(module: GraphModule, node: Any, default: Tensor) -> Tensor:
     return constant(module, node).double() if isinstance(node, Node) else default
+
+
+def _spell_out_pixel_shuffle(module: GraphModule, node: Node) -> None:
+    """Pixel shuffle or unshuffle [N, C, H, W] as reshape, permute, reshape of five axes: all runtimes move integers so."""
+    source, factor = node.args
+    assert isinstance(source, Node) and isinstance(factor, int)
+    if value(source).dim() != 4:
+        return
+    (count, channels, height, width), shape = value(source).shape, list(value(node).shape)
+    if node.target is aten.pixel_shuffle.default:
+        apart, order = [count * channels // factor**2, factor, factor, height, width], [0, 3, 1, 4, 2]
+    else:
+        apart, order = [count * channels, height // factor, factor, width // factor, factor], [0, 2, 4, 1, 3]
+    result, moved = source, value(source)
+    with module.graph.inserting_before(node):
+        for target, argument in (
+            (aten.reshape.default, apart),
+            (aten.permute.default, order),
+            (aten.reshape.default, shape),
+        ):
+            result, moved = module.graph.call_function(target, (result, argument)), target(moved, argument)
+            result.meta = {**node.meta, "val": moved}
+    node.replace_all_uses_with(result)
+    module.graph.erase_node(node)
 
 
 def _pad_into_convolution(module: GraphModule, pad: Node) -> None:
