@@ -69,8 +69,10 @@ def check_pte(path: Path) -> None:
         raise EdgeqError(f"{path} does not exist: export it first")
     data = path.read_bytes()
     header = _get_extended_header(data) if data[4:6] == b"ET" else None
-    if header is None or not header.is_valid():
+    if data[4:6] != b"ET" or (header is not None and not header.is_valid()):
         raise EdgeqError(f"{path} is no ExecuTorch program: export it again")
+    if header is None:  # neither constants nor delegates: the flatbuffer alone, which the runtime checks
+        return
     wanted = max(header.program_size, header.segment_base_offset + header.segment_data_size)
     if len(data) < wanted:
         raise EdgeqError(f"{path} is cut off ({len(data)} of {wanted} bytes): export it again")

@@ -26,7 +26,13 @@ def load(path: Path, *, threads: int = 1) -> Callable[[Sequence[Tensor]], tuple[
     module = open_module(path, threads=threads)
 
     def predict(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        results = module.forward([x.detach().contiguous() for x in inputs])
+        try:
+            results = module.forward([x.detach().contiguous() for x in inputs])
+        except RuntimeError as error:
+            raise EdgeqError(
+                f"{path}: the ExecuTorch runtime cannot run it ({str(error).splitlines()[0]}); the float operators that edgeq "
+                "export lists are the likely cause, as the wheel's runtime lacks some: rewrite them or use another runtime"
+            ) from error
         return tuple(r.clone() if isinstance(r, Tensor) else torch.tensor(r) for r in results)
 
     return predict

@@ -55,7 +55,9 @@ def interpreter(path: Path, *, threads: int = 1, kernels: Kernels = "xnnpack", d
             made.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise EdgeqError(f"{path}: LiteRT cannot load it ({reason}); export it again") from error
+            raise EdgeqError(
+                f"{path}: LiteRT cannot load it ({reason}); export it again, or use another runtime if it lacks an operator"
+            ) from error
     return made
 
 
