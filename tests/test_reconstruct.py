@@ -282,6 +282,18 @@ def test_first_and_last_layers_keep_eight_bits() -> None:
     assert model.plan.layers["stem/conv2d"] == "w8a8" and model.plan.layers["down/conv2d"] == "w4a8"
 
 
+@pytest.mark.parametrize("lacking", [range(2), range(6, 8)], ids=["first", "last"])
+def test_frames_without_positives_leave_the_task_loss_its_say(lacking: range, monkeypatch: pytest.MonkeyPatch) -> None:
+    # whichever frames judge, some of them must have positives, or the task-guided loss weighs nothing
+    plan = RECIPES["lidar-ptq"].reconstruction
+    assert plan is not None
+    local = dataclasses.replace(plan, objectives=("mse",))
+    monkeypatch.setitem(RECIPES, "local", dataclasses.replace(RECIPES["lidar-ptq"], reconstruction=local))
+    seen = itertools.count()
+    some = task(8, positives=lambda outputs: None if next(seen) in lacking else best(outputs))
+    assert constants(quantized(some, "lidar-ptq")) != constants(quantized(task(8), "local"))
+
+
 # ---------------------------------------------------------------- interruption
 
 
