@@ -80,7 +80,16 @@ def _to_pte(program: ExportedProgram, name: str) -> tuple[ExportedProgram, bytes
         return lowered, bytes(edge.to_executorch().buffer)
     except Exception as error:  # ExecuTorch raises whatever its passes raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise EdgeqError(f"{name}: ExecuTorch cannot lower this program ({reason})") from error
+        known = {n.target for n in program.graph.nodes if n.op == "call_function" and kind_of(n) is None}
+        others = sorted({t.name().removeprefix("aten::") for t in known if getattr(t, "namespace", "") == "aten"})
+        raise EdgeqError(
+            f"{name}: ExecuTorch cannot lower this program ({reason})"
+            + (
+                f"; of its operators edgeq knows no integer form of {', '.join(others)}, so look there first"
+                if others
+                else ""
+            )
+        ) from error
 
 
 # ---------------------------------------------------------------- coverage
