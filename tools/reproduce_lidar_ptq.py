@@ -225,8 +225,8 @@ def rows(options: argparse.Namespace) -> Iterable[list[str]]:
 
 
 def recovered(real: Sequence[FrameMatches], plain: Sequence[FrameMatches], mine: Sequence[FrameMatches]) -> str:
-    """How much of what max-min loses `mine` has back, in percent; empty where that loss may be chance."""
-    if bootstrap_difference(plain, real)[2] >= 0:
+    """How much of what max-min loses `mine` has back, in percent; empty where that loss may be next to nothing."""
+    if bootstrap_difference(plain, real)[2] > -0.002:
         return ""
     share = bootstrap((real, plain, mine), lambda a, b, c: (c - b) / (a - b) if a > b else float("nan"))
     return "{:.0f} [{:.0f}, {:.0f}]".format(*(100 * v for v in share))
