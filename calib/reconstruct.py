@@ -49,9 +49,8 @@ class Engine:
         self.workspace, self.progress, self.task = workspace, progress, task
         self.numbers = twins.numbers
         self.done: set[Node] = set()
-        self.masses: dict[
-            tuple[Node, int], Tensor
-        ] = {}  # of the span that is polished: output and first frame → cell masses
+        # cell masses of the span that is polished, by output and first frame
+        self.masses: dict[tuple[Node, int], Tensor] = {}
 
     def run(self) -> None:
         """Every span in forward order; those the workspace knows are taken from it."""
