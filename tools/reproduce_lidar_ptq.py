@@ -5,7 +5,7 @@
 
 Every step is scored by the QDQ program's boxes: AP|R40 in BEV at IoU 0.7, the difference from float with its 95 %
 paired bootstrap interval over frames, agreement (AP with float's boxes as ground truth), and the change of overlap: IoU of
-each labelled object with the box that covers it best, in hundredths, the same box moved by a centimetre being no step there.
+each labelled object with the box that covers it best, in hundredths, which has no threshold.
 Quantized programs and boxes are kept in --cache, so an interrupted run goes on where it was. PointPillars needs EDGEQ_DATA.
 """
 
@@ -30,12 +30,13 @@ from edgeq.calib.recipes import RECIPES
 from edgeq.graph.package import QuantizedModel, load
 from edgeq.lidar import kitti
 from edgeq.lidar.average_precision import (
-    COUNTED,
     FrameMatches,
     average_precision,
     bootstrap,
     bootstrap_difference,
     match,
+    of_class,
+    roles,
 )
 from edgeq.lidar.boxes import iou_bev
 from edgeq.lidar.detectors import Detector
@@ -142,11 +143,13 @@ def stored(cache: Path) -> list[Detections]:
         return [Detections(boxes, scores, tuple(map(str, classes))) for boxes, scores, classes in parts]
 
 
-def scored(found: Sequence[Detections], frames: Sequence[Frame], detector: Detector, name: str) -> list[FrameMatches]:
+def scored(
+    found: Sequence[Detections], frames: Sequence[Frame], detector: Detector, name: str, iou: float
+) -> list[FrameMatches]:
     """Matches of a set: KITTI counts every labelled car, synthetic scenes the vehicles in range with five points."""
     if name == "Vehicle":
-        return matches(found, frames, name, detector.pipeline["encoder"]["point_range"])
-    return match(found, [f.labels for f in frames if f.labels], name)
+        return matches(found, frames, name, detector.pipeline["encoder"]["point_range"], iou)
+    return match(found, [f.labels for f in frames if f.labels], name, iou=iou)
 
 
 def overlaps(found: Sequence[Detections], frames: Sequence[Frame], detector: Detector, name: str) -> list[NDArray[Any]]:
@@ -157,10 +160,8 @@ def overlaps(found: Sequence[Detections], frames: Sequence[Frame], detector: Det
         assert truth is not None, "frames of this table have labels"
         if name == "Vehicle":
             truth, least = within(truth, detector.pipeline["encoder"]["point_range"]), LEAST_POINTS
-        of_class = np.array([c in COUNTED.get(name, (name,)) for c in truth.classes], bool)
-        counted = of_class & ((truth.num_points < 0) | (truth.num_points >= least))
-        mine = np.array([c == name for c in boxes.classes], bool)
-        result.append(iou_bev(truth.boxes[counted], boxes.boxes[mine]).max(axis=1, initial=0.0))
+        counted, _ = roles(truth, name, None, least)
+        result.append(iou_bev(truth.boxes[counted], boxes.boxes[of_class(boxes, name)]).max(axis=1, initial=0.0))
     return result
 
 
@@ -195,7 +196,7 @@ def rows(options: argparse.Namespace) -> Iterable[list[str]]:
         )
         for s, frames in sets.items()
     }
-    base = {s: scored(floats[s], frames, detector, kind) for s, frames in sets.items()}
+    base = {s: scored(floats[s], frames, detector, kind, options.iou) for s, frames in sets.items()}
     covered = {s: overlaps(floats[s], frames, detector, kind) for s, frames in sets.items()}
     for s in sets:
         yield ["float", "", s, f"{100 * average_precision(base[s]):.1f}", "", "", "", ""]
@@ -208,7 +209,7 @@ def rows(options: argparse.Namespace) -> Iterable[list[str]]:
             for s, frames in sets.items():
                 stem = f"{options.detector}-{precision}-{digest(model)}-{s.replace('/', '-')}"
                 found = detected(lambda *x, m=model: m.qdq(x), detector, frames, options.cache / f"{stem}.npz")  # type: ignore[misc] # binds the loop's value
-                mine = scored(found, frames, detector, kind)
+                mine = scored(found, frames, detector, kind, options.iou)
                 change, low, high = (100 * v for v in bootstrap_difference(mine, base[s]))
                 if step == "max-min":
                     plain[s] = mine
@@ -219,7 +220,7 @@ def rows(options: argparse.Namespace) -> Iterable[list[str]]:
                     f"{100 * average_precision(mine):.1f}",
                     f"{change:+.1f} [{low:+.1f}, {high:+.1f}]",
                     recovered(base[s], plain[s], mine) if step.startswith("+") and s in plain else "",
-                    f"{agreement(found, floats[s], kind):.3f}",
+                    f"{agreement(found, floats[s], kind, options.iou):.3f}",
                     overlap_change(overlaps(found, frames, detector, kind), covered[s]),
                 ]
 
@@ -239,6 +240,7 @@ def main() -> None:
     parser.add_argument("--precision", action="append", choices=PRECISIONS, help="these alone; repeat for several")
     parser.add_argument("--step", action="append", help="these rows alone, as the table names them")
     parser.add_argument("--frames", type=int, default=500, help="synthetic scenes to evaluate")
+    parser.add_argument("--iou", type=float, default=0.7, help="the overlap that a true detection must exceed")
     parser.add_argument("--calibration", type=int, default=64, help="frames to calibrate on")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "lidar_ptq")

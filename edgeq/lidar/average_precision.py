@@ -106,8 +106,8 @@ def match(
     overlap_of = iou_bev if metric == "bev" else iou_3d
     result = []
     for i, (found, truth) in enumerate(zip(detections, labels, strict=True)):
-        mine = _of_class(found, name)
-        counted, ignored = _roles(truth, name, limit, min_points)
+        mine = of_class(found, name)
+        counted, ignored = roles(truth, name, limit, min_points)
         objects = np.flatnonzero(counted | ignored)
         overlap = overlap_of(truth.boxes[objects], found.boxes[mine])
         low = np.zeros(len(mine), np.bool_)
@@ -133,9 +133,9 @@ def match_centres(
     """
     result = []
     for found, truth in zip(detections, labels, strict=True):
-        mine = _of_class(found, name)
+        mine = of_class(found, name)
         mine = mine[np.argsort(-found.scores[mine], kind="stable")]
-        counted, ignored = _roles(truth, name, None, min_points)
+        counted, ignored = roles(truth, name, None, min_points)
         objects = np.flatnonzero(counted | ignored)
         gap = np.linalg.norm(found.boxes[mine, None, :2] - truth.boxes[objects, :2], axis=2)
         true, false = np.zeros(len(mine), np.int64), np.zeros(len(mine), np.int64)
@@ -209,11 +209,12 @@ def bootstrap_difference(
 # ---------------------------------------------------------------- matching
 
 
-def _of_class(found: Detections, name: str) -> NDArray[np.intp]:
+def of_class(found: Detections, name: str) -> NDArray[np.intp]:
+    """Which detections [K] are of class `name`."""
     return np.flatnonzero(np.array([c == name for c in found.classes], np.bool_))
 
 
-def _roles(truth: Labels, name: str, limit: Difficulty | None, min_points: int) -> tuple[Booleans, Booleans]:
+def roles(truth: Labels, name: str, limit: Difficulty | None, min_points: int) -> tuple[Booleans, Booleans]:
     """Which objects [M] count, and which are ignored; all others do not exist."""
     of_class = np.array([c in COUNTED.get(name, (name,)) for c in truth.classes], np.bool_)
     neighbour = np.array([c in NEIGHBOURS.get(name, ()) for c in truth.classes], np.bool_)

@@ -28,11 +28,15 @@ def within(truth: Labels, point_range: Sequence[float]) -> Labels:
 
 
 def matches(
-    detections: Sequence[Detections], frames: Sequence[Frame], name: str, point_range: Sequence[float]
+    detections: Sequence[Detections],
+    frames: Sequence[Frame],
+    name: str,
+    point_range: Sequence[float],
+    iou: float | None = None,
 ) -> list[FrameMatches]:
-    """BEV matches of class `name` with every object in range that has at least LEAST_POINTS points."""
+    """BEV matches of class `name` with every object in range that has at least LEAST_POINTS points; see `match` for iou."""
     truth = [within(f.labels, point_range) for f in frames if f.labels is not None]
-    return match(detections, truth, name, min_points=LEAST_POINTS)
+    return match(detections, truth, name, iou=iou, min_points=LEAST_POINTS)
 
 
 def agreement(detections: Sequence[Detections], reference: Sequence[Detections], name: str, iou: float = 0.7) -> float:
