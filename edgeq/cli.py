@@ -273,16 +273,22 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake ends in one sentence and exit code 2, Ctrl-C in 130."""
+    """Entry point. Exit codes: 2 for a user's mistake, 3 for a fault in edgeq, each with one sentence; 130 after Ctrl-C."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _reuse_memory()
+    from edgeq import fault
     from edgeq.spec import EdgeqError
 
     try:
-        app()  # typer itself answers Ctrl-C with exit code 130; what was finished before is untouched
+        app()  # typer itself answers Ctrl-C with exit code 130 and a closed pipe with 1; what was finished is untouched
     except EdgeqError as error:
         typer.echo(f"edgeq: {error}", err=True)
         raise SystemExit(2) from None
+    except Exception as error:  # the last net: no traceback on the user's terminal
+        full = fault.beyond_the_machine(error)
+        verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "edgeq")
+        typer.echo(f"edgeq: {full or fault.sentence(error, verb)}", err=True)
+        raise SystemExit(2 if full else 3) from None
 
 
 def _reuse_memory() -> None:
