@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from edgeq.run.compare import compare as compare_profiles
 from edgeq.run.count import count as count_instructions
 from edgeq.run.count import counts_json
 from edgeq.run.count import kept as keep_counts
+from edgeq.run.each import each, succeeded
 from edgeq.run.files import artifact_json, exported, find
 from edgeq.run.kept import Kept, digest, slug
 from edgeq.run.place import Place
@@ -35,6 +37,7 @@ from edgeq.run.profile import kept as keep_pair
 from edgeq.run.profile import pair_json
 from edgeq.run.profile import profile as profile_artifact
 from edgeq.run.trace import chrome_trace
+from edgeq.run.trial import run_once
 from edgeq.run.verify import Parity, evaluate, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
 from edgeq.spec import Artifact, EdgeqError, Progress, QuantPlan, Recipe, Target
@@ -147,13 +150,16 @@ def export(
 ) -> Artifact:
     """Lower `model` to backend `to`; writes into `folder`, else into `<model folder>/<backend>/`.
 
+    The artefact is loaded and run once in a process of its own, where it is for this machine; what does not run is removed.
+
     tune: schedules to time on this host for each float kernel (TVM; 0: none), those of the float twin too, so that int8 is
         compared with a float at its best. What was found lies beside the artefact and serves every later export.
     io: "int8" (LiteRT's default) or "float" inputs and outputs of a .tflite; the other runtimes take floats.
     float_twin: lower the float network instead, as `float.<ext>`, to time int8 beside it.
 
     Raises:
-        EdgeqError: the backend is unknown or not installed, the plan's precision is beyond it, or an operator is.
+        EdgeqError: the backend is unknown or not installed, the plan's precision is beyond it, or an operator is; or its
+            runtime cannot run what was made.
     """
     model = _saved(model)
     engine = backends.backend(to)
@@ -179,6 +185,12 @@ def export(
         if not float_twin:
             export(model, to, folder=folder, float_twin=True)
     artifact = engine.lower(program, where, name=name, layers=labels, **options)
+    try:
+        run_once(artifact, model.golden)
+    except EdgeqError:
+        _remove(artifact.path)
+        (where / f"{name}.json").unlink(missing_ok=True)
+        raise
     write_json(where / f"{name}.json", artifact_json(artifact, model))
     return artifact
 
@@ -227,6 +239,7 @@ def verify(
     calibration batches where the task file is still there, else the synthetic golden vector. The task's metric is
     computed on the host alone. Returns plain data and writes it to verify.json (`verify.<device>.json` for others); its
     shape is described in docs/json.md. After an interruption the same call goes on behind the last finished backend.
+    Of several backends, one that fails has `{"error": sentence}` in its row, and the others go on.
 
     Raises:
         DeviceLost: the device went away. EdgeqError: nothing was exported, an artefact is truncated or does not run there.
@@ -250,19 +263,22 @@ def verify(
         }
         kept = Kept(_home(model) / f"verify.{slug(device)}.partial")
         parts = [task.path if task else None, *(x.numpy().tobytes() for batch in inputs for x in batch)]
-        for name in chosen:
+
+        def row(name: str) -> dict[str, Any]:
             artifact = find(model, name)
             known = digest(artifact.path, layers, threads, versions(), *parts)
-            row = kept.get(name, known)
-            if row is None:
+            made = kept.get(name, known)
+            if made is None:
                 parity = verify_artifact(
                     model, artifact, inputs, place=place, task=task, threads=threads, progress=progress
                 )
-                row = parity_json(parity, artifact)
+                made = parity_json(parity, artifact)
                 if layers and parity.max_lsb > 0:
-                    row["first_parting"] = _parting(model, name, inputs[0], parity, place, progress)
-                kept.keep(name, known, row)
-            found["backends"][name] = row
+                    made["first_parting"] = _parting(model, name, inputs[0], parity, place, progress)
+                kept.keep(name, known, made)
+            return made
+
+        found["backends"] = each(chosen, "verify", row)
     _merge(_home(model) / _result("verify", device), found)
     kept.forget()
     return found
@@ -287,7 +303,7 @@ def profile(
     emulated device instructions instead, and no time at all. Returns plain data and writes it to profile.json
     (`profile.<device>.json` for others); each report of times is kept among the measurements (edgeq.run.measurements).
     cores: of the device, to run on. trace: file to write the same to in Chrome's trace format. After an interruption the
-    same call goes on behind the last finished backend.
+    same call goes on behind the last finished backend. Of several backends, one that fails has its error in its row.
 
     Raises:
         DeviceLost: the device went away. EdgeqError: see `verify`.
@@ -309,22 +325,25 @@ def profile(
             "notes": [],
         }
         kept = Kept(_home(model) / f"profile.{slug(device)}.partial")
-        for name in chosen:
+
+        def row(name: str) -> dict[str, Any]:
             int8 = find(model, name)
             twin = _twin(model, name, place, found["notes"], progress)
             known = digest(int8.path, twin.path if twin else None, threads, warmup, runs, tuple(cores), versions())
-            row = kept.get(name, known)
-            if row is None:
-                row = _measured(
+            made = kept.get(name, known)
+            if made is None:
+                made = _measured(
                     model, (int8, twin), place, threads, warmup, runs, tuple(cores), found["notes"], progress
                 )
-                kept.keep(name, known, row)
-            found["backends"][name] = row
+                kept.keep(name, known, made)
+            return made
+
+        found["backends"] = each(chosen, "profile", row)
     _merge(_home(model) / _result("profile", device), found)
     kept.forget()
     if trace is not None:
         Path(trace).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(trace), chrome_trace(found))
+        write_json(Path(trace), chrome_trace({**found, "backends": succeeded(found["backends"])}))
     return found
 
 
@@ -524,10 +543,20 @@ def _result(verb: str, device: str) -> str:
 
 
 def _merge(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Write `found` with the backends measured earlier kept beside the new ones; returns the new ones alone."""
+    """Write `found` with the backends measured earlier kept beside the new ones, and those that failed now left out; returns
+    the new ones alone."""
     earlier = read_json(path, "")["backends"] if path.is_file() else {}
-    write_json(path, {**found, "backends": {**earlier, **found["backends"]}})
+    rows = {name: row for name, row in earlier.items() if name not in found["backends"]}
+    write_json(path, {**found, "backends": {**rows, **succeeded(found["backends"])}})
     return found
+
+
+def _remove(path: Path) -> None:
+    """An artefact that its runtime cannot run, a file or a package."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _named(model: QuantizedModel | str | Path, to: Sequence[str]) -> tuple[QuantizedModel, Sequence[str]]:

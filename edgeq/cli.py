@@ -132,24 +132,31 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Lower the program to one runtime or several, and say which operators run as integers."""
-    from edgeq import api
+    from edgeq import api, backends
     from edgeq.graph.package import load
     from edgeq.pages.tables import coverage_tables
+    from edgeq.run.each import each
 
     if not to:
         raise typer.BadParameter("name at least one backend: --to litert, --to executorch, --to coreml, --to tvm")
     if points is not None and not bundle:
         raise typer.BadParameter("--points is the golden frame of a bundle: add --bundle")
-    found: dict[str, Any] = {"model": str(folder), "backends": {}}
+    for name in to:
+        backends.runtime_of(name)  # names the backends there are, before the first is exported
     with _progress() as progress:
         model = load(folder)
-        for name in to:
+
+        def row(name: str) -> dict[str, Any]:
             progress(f"export {name}", 0, None)
-            found["backends"][name] = api.coverage(api.export(model, name, io=io, tune=tune, progress=progress))
+            made = api.coverage(api.export(model, name, io=io, tune=tune, progress=progress))
             if bundle:
                 progress(f"bundle for {name}", 0, None)
-                found["backends"][name]["bundle"] = str(api.bundle(model, name, points=points))
+                made["bundle"] = str(api.bundle(model, name, points=points))
+            return made
+
+        found = {"model": str(folder), "backends": each(list(dict.fromkeys(to)), "export", row)}
     _print(found, as_json, coverage_tables)
+    _end(found)
 
 
 @app.command()
@@ -189,6 +196,7 @@ def verify(
         if failing:
             typer.echo(f"edgeq: {fail_if} holds for {', '.join(failing)}", err=True)
             raise typer.Exit(1)
+    _end(found)
 
 
 @app.command()
@@ -244,6 +252,7 @@ def profile(
             progress=progress,
         )
     _print(found, as_json, latency_tables)
+    _end(found)
 
 
 @app.command()
@@ -309,6 +318,13 @@ def _resumable() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("edgeq: every finished runtime is kept; the same command goes on from there", err=True)
         raise
+
+
+def _end(found: dict[str, Any]) -> None:
+    """Exit code 1 where a runtime failed, 3 where a fault in edgeq is why; what the others gave is printed."""
+    errors = [row for row in found["backends"].values() if "error" in row]
+    if errors:
+        raise typer.Exit(3 if any(row.get("fault") for row in errors) else 1)
 
 
 def _cores(text: str | None) -> list[int]:

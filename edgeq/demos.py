@@ -15,7 +15,7 @@ from edgeq.api import silent
 from edgeq.devices import host
 from edgeq.graph.package import QuantizedModel, versions
 from edgeq.pages.words import speed
-from edgeq.spec import Progress
+from edgeq.spec import EdgeqError, Progress
 from edgeq.task import Task, load_task
 
 CALIBRATION = 16  # scenes; docs/results.md has the numbers of 64
@@ -123,6 +123,9 @@ def _everywhere(model: QuantizedModel, batches: int, progress: Progress) -> tupl
         api.export(model, name)
     parity = api.verify(model, batches=batches, progress=progress)
     latency = api.profile(model, runs=20, progress=progress)
+    for name, row in (*parity["backends"].items(), *latency["backends"].items()):
+        if "error" in row:
+            raise EdgeqError(f"{name}: {row['error']}")
     rows = {}
     for name, row in parity["backends"].items():
         int8, floating, _ = speed(latency["backends"][name])

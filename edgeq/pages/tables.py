@@ -140,7 +140,8 @@ def quantized_table(found: Found) -> list[RenderableType]:
 def coverage_tables(found: Found) -> list[RenderableType]:
     """Per backend: which operators run as integers, which do not and why, equal rows joined."""
     parts: list[RenderableType] = []
-    for name, row in found["backends"].items():
+    failed = _failed(found)
+    for name, row in _ran(found).items():
         counts = [(row["integer_ops"], "integer"), (row["eligible_ops"], "eligible"), (row["float_ops"], "float")]
         parts.append(_head(title(name), ", ".join(f"{n} {what}" for n, what in counts if n or what == "integer")))
         table = _table("operator", "count", "runs as", "why", left=(0, 2, 3))
@@ -153,11 +154,12 @@ def coverage_tables(found: Found) -> list[RenderableType]:
         if "bundle" in row:
             parts.append(Text.assemble("bundle    ", (str(row["bundle"]), "bold")))
         parts.append(Text())
-    return parts[:-1]
+    return [*parts, *failed] if failed else parts[:-1]
 
 
 def parity_table(found: Found) -> list[RenderableType]:
     """verify: every kernel set and output of every backend, then accuracy."""
+    failed, found = _failed(found), {**found, "backends": _ran(found)}
     several = any(len(k["outputs"]) > 1 for row in found["backends"].values() for k in row["kernels"].values())
     columns = ["runtime", "kernels", *(["output"] if several else []), "max LSB", "equal", "to QDQ", "SQNR dB"]
     table = _table(*columns, left=range(len(columns) - 4))
@@ -190,6 +192,7 @@ def parity_table(found: Found) -> list[RenderableType]:
     parts.append(Text("max LSB, equal: against the runtime's own simulation; SQNR: against float", style="dim"))
     parts.extend(partings)
     parts.extend(Text(sentence, style="dim") for sentence in _skipped(found))
+    parts.extend(failed)
     accuracy = _accuracy(
         found["float_metric"], found["qdq_metric"], {n: r["metric"] for n, r in found["backends"].items()}
     )
@@ -201,6 +204,9 @@ def latency_tables(found: Found) -> list[RenderableType]:
 
     What was counted on an emulated core has a table without times.
     """
+    failed = _failed(found)
+    if failed:
+        return [*latency_tables({**found, "backends": _ran(found)}), *failed]
     counted = {name: row for name, row in found["backends"].items() if "instructions" in row}
     if counted:
         timed = {name: row for name, row in found["backends"].items() if name not in counted}
@@ -226,6 +232,20 @@ def latency_tables(found: Found) -> list[RenderableType]:
     numbers = _numbers(found)
     said += [Text(f"kept as {numbers}; edgeq profile --compare takes these numbers", style="dim")] if numbers else []
     return [*_warnings(found), _head(found["model"], how), table, *said, *parts]
+
+
+def _ran(found: Found) -> dict[str, Found]:
+    """The rows of the runtimes that did not fail."""
+    return {name: row for name, row in found["backends"].items() if "error" not in row}
+
+
+def _failed(found: Found) -> list[RenderableType]:
+    """A sentence for each runtime that failed."""
+    return [
+        Text.assemble(("! ", "bold red"), (title(name), "bold"), f": {row['error']}")
+        for name, row in found["backends"].items()
+        if "error" in row
+    ]
 
 
 def _skipped(found: Found) -> list[str]:

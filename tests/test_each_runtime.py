@@ -1,0 +1,135 @@
+"""Each runtime by itself: one that refuses or dies gives a sentence in its row, and the others go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import edgeq
+from edgeq.graph.package import QuantizedModel
+from edgeq.run import trial
+from edgeq.run.each import each
+from edgeq.run.files import find
+from edgeq.spec import Artifact, EdgeqError
+from edgeq.task import Task
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
+    """One convolution, exported to LiteRT and TVM."""
+    batch = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    task = Task("small", lambda: nn.Conv2d(3, 4, 3), lambda: (batch,), lambda: [(batch,)])
+    made = edgeq.quantize(task, output=tmp_path_factory.mktemp("each") / "out")
+    for name in ("litert", "tvm"):
+        edgeq.export(made, name)
+    return made
+
+
+def command(model: QuantizedModel, *arguments: str, patch: str = "", home: Path) -> subprocess.CompletedProcess[str]:
+    code = f"import sys; from edgeq import api, cli\n{patch}\nsys.argv = ['edgeq', *sys.argv[1:]]; cli.main()"
+    run = [sys.executable, "-c", code, *arguments]
+    environment = {**os.environ, "EDGEQ_HOME": str(home)}
+    return subprocess.run(run, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_every_runtime_has_a_row_and_a_sentence() -> None:
+    def work(name: str) -> dict[str, Any]:
+        if name == "b":
+            raise EdgeqError("b: no such kernel")
+        if name == "c":
+            raise KeyError("node")
+        return {"max_lsb": 0}
+
+    rows = each(["a", "b", "c", "d"], "verify", work)
+    assert rows["a"] == rows["d"] == {"max_lsb": 0} and rows["b"] == {"error": "b: no such kernel"}
+    assert rows["c"]["fault"] and "verify c failed" in rows["c"]["error"] and "fault in edgeq" in rows["c"]["error"]
+    with pytest.raises(KeyError):  # one alone: Python gets the exception itself
+        each(["c"], "verify", work)
+
+
+def test_verify_goes_on_behind_a_damaged_artefact(model: QuantizedModel, tmp_path: Path) -> None:
+    artifact = find(model, "litert")
+    whole = artifact.path.read_bytes()
+    artifact.path.write_bytes(whole[: len(whole) // 2])
+    try:
+        done = command(model, "verify", str(model.folder), "--json", home=tmp_path)
+        shown = command(model, "verify", str(model.folder), home=tmp_path)
+    finally:
+        artifact.path.write_bytes(whole)
+    rows = json.loads(done.stdout)["backends"]
+    assert done.returncode == 1 and "damaged" in rows["litert"]["error"] and rows["tvm"]["max_lsb"] == 0
+    assert shown.returncode == 1 and "damaged" in shown.stdout and "TVM" in shown.stdout
+    kept = json.loads((Path(str(model.folder)) / "verify.json").read_text())["backends"]
+    assert list(kept) == ["tvm"]  # nothing claims parity of what does not load
+
+
+def test_a_fault_in_one_runtime_ends_in_three_and_the_others_export(model: QuantizedModel, tmp_path: Path) -> None:
+    patch = (
+        "export = api.export\n"
+        "def broken(model, to, **options):\n"
+        "    if to == 'litert': raise IndexError('list index out of range')\n"
+        "    return export(model, to, **options)\n"
+        "api.export = broken"
+    )
+    arguments = ("export", str(model.folder), "--to", "litert", "--to", "tvm", "--json")
+    done = command(model, *arguments, patch=patch, home=tmp_path)
+    rows = json.loads(done.stdout)["backends"]
+    assert done.returncode == 3 and rows["tvm"]["integer_ops"] == 1
+    assert rows["litert"]["fault"] and "IndexError" in rows["litert"]["error"]
+
+
+def test_an_unknown_runtime_is_refused_before_the_first_is_exported(model: QuantizedModel, tmp_path: Path) -> None:
+    before = find(model, "litert").path.stat().st_mtime_ns
+    done = command(model, "export", str(model.folder), "--to", "litert", "--to", "onnx", home=tmp_path)
+    assert done.returncode == 2 and "unknown backend 'onnx'" in done.stderr
+    assert find(model, "litert").path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", ["litert", "tvm"])
+def test_what_was_exported_runs_in_a_process_of_its_own(name: str, model: QuantizedModel) -> None:
+    trial.run_once(find(model, name), model.golden)
+
+
+def test_a_runtime_that_refuses_inputs_or_file_is_a_sentence(model: QuantizedModel, tmp_path: Path) -> None:
+    artifact = find(model, "litert")
+    with pytest.raises(EdgeqError, match=r"litert cannot run what was exported: .*takes 1 inputs, got 2"):
+        trial.run_once(artifact, (*model.golden, *model.golden))
+    cut = tmp_path / "cut.tflite"
+    cut.write_bytes(artifact.path.read_bytes()[:64])
+    with pytest.raises(EdgeqError, match="cut short or damaged"):
+        trial.run_once(dataclasses.replace(artifact, path=cut), model.golden)
+
+
+def test_a_runtime_that_dies_is_a_sentence_and_leaves_no_artefact(
+    model: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TVM loads a library whose entry ends the process, as a runtime's own check would."""
+    source, library = tmp_path / "dies.c", tmp_path / "dies.so"
+    source.write_text(
+        "#include <stdio.h>\n#include <stdlib.h>\n__attribute__((constructor)) static void start(void) "
+        '{ fputs("Check failed: bad kernel\\n", stderr); abort(); }\n'
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    with pytest.raises(EdgeqError, match=r"tvm's runtime ended its process by SIGABRT .*Check failed: bad kernel"):
+        trial.run_once(Artifact("tvm", library), model.golden)
+
+    engine = edgeq.backends.backend("tvm")
+
+    def lowers(program: object, folder: Path, *, name: str, **options: object) -> Artifact:
+        path = folder / f"{name}.so"
+        path.write_bytes(library.read_bytes())
+        return Artifact("tvm", path)
+
+    monkeypatch.setattr("edgeq.backends.backend", lambda name: dataclasses.replace(engine, lower=lowers))
+    with pytest.raises(EdgeqError, match="SIGABRT"):
+        edgeq.export(model, "tvm", folder=tmp_path / "tvm")
+    assert list((tmp_path / "tvm").iterdir()) == []
