@@ -26,11 +26,12 @@ from edgeq.graph.convert import Resolved, convert, float_program
 from edgeq.graph.golden import golden
 from edgeq.graph.package import QuantizedModel, load_plan, read_json, versions, write_json
 from edgeq.run.compare import compare as compare_profiles
+from edgeq.run.condition import conditions, holding
 from edgeq.run.count import count as count_instructions
 from edgeq.run.count import counts_json
 from edgeq.run.count import kept as keep_counts
 from edgeq.run.each import each, succeeded
-from edgeq.run.files import artifact_json, exported, find
+from edgeq.run.files import artifact_json, exported, find, size, sizes
 from edgeq.run.kept import Kept, digest, slug
 from edgeq.run.place import Place
 from edgeq.run.profile import kept as keep_pair
@@ -230,6 +231,7 @@ def verify(
     batches: int = 8,
     layers: bool = False,
     threads: int = 1,
+    fail_if: Sequence[str] = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Run every artefact of `model` (or those of `to`) on `device` against its runtime's simulation.
@@ -240,12 +242,15 @@ def verify(
     computed on the host alone. Returns plain data and writes it to verify.json (`verify.<device>.json` for others); its
     shape is described in docs/json.md. After an interruption the same call goes on behind the last finished backend.
     Of several backends, one that fails has `{"error": sentence}` in its row, and the others go on.
+    fail_if: conditions as `max_lsb>1`, their names checked before any artefact runs; `failing` says which hold for whom.
 
     Raises:
         DeviceLost: the device went away. EdgeqError: nothing was exported, an artefact is truncated or does not run there.
     """
     model, to = _named(model, to)
     task = load_task(model.task) if model.task and Path(model.task).is_file() else None
+    measured = task is not None and task.evaluate is not None and device == "host"
+    failing_if = conditions(fail_if, "verify", None if measured else ())
     with open_device(device) as opened:
         place = Place(opened)
         chosen, skipped = _chosen(model, to, place)
@@ -261,6 +266,7 @@ def verify(
             "backends": {},
             "skipped": skipped,
         }
+        conditions(fail_if, "verify", found["float_metric"] or ())  # before any artefact runs
         kept = Kept(_home(model) / f"verify.{slug(device)}.partial")
         parts = [task.path if task else None, *(x.numpy().tobytes() for batch in inputs for x in batch)]
 
@@ -281,7 +287,7 @@ def verify(
         found["backends"] = each(chosen, "verify", row)
     _merge(_home(model) / _result("verify", device), found)
     kept.forget()
-    return found
+    return {**found, "failing": holding(failing_if, found["backends"])}
 
 
 def profile(
@@ -294,6 +300,7 @@ def profile(
     runs: int = 30,
     cores: Sequence[int] = (),
     trace: str | Path | None = None,
+    fail_if: Sequence[str] = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Time every artefact of `model` (or those of `to`) on `device`, the float network beside it.
@@ -304,10 +311,12 @@ def profile(
     (`profile.<device>.json` for others); each report of times is kept among the measurements (edgeq.run.measurements).
     cores: of the device, to run on. trace: file to write the same to in Chrome's trace format. After an interruption the
     same call goes on behind the last finished backend. Of several backends, one that fails has its error in its row.
+    fail_if: see `verify`, as `p90_ms>20`.
 
     Raises:
         DeviceLost: the device went away. EdgeqError: see `verify`.
     """
+    failing_if = conditions(fail_if, "profile")
     model, to = _named(model, to)
     if cores and device == "host":
         raise EdgeqError("this process is not bound to cores: start it as taskset -c 0,1 edgeq profile …")
@@ -335,6 +344,7 @@ def profile(
                 made = _measured(
                     model, (int8, twin), place, threads, warmup, runs, tuple(cores), found["notes"], progress
                 )
+                made["size_bytes"] = size(int8.path)
                 kept.keep(name, known, made)
             return made
 
@@ -344,7 +354,7 @@ def profile(
     if trace is not None:
         Path(trace).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(trace), chrome_trace({**found, "backends": succeeded(found["backends"])}))
-    return found
+    return {**found, "failing": holding(failing_if, found["backends"])}
 
 
 def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
@@ -381,14 +391,15 @@ def summary(model: QuantizedModel) -> dict[str, Any]:
     }
 
 
-def coverage(artifact: Artifact) -> dict[str, Any]:
-    """What a runtime does with each operator of an artefact, as plain data."""
+def coverage(artifact: Artifact, model: QuantizedModel) -> dict[str, Any]:
+    """What a runtime does with each operator of an artefact of `model`, and its size beside float's, as plain data."""
     placed = [row.status for row in artifact.coverage]
     return {
         "artifact": str(artifact.path),
         "integer_ops": placed.count("integer"),
         "eligible_ops": placed.count("eligible"),
         "float_ops": placed.count("float island"),
+        **sizes(artifact, model),
         "rows": [dataclasses.asdict(row) for row in artifact.coverage],
         "notes": list(artifact.notes),
     }

@@ -41,6 +41,16 @@ To = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Where to run; `edgeq doctor` lists what is reachable.")]
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-if",
+        help="Exit with 1 when this holds for any backend: a name, a comparison, a number; repeat for several. export: "
+        '"float_ops>0", "size_bytes>4e6"; verify: "max_lsb>1", "sqnr_db<25", a metric of the task; profile: "speedup<1.2", '
+        '"p90_ms>20".',
+        show_default=False,
+    ),
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads the runtime may use.")]
 
 
@@ -129,18 +139,21 @@ def export(
             min=0, help="TVM: time so many schedules of each float kernel on this computer, and keep the best."
         ),
     ] = 0,
+    fail_if: FailIf = None,
     as_json: AsJson = False,
 ) -> None:
     """Lower the program to one runtime or several, and say which operators run as integers."""
     from edgeq import api, backends
     from edgeq.graph.package import load
     from edgeq.pages.tables import coverage_tables
+    from edgeq.run.condition import conditions, holding
     from edgeq.run.each import each
 
     if not to:
         raise typer.BadParameter("name at least one backend: --to litert, --to executorch, --to coreml, --to tvm")
     if points is not None and not bundle:
         raise typer.BadParameter("--points is the golden frame of a bundle: add --bundle")
+    failing_if = conditions(fail_if or (), "export")
     for name in to:
         backends.runtime_of(name)  # names the backends there are, before the first is exported
     with _progress() as progress:
@@ -148,13 +161,14 @@ def export(
 
         def row(name: str) -> dict[str, Any]:
             progress(f"export {name}", 0, None)
-            made = api.coverage(api.export(model, name, io=io, tune=tune, progress=progress))
+            made = api.coverage(api.export(model, name, io=io, tune=tune, progress=progress), model)
             if bundle:
                 progress(f"bundle for {name}", 0, None)
                 made["bundle"] = str(api.bundle(model, name, points=points))
             return made
 
-        found = {"model": str(folder), "backends": each(list(dict.fromkeys(to)), "export", row)}
+        rows = each(list(dict.fromkeys(to)), "export", row)
+    found = {"model": str(folder), "backends": rows, "failing": holding(failing_if, rows)}
     _print(found, as_json, coverage_tables)
     _end(found)
 
@@ -173,29 +187,26 @@ def verify(
             "a runtime may fuse a prefix differently).",
         ),
     ] = False,
-    fail_if: Annotated[
-        str | None,
-        typer.Option(help='Exit with 1 when this holds for any backend, as "max_lsb>1" or "exact_share<0.99".'),
-    ] = None,
+    fail_if: FailIf = None,
     threads: Threads = 1,
     as_json: AsJson = False,
 ) -> None:
     """Compare each artefact with its runtime's simulation: largest difference in LSB, share equal, metric."""
     from edgeq import api
     from edgeq.pages.tables import parity_table
-    from edgeq.run.condition import condition
 
-    failing_if = condition(fail_if) if fail_if else None
     with _resumable(), _progress() as progress:
         found = api.verify(
-            folder, to=to or (), device=device, batches=batches, layers=layers, threads=threads, progress=progress
+            folder,
+            to=to or (),
+            device=device,
+            batches=batches,
+            layers=layers,
+            threads=threads,
+            fail_if=fail_if or (),
+            progress=progress,
         )
     _print(found, as_json, parity_table)
-    if failing_if is not None:
-        failing = [name for name, row in found["backends"].items() if failing_if(row)]
-        if failing:
-            typer.echo(f"edgeq: {fail_if} holds for {', '.join(failing)}", err=True)
-            raise typer.Exit(1)
     _end(found)
 
 
@@ -226,6 +237,7 @@ def profile(
             show_default=False,
         ),
     ] = None,
+    fail_if: FailIf = None,
     as_json: AsJson = False,
 ) -> None:
     """Time each artefact, the float network on the same runtime beside it, and each operator where it can be seen."""
@@ -249,6 +261,7 @@ def profile(
             runs=runs,
             cores=_cores(cores),
             trace=trace,
+            fail_if=fail_if or (),
             progress=progress,
         )
     _print(found, as_json, latency_tables)
@@ -321,9 +334,11 @@ def _resumable() -> Iterator[None]:
 
 
 def _end(found: dict[str, Any]) -> None:
-    """Exit code 1 where a runtime failed, 3 where a fault in edgeq is why; what the others gave is printed."""
+    """Exit code 1 where a condition of --fail-if holds or a runtime failed, 3 where a fault in edgeq is why."""
+    for name, texts in found["failing"].items():
+        typer.echo(f"edgeq: {' and '.join(texts)} {'hold' if len(texts) > 1 else 'holds'} for {name}", err=True)
     errors = [row for row in found["backends"].values() if "error" in row]
-    if errors:
+    if errors or found["failing"]:
         raise typer.Exit(3 if any(row.get("fault") for row in errors) else 1)
 
 

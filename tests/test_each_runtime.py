@@ -133,3 +133,20 @@ def test_a_runtime_that_dies_is_a_sentence_and_leaves_no_artefact(
     with pytest.raises(EdgeqError, match="SIGABRT"):
         edgeq.export(model, "tvm", folder=tmp_path / "tvm")
     assert list((tmp_path / "tvm").iterdir()) == []
+
+
+def test_conditions_are_checked_before_the_work_and_decide_the_exit_code(model: QuantizedModel, tmp_path: Path) -> None:
+    folder = str(model.folder)
+    for verb in ("export", "verify", "profile"):
+        arguments = (verb, folder, "--to", "tvm", "--fail-if", "float_ops>0", "--fail-if", "foo>1")
+        done = command(model, *arguments, patch="api.find = api.export = None", home=tmp_path)
+        wrong = "float_ops" if verb == "profile" else "foo"
+        assert done.returncode == 2 and f"reports no '{wrong}'" in done.stderr, done.stderr
+    size = find(model, "tvm").path.stat().st_size
+    conditions = ("--fail-if", f"size_bytes>{size - 1}", "--fail-if", "float_ops>0")
+    done = command(model, "export", folder, "--to", "tvm", "--json", *conditions, home=tmp_path)
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and f"size_bytes>{size - 1} holds for tvm" in done.stderr
+    assert found["failing"] == {"tvm": [f"size_bytes>{size - 1}"]}
+    assert found["backends"]["tvm"]["size_bytes"] == size
+    assert found["backends"]["tvm"]["float_size_bytes"] == 4 * (4 * 3 * 3 * 3 + 4)

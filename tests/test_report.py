@@ -234,7 +234,8 @@ def shown(render: Callable[[Any], list[Any]], found: dict[str, Any]) -> str:
 def found_by(verb: str, model: QuantizedModel) -> dict[str, Any]:
     rows = coverage_rows(model)
     covered = {"artifact": "small/litert/model.tflite", "integer_ops": 3, "eligible_ops": 0, "float_ops": 1,
-               "rows": rows, "notes": ["a note"]}  # fmt: skip
+               "rows": rows, "notes": ["a note"],
+               "size_bytes": 2_659_056, "float_size_bytes": 2_108_944, "float_size_of": "artefact"}  # fmt: skip
     parity = parity_of(model, 1)
     return {
         "demo": {
@@ -290,7 +291,7 @@ def found_by(verb: str, model: QuantizedModel) -> dict[str, Any]:
 WANTED = {
     "demo": ("LiteRT", "12.3", "9.88", "0.80×", "99.99 %", "3/0/1", "0.872", "int8 is slower than float here"),
     "quantize": ("12", "layer_norm", "×9", "target portable has no integer kernel for it", "and 7 more"),
-    "export": ("conv2d", "×4", "float island", "<mean>", "a note"),
+    "export": ("conv2d", "×4", "float island", "<mean>", "a note", "2.7 MB (float 2.1 MB)"),
     "verify": ("xnnpack", "99.99 %", "∞", "0.878"),
     "profile": (
         "LiteRT",

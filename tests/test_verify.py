@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgeq.graph.package import plain
-from edgeq.run.condition import condition
+from edgeq.run.condition import NAMES, condition, conditions, holding
 from edgeq.run.verify import _compare, evaluate, sqnr_db
 from edgeq.spec import EdgeqError, TensorInfo
 from edgeq.task import Task
@@ -36,7 +36,7 @@ def test_one_that_is_no_number_is_infinitely_far(other: float) -> None:
         parity = compared(got, wanted)
         assert (parity.max_lsb, parity.exact_share, parity.sqnr_db) == (INF, 0.75, -INF)
         row = {"max_lsb": parity.max_lsb}
-        assert condition("max_lsb>1")(row) and condition("max_lsb>1")(plain(row))  # as JSON keeps it
+        assert condition("max_lsb>1").holds(row) and condition("max_lsb>1").holds(plain(row))  # as JSON keeps it
 
 
 def test_an_output_of_one_number_is_measured_by_its_size() -> None:
@@ -52,6 +52,37 @@ def test_sqnr_of_finite_numbers_is_as_defined() -> None:
 def test_a_condition_without_a_number_is_refused(text: str) -> None:
     with pytest.raises(EdgeqError, match="write a name, a comparison and a number"):
         condition(text)
+
+
+@pytest.mark.parametrize("verb", ["export", "verify", "profile"])
+def test_a_condition_on_what_no_verb_reports_is_refused_with_the_names_there_are(verb: str) -> None:
+    with pytest.raises(EdgeqError, match=rf"{verb} reports no 'foo'; choose from .*{NAMES[verb][0]}"):
+        conditions(["foo>1"], verb)
+    assert conditions([f"{name}>1" for name in NAMES[verb]], verb)
+    assert [c.name for c in conditions(["top1<0.5"], "verify", ["top1"])] == ["top1"]
+
+
+def test_conditions_hold_for_the_runtimes_they_hold_for() -> None:
+    rows: dict[str, dict[str, Any]] = {
+        "a": {"sqnr_db": 24.0, "max_lsb": 0, "metric": {"top1": 0.5}},
+        "b": {"sqnr_db": None, "max_lsb": 2, "metric": None},  # null: nothing differs from float
+        "c": {"sqnr_db": None, "max_lsb": None},  # NaN where only one has it: infinitely far in both
+        "d": {"error": "does not load"},
+    }
+    made = [condition(text) for text in ("sqnr_db<25", "max_lsb>1", "top1<0.6")]
+    assert holding(made, rows) == {
+        "a": ["sqnr_db<25", "top1<0.6"],
+        "b": ["max_lsb>1"],
+        "c": ["sqnr_db<25", "max_lsb>1"],
+    }
+    with pytest.raises(EdgeqError, match="a, b, c gave no top5"):
+        holding([condition("top5<1")], rows)
+
+
+def test_times_are_compared_by_their_percentile() -> None:
+    row = {"total_ms": {"median": 10, "p10": 9, "p90": 21, "runs": 30}, "speedup": 1.1}
+    texts = ["p90_ms>20", "median_ms>20", "p10_ms>=9", "speedup<1.2"]
+    assert holding(conditions(texts, "profile"), {"tvm": row}) == {"tvm": ["p90_ms>20", "p10_ms>=9", "speedup<1.2"]}
 
 
 def test_evaluate_that_fails_or_returns_no_numbers_is_one_sentence() -> None:

@@ -17,7 +17,7 @@ from edgeq import backends
 from edgeq.graph.capture import leaves_like
 from edgeq.graph.package import MANIFEST, QuantizedModel, read_json, versions
 from edgeq.pages import template, words
-from edgeq.run.files import exported, find
+from edgeq.run.files import exported, find, sizes
 from edgeq.run.tensors import TensorStats, tensors
 from edgeq.spec import Artifact, EdgeqError
 from edgeq.task import batches, example, load_task
@@ -84,14 +84,15 @@ def contents(model: QuantizedModel) -> dict[str, Any]:
 class Runtime:
     """One backend as the page shows it. Parity and latency are the backend's rows of verify.json and profile.json.
 
-    counts: status → operators. int8: the latency report of its artefact, floating that of the float twin.
+    size: in words, beside float's. counts: status → operators. int8: the latency report of its artefact, floating that of
+    the float twin.
     bars: (label, all layers, milliseconds, status, share of the longest bar) of each operator of a measured run, slowest
     first. others: the same of what belongs to no operator.
     """
 
     name: str
     artifact: str
-    size: int
+    size: str
     counts: dict[str, int]
     placed: list[words.Placed]
     notes: tuple[str, ...]
@@ -129,7 +130,7 @@ def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None
             Runtime(
                 name=name,
                 artifact=artifact.path.name,
-                size=_size(artifact.path),
+                size=words.sized(sizes(artifact, model)),
                 counts={status: placed[status] for status in ("integer", "eligible", "float island")},
                 placed=words.grouped(coverage, rows),
                 notes=artifact.notes,
@@ -364,8 +365,3 @@ def _batch(model: QuantizedModel) -> tuple[Sequence[Tensor], str]:
 
 def _read(path: Path) -> Any:
     return read_json(path, "") if path.is_file() else None
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file, or of everything in a folder."""
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size

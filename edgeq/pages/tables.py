@@ -32,6 +32,7 @@ from edgeq.pages.words import (
     scaled,
     share,
     signed,
+    sized,
     slower,
     speed,
     title,
@@ -150,7 +151,7 @@ def coverage_tables(found: Found) -> list[RenderableType]:
             table.add_row(group.kind, f"×{group.count}", status, escape(_why(group.reason, group.status, group.layers)))
         parts.append(table)
         parts.extend(Text(f"note: {note}", style="dim") for note in row["notes"])
-        parts.append(Text.assemble("artefact  ", (str(row["artifact"]), "bold")))
+        parts.append(Text.assemble("artefact  ", (str(row["artifact"]), "bold"), f"  {sized(row)}"))
         if "bundle" in row:
             parts.append(Text.assemble("bundle    ", (str(row["bundle"]), "bold")))
         parts.append(Text())

@@ -11,7 +11,7 @@ from typing import Any
 from edgeq.pages import words
 from edgeq.spec import EdgeqError
 
-SAID = ("title", "number", "plain", "share", "percent", "decibel", "size", "ap", "signed", "scaled", "duration")
+SAID = ("title", "number", "plain", "share", "percent", "decibel", "ap", "signed", "scaled", "duration")
 
 
 def write(template: str, contents: Mapping[str, Any], path: Path) -> Path:

@@ -58,6 +58,12 @@ def percent(value: float) -> str:
     return f"{value * 100:.0f} %" if value >= 0.0995 or value == 0 else f"{value * 100:.1f} %"
 
 
+def sized(row: Mapping[str, Any]) -> str:
+    """An artefact's size beside float's: `2.66 MB (float 5.1 MB)`."""
+    what = "float" if row["float_size_of"] == "artefact" else "float weights"
+    return f"{size(row['size_bytes'])} ({what} {size(row['float_size_bytes'])})"
+
+
 def decibel(value: float | None) -> str:
     """dB with one digit; ∞ where nothing differs (null in JSON too)."""
     return "∞" if value is None or math.isinf(value) else f"{value:.1f}".replace("-", "−")

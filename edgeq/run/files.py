@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from edgeq import backends
 from edgeq.graph.package import QuantizedModel, read_json
 from edgeq.spec import Artifact, EdgeqError, OpPlacement
@@ -49,3 +51,19 @@ def exported(model: QuantizedModel, name: str = "model", *, elsewhere: bool = Fa
         return ()
     names = (*backends.RUNTIMES, *(backends.VARIANTS if elsewhere else ()))
     return tuple(b for b in names if (model.folder / b / f"{name}.json").is_file())
+
+
+def size(path: Path) -> int:
+    """Bytes of an artefact, a file or a package's files together."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def sizes(artifact: Artifact, model: QuantizedModel) -> dict[str, Any]:
+    """An artefact's bytes beside float's: of the float artefact where `profile` has made it, else of the float weights."""
+    try:
+        floating, what = size(find(model, artifact.backend, "float").path), "artefact"
+    except EdgeqError:
+        state = {**model.twin.state_dict, **model.twin.constants}.values()
+        floating = sum(x.numel() * x.element_size() for x in state if isinstance(x, Tensor))
+        what = "weights"
+    return {"size_bytes": size(artifact.path), "float_size_bytes": floating, "float_size_of": what}

@@ -18,6 +18,7 @@ from edgeq.graph.capture import leaves_like
 from edgeq.graph.excerpt import excerpt
 from edgeq.graph.integer import tensor_qparams
 from edgeq.graph.package import QuantizedModel
+from edgeq.run.files import size
 from edgeq.run.place import Batch, Place
 from edgeq.spec import Artifact, EdgeqError, TensorInfo
 from edgeq.task import Task, asked, example
@@ -86,6 +87,11 @@ class Parity:
     def qdq_lsb(self) -> float:
         """Largest difference from the float QDQ program over kernel sets and outputs."""
         return max(k.qdq_lsb for k in self.kernels)
+
+    @property
+    def sqnr_db(self) -> float:
+        """Smallest ratio of signal to noise against the float network over kernel sets and outputs."""
+        return min(o.sqnr_db for k in self.kernels for o in k.outputs)
 
     @property
     def metric(self) -> dict[str, float] | None:
@@ -280,6 +286,7 @@ def parity_json(parity: Parity, artifact: Artifact) -> dict[str, object]:
         "max_lsb": parity.max_lsb,
         "exact_share": parity.exact_share,
         "qdq_lsb": parity.qdq_lsb,
+        "sqnr_db": parity.sqnr_db,
         "metric": parity.metric,
         "kernels": {
             k.kernels: {
@@ -294,4 +301,5 @@ def parity_json(parity: Parity, artifact: Artifact) -> dict[str, object]:
         "integer_ops": placed.count("integer"),
         "eligible_ops": placed.count("eligible"),
         "float_ops": placed.count("float island"),
+        "size_bytes": size(artifact.path),
     }
