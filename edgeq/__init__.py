@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeq.api import compare, export, profile, quantize, report, verify
+    from edgeq.api import compare, diff, export, profile, quantize, report, verify
     from edgeq.graph.package import QuantizedModel, load
     from edgeq.spec import Artifact, EdgeqError
     from edgeq.task import Task
@@ -17,6 +17,7 @@ __all__ = [
     "QuantizedModel",
     "Task",
     "compare",
+    "diff",
     "export",
     "load",
     "profile",

@@ -30,6 +30,7 @@ from edgeq.run.condition import conditions, holding
 from edgeq.run.count import count as count_instructions
 from edgeq.run.count import counts_json
 from edgeq.run.count import kept as keep_counts
+from edgeq.run.diff import diff as diff_folders
 from edgeq.run.each import each, succeeded
 from edgeq.run.files import artifact_json, exported, find, size, sizes
 from edgeq.run.kept import Kept, digest, slug
@@ -367,6 +368,15 @@ def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
         EdgeqError: there is no such profile, or the two have no runtime in common.
     """
     return compare_profiles(str(a), str(b))
+
+
+def diff(old: str | Path, new: str | Path) -> dict[str, Any]:
+    """What changed from model folder `old` to `new`, and which of it is a regression; see edgeq.run.diff.
+
+    Raises:
+        EdgeqError: one of them is no folder that `quantize` wrote.
+    """
+    return diff_folders(old, new)
 
 
 def report(model: QuantizedModel | str | Path, *, output: str | Path | None = None) -> Path:

@@ -269,6 +269,22 @@ def profile(
 
 
 @app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="Folder written by edgeq quantize, as it was.")],
+    new: Annotated[Path, typer.Argument(help="Folder written by edgeq quantize, as it is now.")],
+    as_json: AsJson = False,
+) -> None:
+    """What changed between two models: plan, numbers, operators, size, parity, metric, latency; 1 on a regression."""
+    from edgeq import api
+    from edgeq.pages.tables import diff_tables
+
+    found = api.diff(old, new)
+    _print(found, as_json, diff_tables)
+    if found["regressions"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(
     folder: Folder,
     output: Annotated[

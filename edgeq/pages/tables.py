@@ -286,6 +286,35 @@ def comparison_tables(found: Found) -> list[RenderableType]:
     return [*parts, Text(note, style="dim")]
 
 
+def diff_tables(found: Found) -> list[RenderableType]:
+    """diff: what is worse first, then what changed in plan and numbers, then a row for each figure that is another."""
+    worse = [Text(f"! {sentence}", style="bold yellow") for sentence in found["regressions"]]
+    parts: list[RenderableType] = [*worse] or [Text("no regression", style="green")]
+    pairs = {key: found[key] for key in ("target", "recipe")}
+    parts.extend(Text(f"{k}: {v['old']} → {v['new']}") for k, v in pairs.items() if v["old"] != v["new"])
+    plan = found["plan"]
+    parts.append(Text(f"{len(plan)} layers planned otherwise; {len(found['numbers'])} tensors with other numbers"))
+    if plan:
+        table = _table("layer", "old", "new", left=(0, 1, 2))
+        for layer, values in plan.items():
+            table.add_row(escape(layer), *(values[side] or NOTHING for side in ("old", "new")))
+        parts.append(table)
+    table = _table("runtime", "", "old", "new", left=(0, 1))
+    for which, metrics in found["metric"].items():
+        for metric, values in metrics.items():
+            table.add_row(which.removesuffix("_metric"), escape(metric), plain(values["old"]), plain(values["new"]))
+    for name, row in found["backends"].items():
+        figures = {k: v for k, v in row.items() if k not in ("exported", "verified", "metric", "latency")}
+        told = row["latency"]
+        figures |= row["metric"] | ({"median ms": {"old": told["a_ms"], "new": told["b_ms"]}} if told else {})
+        for figure, values in figures.items():
+            if values["old"] != values["new"]:
+                table.add_row(title(name), escape(figure), plain(values["old"]), plain(values["new"]))
+        if told and told["low"] is not None:
+            table.add_row(title(name), "new / old, 95 %", "", f"{told['low']:.2f}–{told['high']:.2f}")
+    return [*parts, table] if table.row_count else parts
+
+
 def _compared_row(row: Found) -> list[RenderableType]:
     between = NOTHING if row["low"] is None else f"{row['low']:.2f}–{row['high']:.2f}"
     ratio = NOTHING if row["ratio"] is None else f"{row['ratio']:.2f}"
