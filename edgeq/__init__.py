@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from edgeq.api import compare, diff, export, profile, quantize, report, verify
     from edgeq.graph.package import QuantizedModel, load
     from edgeq.spec import Artifact, EdgeqError
@@ -16,6 +18,7 @@ __all__ = [
     "EdgeqError",
     "QuantizedModel",
     "Task",
+    "__version__",
     "compare",
     "diff",
     "export",
@@ -37,6 +40,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `import edgeq` stays fast."""
+    if name == "__version__":
+        return version("edgeq")
     if name not in __all__:
         raise AttributeError(f"module 'edgeq' has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, "edgeq.api")), name)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Calibrate a PyTorch model once, run it as the same integers on every edge runtime.\n\n"
@@ -52,6 +51,23 @@ FailIf = Annotated[
     ),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads the runtime may use.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"edgeq {version('edgeq')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _edgeq(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """What stands before a verb."""
 
 
 @app.command()
@@ -189,23 +205,37 @@ def verify(
     ] = False,
     fail_if: FailIf = None,
     threads: Threads = 1,
+    junit: Annotated[
+        Path | None,
+        typer.Option(help="Also write JUnit XML to this file: a case a runtime, for CI services.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare each artefact with its runtime's simulation: largest difference in LSB, share equal, metric."""
     from edgeq import api
+    from edgeq.pages.junit import write_junit
     from edgeq.pages.tables import parity_table
+    from edgeq.spec import EdgeqError
 
-    with _resumable(), _progress() as progress:
-        found = api.verify(
-            folder,
-            to=to or (),
-            device=device,
-            batches=batches,
-            layers=layers,
-            threads=threads,
-            fail_if=fail_if or (),
-            progress=progress,
-        )
+    try:
+        with _resumable(), _progress() as progress:
+            found = api.verify(
+                folder,
+                to=to or (),
+                device=device,
+                batches=batches,
+                layers=layers,
+                threads=threads,
+                fail_if=fail_if or (),
+                progress=progress,
+            )
+    except EdgeqError as error:
+        if junit is not None:  # a CI service shows the sentence as the one case there is
+            rows = {" ".join(to or ()) or "verify": {"error": str(error)}}
+            write_junit({"model": folder.name, "backends": rows, "failing": {}, "skipped": {}}, junit)
+        raise
+    if junit is not None:
+        write_junit(found, junit)
     _print(found, as_json, parity_table)
     _end(found)
 

@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -150,3 +152,37 @@ def test_conditions_are_checked_before_the_work_and_decide_the_exit_code(model: 
     assert found["failing"] == {"tvm": [f"size_bytes>{size - 1}"]}
     assert found["backends"]["tvm"]["size_bytes"] == size
     assert found["backends"]["tvm"]["float_size_bytes"] == 4 * (4 * 3 * 3 * 3 + 4)
+
+
+def test_junit_has_a_case_a_runtime(model: QuantizedModel, tmp_path: Path) -> None:
+    file = tmp_path / "ci" / "junit.xml"
+    artifact = find(model, "litert")
+    whole = artifact.path.read_bytes()
+    artifact.path.write_bytes(whole[:64])
+    arguments = ("verify", str(model.folder), "--junit", str(file), "--fail-if", "exact_share>0.5")
+    try:
+        done = command(model, *arguments, home=tmp_path)
+        alone = command(model, *arguments[:2], "--to", "litert", "--junit", str(tmp_path / "one.xml"), home=tmp_path)
+    finally:
+        artifact.path.write_bytes(whole)
+    suite = ElementTree.parse(file).getroot()[0]
+    assert done.returncode == 1
+    assert {k: suite.attrib[k] for k in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "2",
+        "failures": "1",
+        "errors": "1",
+        "skipped": "0",
+    }
+    cases = {case.attrib["name"]: case for case in suite}
+    assert "damaged" in cases["litert"].find("error").attrib["message"]
+    assert cases["tvm"].find("failure").attrib["message"] == "exact_share>0.5 for tvm"
+    assert cases["tvm"].find("properties/property[@name='max_lsb']").attrib["value"] == "0.0"
+    assert alone.returncode == 2 and "damaged" in (tmp_path / "one.xml").read_text()
+
+
+def test_the_version_is_the_packages(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeq.cli", "--version"], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0 and done.stdout == f"edgeq {edgeq.__version__}\n" == f"edgeq {version('edgeq')}\n"
+    assert all(hasattr(edgeq, name) for name in edgeq.__all__)
