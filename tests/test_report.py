@@ -305,6 +305,7 @@ WANTED = {
         "100 % whole inference",
     ),
     "doctor": (
+        "int8 dot products by avx512_vnni",
         "litert",
         "pip install",
         "conv2d ● ● ● ○ ●",

@@ -16,7 +16,7 @@ from typing import Any
 
 from markers import README, insert, write
 
-from edgeq.pages.words import decibel, join, medians, number, plain, share, slower, speed, title
+from edgeq.pages.words import decibel, join, medians, number, plain, share, speed, title
 
 Found = Mapping[str, Any]
 PICTURE = README.parent / "docs" / "images" / "report.png"
@@ -25,7 +25,7 @@ HEAD = ("int8 ms", "float ms", "speedup", "integer / eligible / float operators"
 
 
 def table(found: Found) -> str:
-    """The demo's result, as `edgeq demo --json` prints it, in Markdown; slower runtimes, machine and versions first."""
+    """The demo's result, as `edgeq demo --json` prints it, in Markdown, machine and versions below it."""
     metrics = list(found["float_metric"])
     times = medians(found["backends"])["backends"]
     head = ["", "max LSB", "equal", *map(_heading, metrics), *HEAD]
@@ -39,7 +39,7 @@ def table(found: Found) -> str:
         counts = " / ".join(str(row[key]) for key in ("integer_ops", "eligible_ops", "float_ops"))
         rows.append([title(name), *parity, *_values(metrics, row["metric"]), *timed, counts])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*(f"**{sentence}**\n" for sentence in slower({"backends": times})), *lines, "", _where(found)])
+    return "\n".join([*lines, "", _where(found)])
 
 
 def _where(found: Found) -> str:

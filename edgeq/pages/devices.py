@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+# of what a device names among its features, those that multiply and add eight-bit integers
+DOT_PRODUCTS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+
 
 def device_rows(devices: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     """Name, and what there is to say; `devices` as `edgeq doctor --json` has them."""
@@ -18,6 +21,9 @@ def _reached(device: Mapping[str, Any]) -> str:
     if device["os"] != "none":  # a DSP runs a program alone
         what += f", {device['os']}"
     state = [" ".join(device["features"])]
+    if device["features"] and device["abi"].startswith(("x86_64", "aarch64")):
+        has = [name for name in device["features"] if name in DOT_PRODUCTS]
+        state.append(f"int8 dot products by {has[0]}" if has else "no int8 dot products: float may be as fast")
     if device["governor"]:
         state.append(f"governor {device['governor']}")
     if device["temperature_c"] is not None:
