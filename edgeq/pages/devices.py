@@ -21,12 +21,12 @@ def _reached(device: Mapping[str, Any]) -> str:
     if device["os"] != "none":  # a DSP runs a program alone
         what += f", {device['os']}"
     state = [" ".join(device["features"])]
-    if device["features"] and device["abi"].startswith(("x86_64", "aarch64")):
-        has = [name for name in device["features"] if name in DOT_PRODUCTS]
-        state.append(f"int8 dot products by {has[0]}" if has else "no int8 dot products: float may be as fast")
     if device["governor"]:
         state.append(f"governor {device['governor']}")
     if device["temperature_c"] is not None:
         state.append(f"{device['temperature_c']:.0f} °C")
+    if device["features"] and device["abi"].startswith(("x86_64", "aarch64")):
+        has = [name for name in device["features"] if name in DOT_PRODUCTS]
+        state.append(f"int8 dot products by {has[0]}" if has else "no int8 dot products: float may be as fast")
     can = f"{device['can']} ({device['how']})" if device["how"] else device["can"]
     return "\n".join(line for line in (what, ", ".join(part for part in state if part), can) if line)
