@@ -68,6 +68,9 @@ def geometry(op: IntegerOp, x: tuple[int, ...], out: tuple[int, ...]) -> tuple[G
     assert op.weight is not None
     w = op.weight.numpy()
     if op.kind == "linear":
+        if len(x) == 4:  # channels-last of [N, A, B, C] is [N, B, C, A]: what is summed lies slowest but one
+            g = Geometry(x[0] * x[2], (1, x[1]), (1, x[1]), x[3], out[3], 1, (1, 1), last=False)
+            return g, w[None, :, :, None, None]
         rows = int(np.prod(x[:-1], dtype=np.int64))
         return Geometry(1, (1, rows), (1, rows), x[-1], out[-1], 1, (1, 1)), w[None, :, :, None, None]
     a = op.attrs
@@ -300,7 +303,7 @@ def _stage(
                         fill_run(place + each, channels - each)
                 else:
                     with T.serial(0, inside) as w, T.serial(0, g.channels) as k:
-                        source = (task.image * g.channels + k) * g.size[1] + w  # one row only
+                        source = (task.image * g.channels + k) * g.size[1] + task.column + w  # one row only
                         T.buffer_store(
                             staged, read(x, source, 1), [target + w * pixel + (k // each) * channels + k % each]
                         )
