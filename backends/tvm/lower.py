@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeq.backends.tvm import bundle, moves, origins, sums, tuning
+from edgeq.backends.tvm.decompositions import rewritten
 from edgeq.backends.tvm.floats import schedule_floats
 from edgeq.backends.tvm.indices import from_start
 from edgeq.backends.tvm.inspection import placement
@@ -346,22 +347,30 @@ class _Emitter:
         return self.floats[node]
 
     def _float(self, node: Node) -> Any:
-        """A float operator, by TVM's importer; what that does not take is first decomposed into core aten operators."""
+        """A float operator, by TVM's importer; what that does not take is first decomposed into core aten operators, and
+        what it computes otherwise than torch is said in others."""
         for source in node.all_input_nodes:
             self._real(source)
-        try:
-            return self._imported(node)
-        except Exception as first:  # the importer raises whatever comes: KeyError, AssertionError, TVM's own
+        ours = rewritten(node)
+        ways = (
+            [lambda: self._decomposed(node, ours)]
+            if ours
+            else [lambda: self._imported(node), lambda: self._decomposed(node, node.target)]
+        )
+        failures: list[Exception] = []
+        for way in ways:
             try:
-                return self._decomposed(node)
-            except Exception:
-                name = getattr(node.target, "__name__", str(node.target))
-                operator, layer = name.split(".")[0], self.keys.get(node.name, node.name)
-                said = f"has no {operator}" if isinstance(first, KeyError) else f"cannot take {operator}"
-                reason = "" if isinstance(first, KeyError) else f": {_last_line(first)}"
-                raise EdgeqError(
-                    f"TVM's importer {said} ({layer}){reason}; rewrite it in the model with operators that TVM has"
-                ) from first
+                return way()
+            except Exception as error:  # the importer raises whatever comes: KeyError, AssertionError, TVM's own
+                failures.append(error)
+        first = failures[0]
+        name = getattr(node.target, "__name__", str(node.target))
+        operator, layer = name.split(".")[0], self.keys.get(node.name, node.name)
+        said = f"has no {operator}" if isinstance(first, KeyError) else f"cannot take {operator}"
+        reason = "" if isinstance(first, KeyError) else f": {_last_line(first)}"
+        raise EdgeqError(
+            f"TVM's importer {said} ({layer}){reason}; rewrite it in the model with operators that TVM has"
+        ) from first
 
     def _imported(self, node: Node) -> Any:
         from torch._subclasses.fake_tensor import FakeTensor
@@ -374,8 +383,8 @@ class _Emitter:
                 member.meta.setdefault("tensor_meta", _extract_tensor_metadata(member.meta["val"]))
         return convert(node)
 
-    def _decomposed(self, node: Node) -> Any:
-        """The same operator as torch's core aten decomposition, imported step by step."""
+    def _decomposed(self, node: Node, function: Any) -> Any:
+        """`function`, which computes what the operator does, as torch's core aten decomposition, imported step by step."""
         from torch._decomp import core_aten_decompositions
         from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -384,10 +393,10 @@ class _Emitter:
         def alone(*tensors: Any) -> Any:
             given = dict(zip(sources, tensors, strict=True))
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: given[n])
-            return node.target(*args, **kwargs)  # type: ignore[operator] # an aten operator
+            return function(*args, **kwargs)
 
         examples = [torch.zeros(s.meta["val"].shape, dtype=s.meta["val"].dtype) for s in sources]
-        inner = make_fx(alone, dict(core_aten_decompositions()), tracing_mode="fake")(*examples)
+        inner = make_fx(alone, dict(core_aten_decompositions()), tracing_mode="real")(*examples)
         from_start(inner.graph)
         feed = iter(sources)
         for step in inner.graph.nodes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from operator import getitem
 
 import torch
 from torch import Tensor
@@ -95,8 +96,8 @@ def _drop_unused(module: GraphModule) -> None:
 
 
 def _pairs(module: GraphModule, program: ExportedProgram) -> list[tuple[Node, Node]]:
-    """Nodes before and after export: the n-th call of an operator stays the n-th (getitem calls move about, and what
-    export spells otherwise is left out)."""
+    """Nodes before and after export: the n-th call of an operator stays the n-th (what export spells otherwise is left
+    out). A result of several is found by its place among them: export adds those that nobody reads."""
     before: dict[object, list[Node]] = {}
     after: dict[object, list[Node]] = {}
     for graph, calls in ((module.graph, before), (program.graph, after)):
@@ -104,7 +105,13 @@ def _pairs(module: GraphModule, program: ExportedProgram) -> list[tuple[Node, No
             if node.op == "call_function":
                 calls.setdefault(node.target, []).append(node)
     same = [target for target, nodes in before.items() if len(nodes) == len(after.get(target, ()))]
-    return [pair for target in same for pair in zip(before[target], after[target], strict=True)]
+    found = {old: new for t in same if t is not getitem for old, new in zip(before[t], after[t], strict=True)}
+    results = {new.args: new for new in after.get(getitem, ())}
+    for old in before.get(getitem, ()):
+        source, index = old.args
+        if source in found and (found[source], index) in results:
+            found[old] = results[found[source], index]
+    return list(found.items())
 
 
 def float_program(captured: Captured) -> tuple[ExportedProgram, dict[str, str]]:

@@ -22,7 +22,7 @@ def signatures(program: ExportedProgram, labels: Mapping[str, str]) -> dict[str,
         if node.name in labels and node.op == "call_function":
             said = [_say(argument) for argument in node.args]
             said += [f"{name}={_say(argument)}" for name, argument in sorted(node.kwargs.items())]
-            kind = kind_of(node) or str(node.target).split(".")[1:2][0]
+            kind = kind_of(node) or getattr(node.target, "__name__", str(node.target)).split(".")[0]
             found[labels[node.name]] = f"{kind}({', '.join(said)})"
     return found
 

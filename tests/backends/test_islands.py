@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeq import backends
@@ -63,3 +66,58 @@ def test_islands_compute_what_torch_does(name: str, runtime: str, tmp_path: Path
     ):
         close = {"atol": 2e-2, "rtol": 1e-2} if runtime == "coreml" else {"atol": 1e-5, "rtol": 1e-4}  # float16
         torch.testing.assert_close(got, right, **close)
+
+
+NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+MODES = {3: ("linear",), 4: ("bilinear", "bicubic"), 5: ("trilinear",)}
+
+
+def normalised(rank: int) -> nn.Module:
+    norm = NORMS[rank](4)
+    for tensor, low in ((norm.running_mean, -1.0), (norm.running_var, 0.5), (norm.weight, 0.5), (norm.bias, -1.0)):
+        nn.init.uniform_(tensor, low, low + 1.5)
+    return norm.eval()
+
+
+def resamplings(rank: int, rng: np.random.Generator) -> list[Callable[[Tensor], Tensor]]:
+    """Of an image of rank - 2 axes: each mode by a whole factor, a fraction, and to sizes of which one may be 1."""
+    axes = rank - 2
+
+    def resampled(mode: str, corners: bool | None, size: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+        return lambda x: F.interpolate(x, mode=mode, align_corners=corners, **size)
+
+    sizes = (
+        {"scale_factor": 2.0},
+        {"scale_factor": (1.5, 2.5, 0.7)[:axes]},
+        {"size": (1, 7, 5)[:axes]},
+        {"size": tuple(int(n) for n in rng.integers(1, 11, axes))},
+    )
+    modes = [("nearest", None), ("nearest-exact", None), *((m, c) for m in MODES[rank] for c in (False, True))]
+    made = [resampled(mode, corners, size) for mode, corners in modes for size in sizes]
+    pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[axes]
+    return [*made, *(lambda x, n=n: pool(x, n) for n in (1, 2, 3))]
+
+
+@pytest.mark.skipif("tvm" not in RUNTIMES, reason="needs apache-tvm")
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
+def test_islands_of_tvm_in_every_rank(rank: int, tmp_path: Path) -> None:
+    """What the importer lacks, or takes and computes otherwise, on random shapes."""
+    rng = np.random.default_rng()
+    shape = ((2, 4, *rng.integers(5, 9, 3)) if rank > 1 else (6, 0))[: max(rank, 1)]
+    axis = int(rng.integers(0, rank))
+    functions: list[Callable[[Tensor], Tensor]] = [
+        lambda x: x.amax(axis),
+        lambda x: x.amin(axis, keepdim=True),
+        lambda x: x.logsumexp(axis),
+        lambda x: F.rms_norm(x, [int(shape[-1])]),
+    ]
+    functions += [normalised(rank)] if rank > 1 else []
+    functions += resamplings(rank, rng) if rank > 2 else []
+    net = Net(lambda x: tuple(function(x) for function in functions))
+    x = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    with torch.no_grad():
+        wanted = net(x)
+    engine = backends.backend("tvm")
+    artifact = engine.lower(float_program(capture(net.eval(), (x,)))[0], tmp_path, name="model", layers={})
+    for number, (got, right) in enumerate(zip(engine.load(artifact.path)([x]), wanted, strict=True)):
+        torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"{shape}, {n}: {m}")

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import edgeq
 from edgeq import backends
 from edgeq.backends.tvm import bundle, moves, sums
 from edgeq.backends.tvm.inspection import placement
@@ -24,6 +25,7 @@ from edgeq.backends.tvm.target import TARGET
 from edgeq.backends.tvm.tir import flat, prim_func
 from edgeq.graph.integer import read
 from edgeq.graph.simulate import simulate
+from edgeq.run.verify import sqnr_db
 from edgeq.spec import Artifact, EdgeqError
 
 torch.set_num_threads(1)
@@ -495,3 +497,24 @@ def test_a_missing_cross_compiler_is_named_before_anything_is_compiled(
     with pytest.raises(EdgeqError, match=f"which is not installed: apt-get install {package}"):
         lower(torch.export.export(net, (x,)), folder / "new", target=name)
     assert not (folder / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(9, 16), (2, 3, 13, 9)),
+        (nn.Linear(9, 16), (2, 3, 4, 5, 9)),
+        (nn.Linear(9, 16), (9,)),
+        (nn.Conv1d(64, 64, 1), (1, 64, 1500)),  # whose columns are cut into tasks
+    ],
+    ids=["4 axes", "5 axes", "1 axis", "long"],
+)
+def test_sums_in_every_rank(layer: nn.Module, shape: tuple[int, ...], tmp_path: Path) -> None:
+    """Within a step of the user's own layer on the grids: the integers are the simulation's, and near the float ones."""
+    batches = [(torch.randn(shape, generator=torch.Generator().manual_seed(seed)),) for seed in range(3)]
+    task = edgeq.Task("alone", lambda: layer.eval(), lambda: batches[0], lambda: batches)
+    model = edgeq.quantize(task, target="tvm")
+    artifact = edgeq.export(model, "tvm", folder=tmp_path)
+    (got,) = load(artifact.path)(batches[0])
+    assert torch.equal(got, model.simulate(batches[0], "tvm")[0])
+    assert sqnr_db(layer(*batches[0]).detach(), got) > 30
