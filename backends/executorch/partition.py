@@ -8,14 +8,15 @@ from typing import Any
 def partitioner() -> Any:
     """An XnnpackPartitioner that also delegates int8 padding and linear layers with int8 weights alone.
 
-    A maximum goes to the delegate only where the axis is kept and is one of an image's: its serialiser fails on others.
+    A maximum goes to the delegate only where the axis is kept and is one of an image's, a PReLU only on images: its
+    serialiser and its passes fail on others. A GELU by tanh stays outside: the delegate computes the one by erf.
     The runtime has both kernels (static constant pad on int8; f32 × qc8w fully connected); the stock configuration
     declares the first float only and asks of the second that its activations be quantized too.
     """
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
     from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
-    from executorch.backends.xnnpack.partition.config.generic_node_configs import ConstantPadConfig
-    from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import ConstantPadConfig, GeluConfig
+    from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig, PreluConfig
     from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.backends.xnnpack.utils.quant_utils import is_dequant, tag_as_implicit_q_dq
@@ -37,5 +38,19 @@ def partitioner() -> Any:
             kept = len(node.args) == 3 and node.args[2] and node.args[1] in (2, 3)
             return bool(kept and super().check_constraints(node, ep))
 
-    ours = {ConstantPadConfig: IntegerPad, LinearConfig: WeightOnlyLinear, MaxDimConfig: KeptMax}
+    class ImagePrelu(PreluConfig):  # type: ignore[misc] # executorch ships no types
+        def check_constraints(self, node: Any, ep: Any) -> bool:
+            return bool(node.meta["val"].dim() == 4 and super().check_constraints(node, ep))
+
+    class ExactGelu(GeluConfig):  # type: ignore[misc] # executorch ships no types
+        def check_constraints(self, node: Any, ep: Any) -> bool:
+            return bool(node.kwargs.get("approximate", "none") == "none" and super().check_constraints(node, ep))
+
+    ours = {
+        ConstantPadConfig: IntegerPad,
+        LinearConfig: WeightOnlyLinear,
+        MaxDimConfig: KeptMax,
+        PreluConfig: ImagePrelu,
+        GeluConfig: ExactGelu,
+    }
     return XnnpackPartitioner(configs=[ours.get(config, config) for config in ALL_PARTITIONER_CONFIGS])
