@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -352,11 +352,9 @@ class _Emitter:
         for source in node.all_input_nodes:
             self._real(source)
         ours = rewritten(node)
-        ways = (
-            [lambda: self._decomposed(node, ours)]
-            if ours
-            else [lambda: self._imported(node), lambda: self._decomposed(node, node.target)]
-        )
+        ways: list[Callable[[], Any]] = [lambda: self._imported(node), lambda: self._decomposed(node, node.target)]
+        if ours is not None:
+            ways = [lambda: self._decomposed(node, ours)]
         failures: list[Exception] = []
         for way in ways:
             try:

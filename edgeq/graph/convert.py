@@ -109,6 +109,7 @@ def _pairs(module: GraphModule, program: ExportedProgram) -> list[tuple[Node, No
     results = {new.args: new for new in after.get(getitem, ())}
     for old in before.get(getitem, ()):
         source, index = old.args
+        assert isinstance(source, Node)
         if source in found and (found[source], index) in results:
             found[old] = results[found[source], index]
     return list(found.items())

@@ -18,6 +18,7 @@ from edgeq.graph.convert import float_program
 from edgeq.spec import EdgeqError
 
 LSTM, GRU = nn.LSTM(6, 4, batch_first=True), nn.GRU(6, 4, batch_first=True)
+PRELU = nn.PReLU(6)
 RUNTIMES = [name for name in backends.RUNTIMES if name == "coreml" or backends.runs_here(name) == "yes"]
 NETWORKS: dict[str, Callable[[Tensor], Tensor | tuple[Tensor, ...]]] = {
     "the last step of an LSTM": lambda x: LSTM(x)[0][:, -1],
@@ -32,6 +33,8 @@ NETWORKS: dict[str, Callable[[Tensor], Tensor | tuple[Tensor, ...]]] = {
     "computed indices": lambda x: x[0, (x[0, :, 0] > 0).long() - 1] * 2,
     "the largest of an axis": lambda x: (x * 2).max(1)[0],
     "a chunk that nobody reads": lambda x: torch.cat([x.chunk(3, -1)[0], x.chunk(3, -1)[2]], 1),
+    "a PReLU of two axes": lambda x: PRELU(x[0]) * 2,
+    "a GELU by tanh": lambda x: F.gelu(x, approximate="tanh") * 2,
     "one number": lambda x: (x * x).mean(),
     "one number beside others": lambda x: x + x.mean(),
 }
@@ -42,7 +45,7 @@ class Net(nn.Module):
 
     def __init__(self, function: Callable[[Tensor], Tensor | tuple[Tensor, ...]]) -> None:
         super().__init__()
-        self.function, self.lstm, self.gru = function, LSTM, GRU
+        self.function, self.lstm, self.gru, self.prelu = function, LSTM, GRU, PRELU
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         return self.function(x)
