@@ -24,7 +24,7 @@ class Floats:
         graph = captured.module.graph
         self.nodes = [n for n in graph.nodes if n.op == "call_function"]
         self.placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-        self.first = captured.example[0].shape[0]  # examples in one batch
+        self.first = next((t.shape[0] for t in captured.example if t.dim()), 1)  # examples in one batch
         made = [n for n in (*self.placeholders, *self.nodes) if isinstance(n.meta.get("val"), Tensor)]
         self.largest = max(value(n).numel() for n in made)  # values of the largest tensor of one batch
 
@@ -46,7 +46,12 @@ class Floats:
         if kind_of(node) != "reshape" or len(args) < 2 or not isinstance(args[1], (list, tuple)):
             return args
         sizes = list(args[1])
-        same = isinstance(args[0], Tensor) and sizes and sizes[0] == self.first == value(node.args[0]).shape[0]
+        same = (
+            isinstance(args[0], Tensor)
+            and sizes
+            and sizes[0] == self.first
+            and value(node.args[0]).shape[:1] == (self.first,)
+        )
         return [args[0], [args[0].shape[0], *sizes[1:]], *args[2:]] if same else args
 
     def walk(self, inputs: Sequence[Tensor]) -> Iterator[tuple[Node, Any]]:

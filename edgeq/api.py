@@ -21,7 +21,7 @@ from edgeq.calib.workspace import forget
 from edgeq.devices import Found, open_device
 from edgeq.graph import package
 from edgeq.graph.annotate import Annotation, annotate, default_plan
-from edgeq.graph.capture import Captured, capture, leaves_like
+from edgeq.graph.capture import Captured, capture, confirm, leaves_like
 from edgeq.graph.convert import Resolved, convert, float_program
 from edgeq.graph.golden import golden
 from edgeq.graph.package import QuantizedModel, load_plan, read_json, versions, write_json
@@ -82,12 +82,19 @@ def quantize(
     where = Path(output) if output is not None else None
     if where is not None:
         package.check_replaceable(where)
-    captured = capture_task(task, progress)
+    progress("capture", 0, None)
+    network = build(task)
+    captured = capture(network, example(task))
+    given_batches = data(task)
+    head = list(itertools.islice(given_batches, 1))
+    if head:
+        confirm(network, captured, head[0])
     followed = given or default_plan(captured, chosen, method.name, precision)
     if given is None and method.ends is not None:
         followed = with_ends(captured, followed, method.ends)
     annotation = annotate(captured, chosen, followed)
-    resolved = calibrate(captured, annotation, method, data(task), progress, positives=_positives(task), output=where)
+    every = itertools.chain(head, given_batches)
+    resolved = calibrate(captured, annotation, method, every, progress, positives=_positives(task), output=where)
     progress("convert", 0, None)
     model = assemble(task, captured, annotation, resolved, followed)
     if where is not None:

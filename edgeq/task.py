@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from edgeq.spec import EdgeqError
 
@@ -69,14 +70,14 @@ def load_task(path: str | Path) -> Task:
     )
 
 
-def build(task: Task) -> nn.Module:
+def build(task: Task) -> nn.Module | ExportedProgram:
     """The task's network.
 
     Raises:
         EdgeqError: model() fails or returns something else.
     """
     made = asked(task, "model", task.model)
-    if not isinstance(made, nn.Module):
+    if not isinstance(made, (nn.Module, ExportedProgram)):
         raise EdgeqError(f"{task.name}: model() returned a {type(made).__name__}; return a torch.nn.Module")
     return made
 
@@ -120,7 +121,7 @@ def asked(task: Task, name: str, function: Callable[..., T], *arguments: Any) ->
         return function(*arguments)
     except EdgeqError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = _line(error, task.path) if task.path else ""
         raise EdgeqError(f"{task.path or task.name}{line}: {name}() failed: {type(error).__name__}: {error}") from error
 
@@ -137,7 +138,7 @@ def _execute(file: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except EdgeqError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = _line(error, file)
         raise EdgeqError(f"{file}{line}: the task file does not run: {type(error).__name__}: {error}") from error
     finally:
@@ -145,7 +146,7 @@ def _execute(file: Path) -> ModuleType:
     return module
 
 
-def _line(error: Exception, file: Path) -> str:
+def _line(error: BaseException, file: Path) -> str:
     trace, line = error.__traceback__, ""
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(file):

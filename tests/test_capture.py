@@ -213,8 +213,6 @@ X = torch.randn(1, 3, 8, 8)
 REFUSED: dict[str, tuple[nn.Module, tuple[Any, ...], str]] = {
     "a number as input": (Function(lambda _, x, k: x * k), (X, 0.5), r"example_inputs\(\)\[1\] is a float: give tensors"),
     "None as input": (Function(lambda _, x, k: x), (X, None), r"example_inputs\(\)\[1\] is None"),
-    "half": (nn.Conv2d(3, 2, 1).half(), (X,), r"weight 'weight' is torch.float16.*model.float\(\)"),
-    "bfloat16": (nn.Conv2d(3, 2, 1).bfloat16(), (X,), "torch.bfloat16"),
     "double": (nn.Conv2d(3, 2, 1), (X.double(),), r"example_inputs\(\)\[0\] is torch.float64.*\.float\(\)"),
     "a shape by data": (Function(lambda _, x: x[x > 0]), (X,), r"shape of .*depends on the data \(at .*test_capture.py:\d+\)"),
     "a state": (Counter(), (X,), "Counter: forward changes its buffer 'count'.*keeps no state"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import keyword
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
@@ -17,8 +20,11 @@ from torch.fx.graph import CodeGen
 
 from edgeq.graph.normalise import normalise
 from edgeq.graph.ops import kind_of
+from edgeq.graph.own import arguments, compare, place, plain, refuse_random, run, settled, tensors, undisturbed
 from edgeq.graph.quiet import quiet
-from edgeq.spec import EdgeqError, TensorInfo
+from edgeq.spec import EdgeqError, EdgeqWarning, TensorInfo
+
+NAMED = (pytree.MappingKey, pytree.GetAttrKey)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,36 +44,86 @@ class Captured:
     nested: Any
 
 
-def capture(model: nn.Module, example_inputs: tuple[Any, ...]) -> Captured:
+def capture(model: nn.Module | ExportedProgram, example_inputs: tuple[Any, ...]) -> Captured:
     """Export `model` with static shapes and normalise the graph; the model itself stays as it was.
 
+    example_inputs: a tuple of forward's positional arguments, (a dictionary of keyword arguments,), or (args, kwargs).
+    The graph is compared with the module on them before it is handed out.
+
     Raises:
-        EdgeqError: torch.export refuses the network (data-dependent control flow, say), it does not compute in float32, it
-            keeps a state or has shapes that depend on the data, or an input or output is no tensor.
+        EdgeqError: forward fails, torch.export refuses the network (data-dependent control flow, say), it draws random
+            numbers, keeps a state or has shapes that depend on the data, or an input or output is no tensor.
     """
-    _check(model, example_inputs)
+    network = plain(model)
+    example_inputs = pytree.tree_map(plain_leaf, example_inputs)
+    _check(example_inputs)
     example_inputs = pytree.tree_map_only(Tensor, _dense, example_inputs)
-    was_training = model.training
-    model.eval()
-    try:
-        with quiet():
-            program = torch.export.export(model, example_inputs, strict=False)
-            if any(_mutates(n) for n in program.graph.nodes):
-                program = program.run_decompositions({})
-    except EdgeqError:
-        raise
-    except Exception as error:
-        raise EdgeqError(f"torch.export cannot capture {type(model).__name__}: {_condense(error)}") from error
-    finally:
-        model.train(was_training)
-    _check_program(type(model).__name__, program)
-    module = unlift(program)
-    normalise(module)
-    return _describe(module, program, example_inputs)
+    with undisturbed(network):
+        returned = run(network, example_inputs, "example_inputs()")
+        tensors(returned)  # makes its dataclasses known
+        args, kwargs = arguments(network, example_inputs)
+        try:
+            with quiet():
+                program = torch.export.export(network, args, kwargs, strict=False)
+                if any(_mutates(n) for n in program.graph.nodes):
+                    program = program.run_decompositions({})
+        except EdgeqError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise EdgeqError(f"torch.export cannot capture {type(network).__name__}: {_condense(error)}") from error
+        _check_program(type(network).__name__, program)
+        refuse_random(network, program.graph)
+        _rename_words_of_python(program)
+        module = unlift(program)
+        normalise(module)
+        captured = _describe(module, program, example_inputs)
+        compare(network, module, example_inputs, captured.example, returned, "example_inputs()")
+    return captured
 
 
-def _check(model: nn.Module, example_inputs: Any) -> None:
-    """Raise EdgeqError where an example input is no tensor, or the network is no float32 one."""
+def confirm(model: nn.Module | ExportedProgram, captured: Captured, batch: Any) -> None:
+    """Compare the graph with the user's own module on the first calibration batch, and the module with itself.
+
+    Raises:
+        EdgeqError: they part, the module answers differently each time, or the batch does not fit the network.
+    """
+    where = "calibration batch 0"
+    flat = leaves_like(captured.nested, batch, where)
+    if [(t.shape, t.dtype) for t in flat] != [(t.shape, t.dtype) for t in captured.example]:
+        return  # calibration says which one, and what the network takes
+    nested = pytree.tree_unflatten(list(flat), pytree.tree_structure(captured.nested))
+    network = plain(model)
+    with undisturbed(network):
+        returned = run(network, nested, where)
+        settled(network, nested, returned, where)
+        compare(network, captured.module, nested, flat, returned, where)
+
+
+def plain_leaf(leaf: Any) -> Any:
+    """NumPy arrays as tensors, tensors on the CPU, half precision as float32: as the captured network takes them."""
+    if isinstance(leaf, np.ndarray):
+        leaf = torch.from_numpy(leaf)
+    if not isinstance(leaf, Tensor):
+        return leaf
+    leaf = leaf.detach().cpu()
+    return leaf.float() if leaf.dtype in (torch.float16, torch.bfloat16) else leaf
+
+
+def _rename_words_of_python(program: ExportedProgram) -> None:
+    """`heads.class.weight` becomes `heads.class_.weight`: FX writes names into Python code, where a keyword cannot stand."""
+    signature, renamed = program.graph_signature, {}
+    for spec in signature.input_specs:
+        if spec.target is not None and any(keyword.iskeyword(part) for part in spec.target.split(".")):
+            parts = [f"{part}_" if keyword.iskeyword(part) else part for part in spec.target.split(".")]
+            renamed[spec.target] = spec.target = ".".join(parts)
+    for holder in (program.state_dict, program.constants):
+        for old, new in renamed.items():
+            if old in holder:
+                holder[new] = holder.pop(old)
+
+
+def _check(example_inputs: Any) -> None:
+    """Raise EdgeqError where an example input is no tensor, or in double precision."""
     for path, leaf in pytree.tree_flatten_with_path(example_inputs)[0]:
         where = f"example_inputs(){pytree.keystr(path)}"
         if not isinstance(leaf, Tensor):
@@ -76,12 +132,6 @@ def _check(model: nn.Module, example_inputs: Any) -> None:
         if leaf.is_floating_point() and leaf.dtype != torch.float32:
             raise EdgeqError(
                 f"{where} is {leaf.dtype}, and networks are quantized from float32: convert it with .float()"
-            )
-    for name, weight in model.named_parameters():
-        if weight.is_floating_point() and weight.dtype != torch.float32:
-            raise EdgeqError(
-                f"{type(model).__name__}: weight {name!r} is {weight.dtype}, and networks are quantized from float32: "
-                "return model.float() from model()"
             )
 
 
@@ -98,7 +148,7 @@ def _check_program(network: str, program: ExportedProgram) -> None:
         if any(not isinstance(size, int) for v in values for size in v.shape):
             raise EdgeqError(
                 f"torch.export cannot capture {network}: the shape of {_operator(node)}'s result depends on the data"
-                f"{_place(node.meta.get('stack_trace') or '')}; make its shapes and control flow independent of the data"
+                f"{place(node.meta.get('stack_trace') or '')}; make its shapes and control flow independent of the data"
             )
 
 
@@ -108,8 +158,10 @@ def unlift(program: ExportedProgram) -> GraphModule:
     assert isinstance(module, GraphModule)
     module.graph.set_codegen(CodeGen())
     module._forward_pre_hooks.clear()  # export's own check of the nested inputs, which are flat from here on
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is not None:  # one of its own, as the program's may be the user's, who trains on
+                owner._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
     module.recompile()
     return module
 
@@ -124,6 +176,7 @@ def leaves_like(example: Any, given: Any, where: str) -> tuple[Any, ...]:
     """
     if isinstance(example, tuple) and len(example) == 1 and not isinstance(given, (tuple, list)):
         given = (given,)
+    given = _without_label(example, pytree.tree_map(plain_leaf, given), where)
     flat = isinstance(given, (tuple, list)) and all(isinstance(g, Tensor) for g in given)
     if flat and len(given) == len(flatten(example)):
         return tuple(given)
@@ -145,6 +198,22 @@ def leaves_like(example: Any, given: Any, where: str) -> tuple[Any, ...]:
             f"{len(flatten(example))}; yield tuples like example_inputs()"
         )
     return (given,)
+
+
+def _without_label(example: Any, given: Any, where: str) -> Any:
+    """A batch of a loader with labels, one element longer than the inputs, without the last; says so."""
+    longer = isinstance(example, tuple) and isinstance(given, (tuple, list)) and len(given) == len(example) + 1
+    if not longer or not all(isinstance(leaf, Tensor) for leaf in (*example, *given[:-1])):
+        return given
+    if any(e.shape != g.shape or e.dtype != g.dtype for e, g in zip(example, given, strict=False)):
+        return given
+    warnings.warn(
+        f"{where.rstrip('0123456789').rstrip()}: its last element is taken for a label and left out, as the network takes "
+        f"{len(example)} input{'s' if len(example) > 1 else ''}",
+        EdgeqWarning,
+        stacklevel=1,
+    )
+    return tuple(given[:-1])
 
 
 def flatten(inputs: Any) -> tuple[Any, ...]:
@@ -204,7 +273,9 @@ def _info(name: str, node: Node) -> TensorInfo:
 
 
 def _output_names(program: ExportedProgram, kept: Sequence[bool]) -> tuple[str, ...]:
-    """Dictionary keys where the network returns dictionaries, `output_<n>` elsewhere; no name twice.
+    """Keys of dictionaries, fields of dataclasses and named tuples where the network returns such; else `output_<n>`.
+
+    No name stands twice.
 
     kept: for each leaf of what forward returns, whether it is a tensor.
     """
@@ -213,7 +284,7 @@ def _output_names(program: ExportedProgram, kept: Sequence[bool]) -> tuple[str, 
     leaves = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(spec.num_leaves)), spec))[0]
     names: list[str] = []
     for path, _ in itertools.compress(leaves, kept):
-        parts = [str(p.key) for p in path if isinstance(p, pytree.MappingKey)]
+        parts = [str(p.key if isinstance(p, pytree.MappingKey) else p.name) for p in path if isinstance(p, NAMED)]
         indices = [str(p.idx) for p in path if isinstance(p, pytree.SequenceKey)]
         base = "_".join([*parts, *indices]) if parts else f"output_{len(names)}"
         name, count = base, 1
@@ -228,17 +299,10 @@ def _mutates(node: Node) -> bool:
     return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
 
 
-def _condense(error: Exception) -> str:
+def _condense(error: BaseException) -> str:
     """torch.export's reason in one sentence, without its traceback and its advice to library developers."""
     text = str(error)
     first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
     if "data-dependent" in text:
         first = "its code decides by a value that it computes (a tensor in if, while, int() or .item())"
-    return f"{first.strip().rstrip('.')[:300]}{_place(text)}; make its shapes and control flow independent of the data"
-
-
-def _place(trace: str) -> str:
-    """` (at file:line)` of the innermost forward in a traceback."""
-    found = re.findall(r'File "([^"]+)", line (\d+), in forward', trace)
-    own = [place for place in found if "/torch/" not in place[0]] or found
-    return f" (at {own[-1][0]}:{own[-1][1]})" if own else ""
+    return f"{first.strip().rstrip('.')[:300]}{place(text)}; make its shapes and control flow independent of the data"
