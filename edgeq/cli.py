@@ -6,8 +6,9 @@ import contextlib
 import ctypes
 import os
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -397,7 +398,7 @@ def _cores(text: str | None) -> list[int]:
 
 
 class _Bar:
-    """Progress on stderr: one line a stage."""
+    """Progress on a terminal: one line a stage."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -408,18 +409,50 @@ class _Bar:
         if self.stage is not None and stage.startswith(f"{self.stage}: "):  # the same stage with its result
             self.progress.update(self.task, description=stage)
         elif stage != self.stage:
-            if self.task is not None:
-                last = self.progress.tasks[-1]
-                known = last.total or max(last.completed, 1)
-                self.progress.update(self.task, completed=known, total=known)
+            self.finish()
             self.stage, self.task = stage, self.progress.add_task(stage, total=total)
         self.progress.update(self.task, completed=done, total=total)
 
+    def finish(self, failed: bool = False) -> None:
+        """The stage is over: its spinner stops; one that failed goes, as the sentence behind it says what happened."""
+        if self.task is not None:
+            last = self.progress.tasks[-1]
+            known = last.total or max(last.completed, 1)
+            self.progress.update(self.task, completed=known, total=known, visible=not failed)
+
+
+class _Lines:
+    """Progress where stderr is a file or a pipe: a line when a stage begins, one every ten seconds, one when it is over."""
+
+    EVERY_S = 10.0
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.stage: str | None = None
+        self.began = self.said = 0.0
+
+    def __call__(self, stage: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if self.stage is not None and stage.startswith(f"{self.stage}: "):  # the same stage with its result
+            self.say(stage)
+        elif stage != self.stage:
+            self.finish()
+            self.stage, self.began, self.said = stage, now, now
+            self.say(f"{stage} …")
+        elif now - self.said >= self.EVERY_S:
+            self.said = now
+            self.say(f"{stage} {done}/{total}" if total else f"{stage} … {now - self.began:.0f} s")
+
+    def finish(self, failed: bool = False) -> None:
+        """The stage is over, and how long it took."""
+        if self.stage is not None:
+            self.say(f"{self.stage} {'failed after' if failed else 'done in'} {time.monotonic() - self.began:.1f} s")
+
 
 class _progress:
-    """Context manager giving a progress function that draws on stderr."""
+    """Context manager giving a progress function that draws, or writes lines, on stderr."""
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> _Bar | _Lines:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -433,14 +466,24 @@ class _progress:
             TimeElapsedColumn(),
         )
         self.progress = Progress(*columns, console=Console(file=stream, stderr=True))
-        self.progress.start()
         self.shown, self.said = warnings.showwarning, set[str]()
         warnings.showwarning = self._warned
-        return _Bar(self.progress)
+        self.shows: _Bar | _Lines
+        if stream.isatty():
+            self.progress.start()
+            self.shows = _Bar(self.progress)
+        else:
+            self.shows = _Lines(self._say)
+        return self.shows
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         warnings.showwarning = self.shown
-        self.progress.stop()
+        self.shows.finish(failed=kind is not None)
+        if isinstance(self.shows, _Bar):
+            self.progress.stop()
+
+    def _say(self, line: str) -> None:
+        self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _warned(
         self,
@@ -458,7 +501,7 @@ class _progress:
             self.shown(message, category, filename, lineno, file, line)
         elif str(message) not in self.said:
             self.said.add(str(message))
-            self.progress.console.print(f"edgeq: warning: {message}", markup=False, highlight=False, soft_wrap=True)
+            self._say(f"edgeq: warning: {message}")
 
 
 def _print(found: dict[str, Any], as_json: bool, render: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -17,6 +19,7 @@ import torch
 from torch import nn
 
 import edgeq
+from edgeq import cli
 from edgeq.graph.package import QuantizedModel
 from edgeq.run import trial
 from edgeq.run.each import each
@@ -186,3 +189,27 @@ def test_the_version_is_the_packages(tmp_path: Path) -> None:
     )
     assert done.returncode == 0 and done.stdout == f"edgeq {edgeq.__version__}\n" == f"edgeq {version('edgeq')}\n"
     assert all(hasattr(edgeq, name) for name in edgeq.__all__)
+
+
+def test_redirected_progress_is_plain_lines(model: QuantizedModel, tmp_path: Path) -> None:
+    done = command(model, "verify", str(model.folder), "--to", "tvm", home=tmp_path)
+    said = done.stderr.splitlines()
+    assert said[0] == "verify tvm …" and re.fullmatch(r"verify tvm done in \d+\.\d s", said[-1]) and len(said) == 2
+    failed = command(model, "export", str(model.folder), "--to", "litert", "--io", "int4", home=tmp_path)
+    assert failed.stderr.splitlines()[1].startswith("export litert failed after")
+
+
+def test_on_a_terminal_no_finished_stage_keeps_its_spinner() -> None:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    shown = Console(file=io.StringIO(), force_terminal=True, width=60)
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=shown) as progress:
+        bar = cli._Bar(progress)
+        bar("capture", 0, None)
+        bar("calibrate", 3, 8)
+        bar.finish()
+        assert all(task.finished and task.visible for task in progress.tasks)
+        bar("export", 0, None)
+        bar.finish(failed=True)
+        assert [task.description for task in progress.tasks if task.visible] == ["capture", "calibrate"]
