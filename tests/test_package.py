@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -176,3 +177,18 @@ def test_an_exported_file_names_its_folder_and_backend(saved: Path, tmp_path: Pa
             verb(stray)
         with pytest.raises(EdgeqError, match=r"is not what was exported of"):
             verb(folder / "plan.json")
+
+
+def test_the_program_loads_without_edgeq_as_the_documentation_says(saved: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "torch.export.load" in block]
+    golden = tmp_path / "golden.pt"
+    torch.save(inputs(InvertedResidual), golden)
+    code = code.replace("out/program.pt2", str(saved / "program.pt2"))
+    code = code.replace("torch.zeros(1, 3, 32, 32)", f"*torch.load({str(golden)!r})")
+    code += f"import sys\nassert 'edgeq' not in sys.modules\ntorch.save(outputs, {str(tmp_path / 'outputs.pt')!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for got, wanted in zip(
+        torch.load(tmp_path / "outputs.pt"), package.load(saved).qdq(inputs(InvertedResidual)), strict=True
+    ):
+        assert torch.equal(got, wanted)
