@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeq import backends, devices
@@ -20,7 +21,7 @@ from edgeq.calib.recipes import recipe as find_recipe
 from edgeq.calib.workspace import forget
 from edgeq.devices import Found, open_device
 from edgeq.graph import package
-from edgeq.graph.annotate import Annotation, annotate, default_plan
+from edgeq.graph.annotate import Annotation, annotate, default_plan, in_float
 from edgeq.graph.capture import Captured, capture, confirm, leaves_like
 from edgeq.graph.convert import Resolved, convert, float_program
 from edgeq.graph.golden import golden
@@ -34,16 +35,17 @@ from edgeq.run.diff import diff as diff_folders
 from edgeq.run.each import each, succeeded
 from edgeq.run.files import artifact_json, exported, find, size, sizes
 from edgeq.run.kept import Kept, digest, slug
+from edgeq.run.metric import begins, evaluate, float_metric
 from edgeq.run.place import Place
 from edgeq.run.profile import kept as keep_pair
 from edgeq.run.profile import pair_json
 from edgeq.run.profile import profile as profile_artifact
 from edgeq.run.trace import chrome_trace
 from edgeq.run.trial import run_once
-from edgeq.run.verify import Parity, evaluate, first_parting, parity_json
+from edgeq.run.verify import Parity, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
 from edgeq.spec import Artifact, EdgeqError, Progress, QuantPlan, Recipe, Target
-from edgeq.task import Positives, Task, asked, build, example, load_task
+from edgeq.task import Positives, Predict, Task, asked, build, example, load_task
 from edgeq.task import batches as data
 
 
@@ -52,8 +54,12 @@ def silent(stage: str, done: int, total: int | None) -> None:
 
 
 def quantize(
-    task: Task | str | Path,
+    task: Task | str | Path | nn.Module | ExportedProgram,
     *,
+    example_inputs: Any = None,
+    calibration: Iterable[Any] | None = None,
+    evaluate: Callable[[Predict], dict[str, float]] | None = None,
+    keep_float: Sequence[str] = (),
     recipe: str | Recipe = "default",
     target: str = "portable",
     precision: str = "w8a8",
@@ -63,14 +69,22 @@ def quantize(
 ) -> QuantizedModel:
     """Capture, plan, calibrate and convert: one QDQ program for every runtime.
 
-    A plan overrides target, recipe and precision. With `output` the model is saved there, and what was exported and
+    task: a task, its file, or a network, which `example_inputs`, `calibration` and `evaluate` then belong to.
+    keep_float: patterns of layer keys or module paths, as "head" (and all in it) or "*.norm*", that stay in float.
+    A plan overrides target and recipe; a layer that it does not name gets `precision`.
+    With `output` the model is saved there, and what was exported and
     verified of an older one there is removed, as `progress` says; a recipe that learns keeps
     what it has finished in `<output>.partial` until then, and the same call goes on after an interruption.
 
     Raises:
         EdgeqError: what is wrong with the task, its data, the plan, or which operator stands in the way.
     """
-    task = task if isinstance(task, Task) else load_task(task)
+    task = _task(task, example_inputs, calibration, evaluate)
+    for name, choice in (("target", target), ("recipe", recipe), ("precision", precision)):
+        if not isinstance(choice, (str, Recipe)):
+            raise EdgeqError(
+                f"{name} is a {type(choice).__name__}: give one name; portable is the target for all runtimes"
+            )
     given = load_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
     if given is not None:
         target, recipe = given.target, given.recipe
@@ -89,9 +103,14 @@ def quantize(
     head = list(itertools.islice(given_batches, 1))
     if head:
         confirm(network, captured, head[0])
-    followed = given or default_plan(captured, chosen, method.name, precision)
+    if task.evaluate is not None:
+        begins(task, network, captured)
+    followed = default_plan(captured, chosen, method.name, precision)
+    if given is not None:
+        followed = dataclasses.replace(followed, layers={**followed.layers, **given.layers})
     if given is None and method.ends is not None:
         followed = with_ends(captured, followed, method.ends)
+    followed = in_float(followed, keep_float)
     annotation = annotate(captured, chosen, followed)
     every = itertools.chain(head, given_batches)
     resolved = calibrate(captured, annotation, method, every, progress, positives=_positives(task), output=where)
@@ -104,6 +123,29 @@ def quantize(
         if older:
             progress(f"removed what belonged to the older program: {', '.join(older)}", 1, 1)
     return model
+
+
+def _task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> Task:
+    """What `quantize` was given, as a task.
+
+    Raises:
+        EdgeqError: a network without example inputs or batches, or these beside a task.
+    """
+    if isinstance(task, (nn.Module, ExportedProgram)):
+        if example_inputs is None or calibration is None:
+            raise EdgeqError(
+                f"quantize({type(task).__name__}) needs example_inputs=(tensor, …) and calibration=[batch, …] beside the network"
+            )
+        return Task(type(task).__name__, lambda: task, lambda: example_inputs, lambda: calibration, evaluate)
+    if any(given is not None for given in (example_inputs, calibration, evaluate)):
+        raise EdgeqError("example_inputs, calibration and evaluate go with a network; a task has its own")
+    if isinstance(task, Task):
+        return task
+    if not isinstance(task, (str, Path)):
+        raise EdgeqError(
+            f"quantize() was given a {type(task).__name__}: give a torch.nn.Module, a Task or a task file's path"
+        )
+    return load_task(task)
 
 
 def capture_task(task: Task, progress: Progress = silent) -> Captured:
@@ -269,7 +311,7 @@ def verify(
             "versions": versions(),
             "inputs": source,
             "batches": len(inputs),
-            "float_metric": evaluate(task, model.float) if task and place.device is None else None,
+            "float_metric": float_metric(task, model) if task and place.device is None else None,
             "qdq_metric": evaluate(task, model.qdq) if task and place.device is None else None,
             "backends": {},
             "skipped": skipped,

@@ -111,6 +111,14 @@ def quantize(
     plan: Annotated[
         Path | None, typer.Option(help="An edited plan.json: layer → precision; overrides recipe, target, precision.")
     ] = None,
+    keep_float: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep-float",
+            help="Layers that stay in float: a layer's key, a module's path or a pattern, as 'head.*'; repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Calibrate a network and write one quantized program."""
@@ -122,7 +130,14 @@ def quantize(
     try:
         with _progress() as progress:
             model = api.quantize(
-                task, recipe=recipe, target=target, precision=precision, plan=plan, output=folder, progress=progress
+                task,
+                recipe=recipe,
+                target=target,
+                precision=precision,
+                plan=plan,
+                keep_float=keep_float or (),
+                output=folder,
+                progress=progress,
             )
     except KeyboardInterrupt:
         if beside(folder).is_dir():

@@ -24,7 +24,8 @@ Positives = Callable[[tuple[Tensor, ...]], Sequence[Tensor | None] | None]
 class Task:
     """What a user wants quantized.
 
-    model: makes the float network. example_inputs: the positional arguments of its forward; shapes are fixed by them.
+    model: makes the float network. example_inputs: a tuple of its forward's arguments, a dictionary by
+        name, or (args, kwargs); shapes are fixed by them.
     calibration: batches like `example_inputs`; None needs a data-free recipe.
     evaluate: takes `predict(*inputs) -> tuple of tensors`, returns named numbers. path: the file it came from.
     positives: takes the float network's flat outputs for one calibration batch; returns one mask or weight per output
@@ -33,7 +34,7 @@ class Task:
     """
 
     name: str
-    model: Callable[[], nn.Module]
+    model: Callable[[], nn.Module | ExportedProgram]
     example_inputs: Callable[[], tuple[Any, ...]]
     calibration: Callable[[], Iterable[tuple[Any, ...]]] | None = None
     evaluate: Callable[[Predict], dict[str, float]] | None = None

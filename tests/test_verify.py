@@ -11,7 +11,8 @@ from torch import nn
 
 from edgeq.graph.package import plain
 from edgeq.run.condition import NAMES, condition, conditions, holding
-from edgeq.run.verify import _compare, evaluate, sqnr_db
+from edgeq.run.metric import evaluate
+from edgeq.run.verify import _compare, sqnr_db
 from edgeq.spec import EdgeqError, TensorInfo
 from edgeq.task import Task
 

@@ -6,7 +6,10 @@ Driven by the target's table and the plan alone. The result is data that calibra
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from torch.fx import Node
 
@@ -111,6 +114,28 @@ def default_plan(captured: Captured, target: Target, recipe: str, name: str = "w
             allowed = kind is not None and (target.any_precision or target.support(kind) is not None)
         layers[key] = name if allowed else "fp32"
     return QuantPlan(target.name, recipe, layers)
+
+
+def in_float(plan: QuantPlan, patterns: Sequence[str]) -> QuantPlan:
+    """`plan` with every layer in fp32 whose key, module path or a module around it matches one of `patterns`, as in a shell.
+
+    Raises:
+        EdgeqError: a pattern matches nothing.
+    """
+    if isinstance(patterns, str):
+        patterns = (patterns,)
+    kept: set[str] = set()
+    paths = {key: key.rpartition("/")[0] for key in plan.layers}
+    for pattern in patterns:
+        ways = (pattern, f"{pattern}.*", f"{pattern}/*")
+        found = [key for key, path in paths.items() if any(fnmatchcase(name, w) for name in (key, path) for w in ways)]
+        if not found:
+            near = (
+                difflib.get_close_matches(pattern, [*plan.layers, *paths.values()], 3, 0.3) or sorted(plan.layers)[:3]
+            )
+            raise EdgeqError(f"keep_float: no layer matches {pattern!r}; near it are {', '.join(map(repr, near))}")
+        kept.update(found)
+    return QuantPlan(plan.target, plan.recipe, {k: "fp32" if k in kept else v for k, v in plan.layers.items()})
 
 
 def annotate(captured: Captured, target: Target, plan: QuantPlan) -> Annotation:
@@ -262,8 +287,6 @@ def _check_keys(captured: Captured, plan: QuantPlan) -> None:
     known = set(captured.keys.values())
     unknown = [key for key in plan.layers if key not in known]
     if unknown:
-        import difflib
-
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; the network has layers such as {sorted(known)[0]!r}"
         raise EdgeqError(f"plan: unknown layer {unknown[0]!r}{hint}")

@@ -197,9 +197,9 @@ def compare(model: nn.Module, graph: GraphModule, nested: Any, flat: Sequence[Te
         got = graph(*[t.clone() for t in flat])
     expected = tensors(wanted)
     for index, (a, b) in enumerate(zip(expected, got, strict=True)):
-        if not _close(a, b):
+        if not same(a, b):
             again = tensors(run(model, nested, where))
-            if any(not _close(x, y) for x, y in zip(expected, again, strict=True)):
+            if any(not same(x, y) for x, y in zip(expected, again, strict=True)):
                 raise EdgeqError(changes(model))
             layer = _first_parting(model, graph, nested, flat, where)
             raise EdgeqError(
@@ -211,7 +211,7 @@ def compare(model: nn.Module, graph: GraphModule, nested: Any, flat: Sequence[Te
 def settled(model: nn.Module, nested: Any, wanted: Any, where: str) -> None:
     """Raise EdgeqError where the user's module gives other outputs for the same inputs a second time."""
     again = tensors(run(model, nested, where))
-    if any(not _close(a, b) for a, b in zip(tensors(wanted), again, strict=True)):
+    if any(not same(a, b) for a, b in zip(tensors(wanted), again, strict=True)):
         raise EdgeqError(changes(model))
 
 
@@ -251,7 +251,7 @@ def place(trace: str) -> str:
     return f" (at {own[-1][0]}:{own[-1][1]})" if own else ""
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def same(a: Tensor, b: Tensor) -> bool:
     """The same up to float rounding; integers and booleans may turn over on a tie, and are not looked at."""
     if a.shape != b.shape:
         return False
@@ -289,5 +289,5 @@ def _first_parting(model: nn.Module, graph: GraphModule, nested: Any, flat: Sequ
 
     with torch.no_grad():
         Kept(graph).run(*[t.clone() for t in flat])
-    last = max((i for i, (_, out) in enumerate(seen) if any(_close(out, v) for v in values)), default=-1)
+    last = max((i for i, (_, out) in enumerate(seen) if any(same(out, v) for v in values)), default=-1)
     return f"{seen[last + 1][0]!r}" if last + 1 < len(seen) else "its last operators, behind every submodule"

@@ -74,15 +74,15 @@ class QuantizedModel:
     def _float(self) -> GraphModule:
         return unlift(self.twin)
 
-    def simulate(self, inputs: Sequence[Tensor], arithmetic: str) -> tuple[Tensor, ...]:
+    def simulate(self, inputs: Sequence[Tensor] | Tensor, arithmetic: str) -> tuple[Tensor, ...]:
         """Outputs on flat `inputs` with exact integer sums and the rounding of kernel set `arithmetic`."""
-        return simulate(self.integers, inputs, arithmetic)
+        return simulate(self.integers, (inputs,) if isinstance(inputs, Tensor) else inputs, arithmetic)
 
-    def qdq(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def qdq(self, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
         """Outputs of the QDQ program itself, in float32: quantization simulated, kernels not."""
         return _run(self._qdq, inputs)
 
-    def float(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def float(self, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
         """Outputs of the float network the program came from."""
         return _run(self._float, inputs)
 
@@ -210,8 +210,11 @@ def load_plan(path: Path) -> QuantPlan:
             f"{path}: a plan is an object with target, recipe and layers (layer → precision); quantize again"
         )
     try:
+        for name in ("target", "recipe"):
+            if not isinstance(raw[name], str):
+                raise EdgeqError(f"{path}: {name} is {raw[name]!r}: a plan has one, as a string")
         layers = {str(k): str(v) for k, v in raw["layers"].items()}
-        return QuantPlan(str(raw["target"]), str(raw["recipe"]), layers)
+        return QuantPlan(raw["target"], raw["recipe"], layers)
     except (KeyError, AttributeError, TypeError) as error:
         raise EdgeqError(
             f"{path}: a plan has target, recipe and layers (layer → precision); {error} is missing"
@@ -307,7 +310,9 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _run(module: GraphModule, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _run(module: GraphModule, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
+    if isinstance(inputs, Tensor):  # one alone, which unpacking would take apart along its first axis
+        inputs = (inputs,)
     with torch.no_grad():
         outputs: tuple[Tensor, ...] = module(*inputs)
     return outputs

@@ -8,20 +8,19 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgeq import backends
-from edgeq.graph.capture import leaves_like
 from edgeq.graph.excerpt import excerpt
 from edgeq.graph.integer import tensor_qparams
 from edgeq.graph.package import QuantizedModel
 from edgeq.run.files import size
+from edgeq.run.metric import evaluate
 from edgeq.run.place import Batch, Place
 from edgeq.spec import Artifact, EdgeqError, TensorInfo
-from edgeq.task import Task, asked, example
+from edgeq.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,28 +137,6 @@ def verify(
             metric = evaluate(task, place.predict(artifact, kernels=kernels, threads=threads))
         reports.append(KernelParity(kernels or "default", arithmetic, outputs, metric))
     return Parity(artifact.backend, tuple(reports), len(inputs))
-
-
-def evaluate(task: Task, predict: backends.Predict) -> dict[str, float] | None:
-    """The task's metric of `predict`; None where the task has none.
-
-    Raises:
-        EdgeqError: evaluate() fails, or returns no named numbers.
-    """
-    if task.evaluate is None:
-        return None
-
-    def flat(*inputs: Any) -> tuple[Tensor, ...]:
-        plain = all(isinstance(x, Tensor) for x in inputs)
-        return predict(inputs if plain else leaves_like(example(task), inputs, "what predict() got"))
-
-    found = asked(task, "evaluate", task.evaluate, flat)
-    try:
-        return {str(name): float(number) for name, number in found.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise EdgeqError(
-            f"{task.path or task.name}: evaluate() returned {found!r:.80}; return named numbers, as {{'top1': 0.7}}"
-        ) from error
 
 
 def sqnr_db(reference: Tensor, other: Tensor) -> float:
