@@ -45,6 +45,13 @@ def test_an_output_of_one_number_is_measured_by_its_size() -> None:
     assert parity.max_lsb == pytest.approx(0.001 / 0.5 * 255, rel=1e-3)
 
 
+def test_rounding_of_a_nearly_constant_output_is_no_difference() -> None:
+    one = 1.0
+    last = 1.0 + 2**-22  # two units in the last place, all of the output's range
+    assert compared([one, last, one, last], [last, one, last, one]).max_lsb < 1
+    assert compared([one, one + 0.01, one, one], [one, one, one, one + 0.01]).max_lsb == pytest.approx(255, rel=1e-3)
+
+
 def test_sqnr_of_finite_numbers_is_as_defined() -> None:
     assert sqnr_db(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5])) == pytest.approx(20)
 
