@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from edgeq.graph.capture import capture
 from edgeq.graph.convert import float_program
 from edgeq.graph.signatures import signatures
 from edgeq.run import measurements
+from edgeq.run.count import agreed
 from edgeq.run.measurements import Subject, keep, layer_times, load
 from edgeq.spec import DeviceInfo, EdgeqError, InstructionReport, LatencyReport, OpLatency, Spread
 
@@ -156,3 +158,30 @@ def test_a_signature_tells_shapes_and_attributes_and_no_name() -> None:
     assert set(told) == set(float_program(captured)[1].values())
     depthwise = next(said for key, said in told.items() if "depthwise" in key)
     assert depthwise.startswith("depthwise_conv2d(2x")
+
+
+def test_counts_below_zero_of_an_older_format_are_dropped(folder: Path) -> None:
+    counted = InstructionReport("emulated:cortex-a53", "litert", {}, 1, 1_000_000)
+    right, wrong = (keep(counted, PHONE, subject(folder)) for _ in range(2))
+    with closing(sqlite3.connect(measurements.path())) as database:
+        database.execute("UPDATE measurements SET instructions = -240585449 WHERE id = ?", (wrong,))
+        database.execute("PRAGMA user_version = 1")
+        database.commit()
+    assert load(right).report == counted
+    with pytest.raises(EdgeqError, match=f"no measurement {wrong}"):
+        load(wrong)
+    with closing(sqlite3.connect(measurements.path())) as database:
+        assert database.execute("PRAGMA user_version").fetchone()[0] == measurements.FORMAT
+
+
+@pytest.mark.parametrize(
+    ("counts", "found"),
+    [
+        ([-240_585_449, 1_000_000, 1_000_900], 1_000_900),
+        ([1_000_000, 2_000_000, 1_005_000], 1_005_000),
+        ([-5, -5, 0, 0], None),
+        ([1_000, 2_000, 3_000, 4_000], None),
+    ],
+)
+def test_a_count_is_one_where_two_agree(counts: list[int], found: int | None) -> None:
+    assert agreed(counts) == found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from edgeq.run.remote import Outcome, Timing
 from edgeq.spec import Artifact, DeviceInfo, EdgeqError, InstructionReport
 
 MORE = 4  # inferences beyond the first, whose instructions are the difference of two counts
+TRIES, AGREE = 4, 0.01  # counts at most, and how near two have to be
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,37 @@ def count(
 
 
 def _counted(place: Place, artifact: Artifact, inputs: Sequence[Tensor], threads: int) -> InstructionReport:
-    """Loading, packing of weights and the first inferences are in both counts, and so not in their difference."""
-    found: list[tuple[Outcome, int]] = []
-    for runs in (1, 1 + MORE):
+    """Loading, packing of weights and the first inferences are in both counts, and so not in their difference.
+
+    The first process also compiles Python's caches, so it is not counted; pairs follow until two agree.
+    """
+
+    def counted(runs: int) -> tuple[Outcome, int]:
         outcome = place.run(artifact, [inputs], threads=threads, timing=Timing(runs=runs), count=True)
         if outcome.instructions is None:
             raise EdgeqError(f"{place.name} counted no instructions")
-        found.append((outcome, outcome.instructions))
-    (_, less), (outcome, more) = found
-    runtime, _, release = str(outcome.result["runtime"]).rpartition(" ")
-    return InstructionReport(place.name, artifact.backend, {runtime: release}, threads, round((more - less) / MORE))
+        return outcome, outcome.instructions
+
+    outcome, _ = counted(1)
+    each = agreed(round((counted(1 + MORE)[1] - counted(1)[1]) / MORE) for _ in range(TRIES))
+    if each is not None:
+        runtime, _, release = str(outcome.result["runtime"]).rpartition(" ")
+        return InstructionReport(place.name, artifact.backend, {runtime: release}, threads, each)
+    raise EdgeqError(
+        f"{place.name}: no two of {TRIES} counts of {artifact.path.name} agree within {AGREE:.0%}: its threads wait for each"
+        " other; count with one thread, on a device that nothing else uses"
+    )
+
+
+def agreed(counts: Iterable[int]) -> int | None:
+    """The first of `counts` that is one (above 0) and within AGREE of an earlier one; None where there is none."""
+    seen: list[int] = []
+    for count in counts:
+        if count > 0:
+            if any(abs(count - other) <= AGREE * other for other in seen):
+                return count
+            seen.append(count)
+    return None
 
 
 def kept(

@@ -18,7 +18,7 @@ from edgeq.spec import DeviceInfo, EdgeqError, InstructionReport, LatencyReport,
 
 Variant = Literal["int8", "float"]
 
-FORMAT = 1  # of the tables; PRAGMA user_version
+FORMAT = 2  # of the tables; PRAGMA user_version
 PATIENCE_S = 30.0  # how long to wait while another process writes
 TABLES = """
 CREATE TABLE measurements (
@@ -57,6 +57,12 @@ CREATE INDEX layers_row ON layers (row);
 CREATE INDEX layers_layer ON layers (layer);
 CREATE INDEX layers_signature ON layers (signature);
 """
+
+# format → what brings its tables to the next one
+MIGRATIONS = {
+    # first counts also compiled Python's caches, and their difference could be below 0
+    1: "DELETE FROM measurements WHERE instructions <= 0",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +124,14 @@ def _open(write: bool) -> Iterator[sqlite3.Connection]:
         where.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(where, timeout=PATIENCE_S, isolation_level=None)) as database:
             database.execute("PRAGMA foreign_keys = ON")
-            database.execute("BEGIN IMMEDIATE" if write or _version(database) == 0 else "BEGIN")
+            database.execute("BEGIN IMMEDIATE" if write or _version(database) < FORMAT else "BEGIN")
             if _version(database) == 0:
                 for statement in TABLES.split(";")[:-1]:
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {FORMAT}")
+            while (format := _version(database)) in MIGRATIONS:
+                database.execute(MIGRATIONS[format])
+                database.execute(f"PRAGMA user_version = {format + 1}")
             if _version(database) > FORMAT:
                 raise EdgeqError(
                     f"{where} was written by a later edgeq: update edgeq, or set EDGEQ_HOME to another folder"
