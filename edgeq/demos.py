@@ -131,7 +131,11 @@ def _everywhere(model: QuantizedModel, batches: int, progress: Progress) -> tupl
         int8, floating, _ = speed(latency["backends"][name])
         rows[name] = {
             **{k: row[k] for k in ("artifact", "max_lsb", "exact_share", "qdq_lsb", "metric", "kernels")},
-            "latency_ms": {"int8": int8, "float": floating},
+            "latency_ms": {
+                "int8": int8,
+                "float": floating,
+                "speedup_interval": latency["backends"][name].get("speedup_interval"),
+            },
             **{k: row[k] for k in ("integer_ops", "eligible_ops", "float_ops")},
         }
     return parity, rows

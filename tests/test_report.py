@@ -27,8 +27,9 @@ from edgeq.graph import package
 from edgeq.graph.package import QuantizedModel
 from edgeq.pages import tables, words
 from edgeq.pages.page import write_page
+from edgeq.run.profile import Pair
 from edgeq.run.tensors import tensors
-from edgeq.spec import InstructionReport
+from edgeq.spec import InstructionReport, LatencyReport, Spread
 from edgeq.task import Task
 
 HOSTILE = "<script>alert('x')</script>&\"/conv2d"
@@ -394,3 +395,35 @@ def test_other_devices_have_a_section_and_emulated_ones_no_time(made: QuantizedM
     assert HOSTILE not in phone and html.escape(HOSTILE, quote=False)[:10] in phone
     assert "1,234,567" in core and "4,320,985" in core and "3.50×" in core and "100.00 %" not in core
     assert not re.search(r"\bms\b", core)
+
+
+@pytest.mark.parametrize(
+    ("interval", "warned", "praised"),
+    [
+        ((2.31, 2.80), "", "int8 is faster than float on the same runtime: TVM 2.55× (2.31× to 2.80×)."),
+        ((0.40, 9.00), "cannot be told on this busy device: TVM 2.55× (0.40× to 9.00×)", ""),
+        (None, "cannot be told on this busy device: TVM 2.55× (too few runs)", ""),
+    ],
+)
+def test_a_verdict_on_speed_is_one_beyond_the_noise(
+    interval: tuple[float, float] | None, warned: str, praised: str
+) -> None:
+    row = {"total_ms": {"median": 1.0}, "float": {"total_ms": {"median": 2.55}}, "speedup": 2.55}
+    found = {"backends": {"tvm": {**row, "speedup_interval": interval}}}
+    assert words.faster(found) == ([praised] if praised else [])
+    assert len(words.slower(found)) == bool(warned) and warned in "".join(words.slower(found))
+
+
+def test_the_interval_of_a_speed_up_is_that_of_its_runs() -> None:
+    """Of runs that scatter a hundredfold, medians 1.2 apart tell nothing; of calm ones they do."""
+
+    def timed(runs: list[float]) -> LatencyReport:
+        spread = Spread(float(np.median(runs)), min(runs), max(runs), len(runs))
+        return LatencyReport("host", "tvm", {}, 1, 5, spread, tuple(runs), (), "")
+
+    calm, busy = [1.0, 1.01] * 15, np.random.default_rng(0).exponential(1.0, 30).tolist()
+    steady = Pair("tvm", timed(calm), timed([2.55 * ms for ms in calm])).interval
+    assert steady is not None and 2.4 < steady[0] <= 2.55 <= steady[1] < 2.7
+    noisy = Pair("tvm", timed(busy), timed([1.2 * ms for ms in busy])).interval
+    assert noisy is not None and noisy[0] < 1 < noisy[1]
+    assert Pair("tvm", timed(calm[:3]), timed(calm[:3])).interval is None

@@ -98,25 +98,51 @@ def speed(row: Mapping[str, Any]) -> tuple[float | None, float | None, float | N
 
 
 def slower(found: Mapping[str, Any] | None) -> list[str]:
-    """One sentence for each backend of a profile whose int8 artefact is slower than its float twin."""
-    sentences = []
+    """One sentence for each backend of a profile whose int8 artefact is slower than its float twin, and one for all of
+    which the noise does not let one say."""
+    sentences, unknown = [], []
     for name, row in (found or {}).get("backends", {}).items():
         int8, floating, gain = speed(row)
-        if gain is not None and gain < 1:
+        if gain is not None and not told_apart(row):
+            unknown.append(f"{title(name)} {gained(row)}")
+        elif gain is not None and gain < 1:
+            between = f" ({gained(row)})" if row.get("speedup_interval") else ""
             sentences.append(
-                f"{title(name)}: int8 is slower than float here, {number(int8)} ms against {number(floating)} ms."
+                f"{title(name)}: int8 is slower than float here, {number(int8)} ms against {number(floating)} ms{between}."
             )
+    if unknown:
+        sentences.append(
+            f"Whether int8 is faster than float cannot be told on this busy device: {join(unknown)}; measure more runs, or"
+            " with nothing else running."
+        )
     return sentences
 
 
 def faster(found: Mapping[str, Any] | None) -> list[str]:
     """A sentence with all backends of a profile whose int8 artefact is not slower than its float twin; none without one."""
     gains = [
-        f"{title(name)} {row['speedup']:.2f}×"
+        f"{title(name)} {gained(row)}"
         for name, row in (found or {}).get("backends", {}).items()
-        if row.get("speedup") is not None and row["speedup"] >= 1
+        if row.get("speedup") is not None and row["speedup"] >= 1 and told_apart(row)
     ]
     return [f"int8 is faster than float on the same runtime: {join(gains)}."] if gains else []
+
+
+def told_apart(row: Mapping[str, Any]) -> bool:
+    """Whether a backend's speed-up is one beyond the noise: 1 lies outside its interval. Profiles of older versions, which
+    have no interval, are taken at their word; too few runs for one tell nothing."""
+    if "speedup_interval" not in row:
+        return True
+    interval = row["speedup_interval"]
+    return interval is not None and not interval[0] <= 1 <= interval[1]
+
+
+def gained(row: Mapping[str, Any]) -> str:
+    """A backend's speed-up and its interval: `2.55× (2.31× to 2.80×)`."""
+    interval = row.get("speedup_interval")
+    if interval is None:
+        return f"{row['speedup']:.2f}×" + (" (too few runs)" if "speedup_interval" in row else "")
+    return f"{row['speedup']:.2f}× ({interval[0]:.2f}× to {interval[1]:.2f}×)"
 
 
 def medians(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -129,6 +155,8 @@ def medians(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             "float": {"total_ms": {"median": floating}} if floating is not None else None,
             "speedup": floating / int8 if int8 and floating is not None else None,
         }
+        if "speedup_interval" in (row["latency_ms"] or {}):
+            found[name]["speedup_interval"] = row["latency_ms"]["speedup_interval"]
     return {"backends": found}
 
 

@@ -14,6 +14,7 @@ from edgeq.backends.timing import events_of, report
 from edgeq.graph.package import QuantizedModel
 from edgeq.graph.signatures import signatures
 from edgeq.run.benchmark import benchmark
+from edgeq.run.compare import ratio_of_medians
 from edgeq.run.measurements import Subject, Variant, keep
 from edgeq.run.place import Place
 from edgeq.run.remote import Timing
@@ -34,6 +35,14 @@ class Pair:
         if self.int8 is None or self.twin is None:
             return None
         return self.twin.total_ms.median / self.int8.total_ms.median
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Of the speed-up, at 95 %; None where too few runs were measured to know their noise."""
+        if self.int8 is None or self.twin is None:
+            return None
+        found = ratio_of_medians(self.int8.run_ms, self.twin.run_ms)
+        return None if found.low is None or found.high is None else (found.low, found.high)
 
 
 def profile(
@@ -137,4 +146,5 @@ def pair_json(pair: Pair) -> dict[str, Any]:
         "backend": pair.backend,
         "float": dataclasses.asdict(pair.twin) if pair.twin else None,
         "speedup": pair.speedup,
+        "speedup_interval": pair.interval,
     }
