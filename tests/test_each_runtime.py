@@ -24,6 +24,7 @@ from edgeq.graph.package import QuantizedModel
 from edgeq.run import trial
 from edgeq.run.each import each
 from edgeq.run.files import find
+from edgeq.run.verify import parity_json, verify
 from edgeq.spec import Artifact, EdgeqError
 from edgeq.task import Task
 
@@ -155,6 +156,18 @@ def test_conditions_are_checked_before_the_work_and_decide_the_exit_code(model: 
     assert found["failing"] == {"tvm": [f"size_bytes>{size - 1}"]}
     assert found["backends"]["tvm"]["size_bytes"] == size
     assert found["backends"]["tvm"]["float_size_bytes"] == 4 * (4 * 3 * 3 * 3 + 4)
+
+
+def test_an_evaluate_that_fails_on_the_artefact_keeps_its_parity(model: QuantizedModel) -> None:
+    def evaluate(predict: Any) -> dict[str, float]:
+        predict(torch.zeros(2, 3, 6, 6))  # two images, where the artefact takes one
+        return {"top1": 1.0}
+
+    batch = torch.zeros(1, 3, 6, 6)
+    task = Task("small", lambda: nn.Conv2d(3, 4, 3), lambda: (batch,), None, evaluate)
+    artifact = find(model, "litert")
+    row = parity_json(verify(model, artifact, [model.golden], task=task), artifact)
+    assert row["max_lsb"] == 0 and row["metric"] is None and "evaluate() failed" in str(row["metric_error"])
 
 
 def test_junit_has_a_case_a_runtime(model: QuantizedModel, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ def write_junit(found: Mapping[str, Any], path: Path) -> None:
     """Write what `edgeq.verify` returned: a condition that holds is a failure, a runtime that failed an error, one that does
     not run on the device skipped; a runtime's figures are properties of its case."""
     rows, failing, skipped = found["backends"], found["failing"], found["skipped"]
-    errors = [name for name, row in rows.items() if "error" in row]
+    errors = [name for name, row in rows.items() if "error" in row or "metric_error" in row]
     counts = {
         "tests": len(rows) + len(skipped),
         "failures": len(failing),
@@ -35,6 +35,8 @@ def write_junit(found: Mapping[str, Any], path: Path) -> None:
             properties = ElementTree.SubElement(case, "properties")
             for key, value in figures.items():
                 ElementTree.SubElement(properties, "property", name=key, value="" if value is None else str(value))
+            if "metric_error" in row:
+                ElementTree.SubElement(case, "error", message=row["metric_error"])
             if name in failing:
                 ElementTree.SubElement(case, "failure", message=f"{' and '.join(failing[name])} for {name}")
     root = ElementTree.Element("testsuites")

@@ -194,6 +194,11 @@ def parity_table(found: Found) -> list[RenderableType]:
     parts.extend(partings)
     parts.extend(Text(sentence, style="dim") for sentence in _skipped(found))
     parts.extend(failed)
+    parts.extend(
+        Text.assemble(("! ", "bold red"), (title(name), "bold"), f": no accuracy: {row['metric_error']}")
+        for name, row in found["backends"].items()
+        if "metric_error" in row
+    )
     accuracy = _accuracy(
         found["float_metric"], found["qdq_metric"], {n: r["metric"] for n, r in found["backends"].items()}
     )

@@ -48,6 +48,7 @@ class KernelParity:
     arithmetic: str
     outputs: tuple[OutputParity, ...]
     metric: dict[str, float] | None
+    metric_error: str = ""  # why the task's evaluate() gave none
 
     @property
     def max_lsb(self) -> float:
@@ -98,6 +99,11 @@ class Parity:
         """The task's metric with the kernels an app gets by default (the last of the target's list)."""
         return self.kernels[-1].metric
 
+    @property
+    def metric_error(self) -> str:
+        """Why evaluate() failed on the artefact; empty where it did not."""
+        return self.kernels[-1].metric_error
+
 
 def verify(
     model: QuantizedModel,
@@ -133,10 +139,13 @@ def verify(
             _compare(info, *[[run[i] for run in runs] for runs in (got, wanted, qdq, floats)])
             for i, info in enumerate(model.outputs)
         )
-        metric = None
+        metric, why = None, ""
         if task is not None and place.device is None and kernels == sets[-1][0]:
-            metric = evaluate(task, place.predict(artifact, kernels=kernels, threads=threads))
-        reports.append(KernelParity(kernels or "default", arithmetic, outputs, metric))
+            try:
+                metric = evaluate(task, place.predict(artifact, kernels=kernels, threads=threads))
+            except EdgeqError as error:  # the parity is found, and is kept
+                why = str(error) if "evaluate()" in str(error) else f"evaluate() failed: {error}"
+        reports.append(KernelParity(kernels or "default", arithmetic, outputs, metric, why))
     return Parity(artifact.backend, tuple(reports), len(inputs))
 
 
@@ -272,6 +281,7 @@ def parity_json(parity: Parity, artifact: Artifact) -> dict[str, object]:
         "qdq_lsb": parity.qdq_lsb,
         "sqnr_db": parity.sqnr_db,
         "metric": parity.metric,
+        **({"metric_error": parity.metric_error} if parity.metric_error else {}),
         "kernels": {
             k.kernels: {
                 "arithmetic": k.arithmetic,
