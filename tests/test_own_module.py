@@ -427,3 +427,26 @@ def test_batches_of_another_size_go_in_slices() -> None:
     for got in seen:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     assert found is not None and other is not None and found["sum"] == pytest.approx(float(wanted.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda p, x: p["a"](x) * 0 + 1, "output 'output_0' is 1 everywhere on calibration batch 0"),
+        (lambda _, x: torch.log(-1 - x.abs()), "output 'output_0' holds NaN, of the module itself"),
+    ],
+)
+def test_outputs_that_say_nothing_are_warned_of(function: Callable[..., Any], said: str) -> None:
+    net = Of(function, a=nn.Conv2d(3, 2, 1))
+    captured = capture(net, (X,))
+    with pytest.warns(EdgeqWarning, match=said):
+        confirm(net, captured, (X,))
+
+
+def test_weights_that_torchao_quantized_name_it() -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    net = nn.Sequential(nn.Linear(64, 64))
+    quantize_(net, Int8WeightOnlyConfig())
+    with pytest.raises(EdgeqError, match=r"weight '0\.weight' is a .* of torchao, quantized already"):
+        capture(net, (torch.randn(1, 64),))

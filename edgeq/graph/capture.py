@@ -84,6 +84,8 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: tuple[Any, ...])
 def confirm(model: nn.Module | ExportedProgram, captured: Captured, batch: Any) -> None:
     """Compare the graph with the user's own module on the first calibration batch, and the module with itself.
 
+    Warns of an output of the module that is NaN or one constant there.
+
     Raises:
         EdgeqError: they part, the module answers differently each time, or the batch does not fit the network.
     """
@@ -97,6 +99,14 @@ def confirm(model: nn.Module | ExportedProgram, captured: Captured, batch: Any) 
         returned = run(network, nested, where)
         settled(network, nested, returned, where)
         compare(network, captured.module, nested, flat, returned, where)
+    for info, made in zip(captured.outputs, tensors(returned), strict=True):
+        said = ""
+        if made.isnan().any():
+            said = f"holds NaN, of the module itself, on {where}: mend the model or that input"
+        elif made.numel() > 1 and bool((made == made.flatten()[0]).all()):
+            said = f"is {made.flatten()[0].item():g} everywhere on {where}, of the module itself: does it depend on its input?"
+        if said:
+            warnings.warn(f"output {info.name!r} {said}", EdgeqWarning, stacklevel=1)
 
 
 def plain_leaf(leaf: Any) -> Any:
