@@ -114,7 +114,7 @@ BAD_TASKS = {
     "no model": ("def example_inputs():\n    return ()\n", "needs a function model()"),
     "no such module": ("import nonesuch\n" + GOOD, "does not run: ModuleNotFoundError"),
     "wrong shape": (
-        GOOD.replace("randn(1, 3, 8, 8,", "randn(1, 3, 8, 9,"),
+        GOOD.replace("randn(1, 3, 8, 8,", "randn(1, 3, 8, 9,").replace("def evaluate", "def unused"),
         "shape (1, 3, 8, 9), but example_inputs() fixed",
     ),
     "empty": (GOOD.replace("range(3)", "range(0)"), "calibration() yields no batches"),
