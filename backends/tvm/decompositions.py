@@ -84,6 +84,18 @@ def _batch_norm(
     return x * scale.reshape(shape) + shift.reshape(shape)
 
 
+def _group_norm(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+) -> Tensor:
+    """The importer wants both a weight and a bias."""
+    parts = x.reshape(x.shape[0], groups, -1)
+    centred = parts - parts.mean(2, keepdim=True)
+    normal = (centred * ((centred * centred).mean(2, keepdim=True) + eps).rsqrt()).reshape(x.shape)
+    shape = (-1, *[1] * (x.dim() - 2))
+    normal = normal if weight is None else normal * weight.reshape(shape)
+    return normal if bias is None else normal + bias.reshape(shape)
+
+
 def _amax(x: Tensor, axes: Sequence[int] = (), keepdim: bool = False) -> Tensor:
     for axis in sorted((a % x.dim() for a in axes or range(x.dim())), reverse=True):
         x = x.max(axis, keepdim)[0]
@@ -108,6 +120,7 @@ def _logsumexp(x: Tensor, axes: Sequence[int], keepdim: bool = False) -> Tensor:
 
 FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
     aten.batch_norm.default: _batch_norm,
+    aten.group_norm.default: _group_norm,
     aten.amax.default: _amax,
     aten.amin.default: _amin,
     aten.rms_norm.default: _rms_norm,

@@ -114,7 +114,7 @@ def test_islands_of_tvm_in_every_rank(rank: int, tmp_path: Path) -> None:
         lambda x: x.logsumexp(axis),
         lambda x: F.rms_norm(x, [int(shape[-1])]),
     ]
-    functions += [normalised(rank)] if rank > 1 else []
+    functions += [normalised(rank), lambda x: F.group_norm(x, 2)] if rank > 1 else []
     functions += resamplings(rank, rng) if rank > 2 else []
     net = Net(lambda x: tuple(function(x) for function in functions))
     x = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
