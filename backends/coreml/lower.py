@@ -26,6 +26,13 @@ CLAMPS = (aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default)
 CLIPS = frozenset({"relu", "relu6", "clip"})
 VALUES = frozenset({"fp16", "fp32", "int8", "uint8"})  # activations; every other type holds indices or truth values
 PLUMBING = frozenset({"quantize", "dequantize", "constexpr_affine_dequantize", "cast"})
+# MIL's operators of the kinds that the target keeps between dequantize and quantize; any other between them is a float one
+KINDS = frozenset((
+    "conv", "conv_transpose", "linear", "matmul", "einsum", "add", "sub", "mul", "avg_pool", "max_pool",
+    "reduce_mean", "softmax", "sigmoid", "tanh", "relu", "relu6", "clip", "concat", "stack", "reshape", "transpose",
+    "expand_dims", "squeeze", "slice_by_index", "slice_by_size", "split", "pad", "gather",
+    "upsample_nearest_neighbor", "resize_nearest_neighbor", "pixel_shuffle", "pixel_unshuffle",
+))  # fmt: skip
 
 # It rewrites add and sub so that one operand's scale is 1 and stores scales that the program never had; the sums
 # then round differently from every other runtime's.
@@ -246,7 +253,7 @@ def _coverage(program: Program, layers: Mapping[str, str]) -> tuple[OpPlacement,
             compares = any(dtypes.get(n) in VALUES for n in _sources(op))
             status: Status = "float island" if compares else "eligible"
             rows.append(OpPlacement(op.name, op.type, status, "integer or logical values", placed))
-        elif not sandwiched(op):
+        elif op.type not in KINDS or not sandwiched(op):
             stored = any(made[n].type == "constexpr_affine_dequantize" for n in _sources(op) if n in made)
             reason = "float activations; its weights are stored as int8" if stored else "float activations"
             rows.append(OpPlacement(op.name, op.type, "float island", reason, placed))

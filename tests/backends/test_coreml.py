@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+import edgeq
 from edgeq.backends.coreml import profile, run
 from edgeq.backends.coreml.lower import lower
 from edgeq.backends.coreml.package import Program, read
@@ -337,3 +338,17 @@ def test_what_cannot_be_converted_is_named_and_leaves_nothing(
 def test_there_is_no_latency_where_core_ml_does_not_run(monkeypatch: pytest.MonkeyPatch, half: Artifact) -> None:
     monkeypatch.setattr("sys.platform", "linux")
     assert profile.profile(half.path, [torch.zeros(1, 3, 16, 16)]) is None
+
+
+def test_what_is_eligible_goes_by_kind_and_not_by_neighbours(tmp_path: Path) -> None:
+    """Curves between two quantized convolutions read and write int8, and are float all the same."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 1), nn.LeakyReLU(0.1), nn.Conv2d(8, 8, 1),
+        nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 4, 1),
+    )  # fmt: skip
+    batch = (torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
+    model = edgeq.quantize(edgeq.Task("curves", net.eval, lambda: batch, lambda: [batch]))
+    rows = edgeq.export(model, "coreml", folder=tmp_path).coverage
+    assert [r.kind for r in rows if r.status == "eligible"] == ["conv"] * 4
+    floats = {layer for r in rows if r.status == "float island" for layer in r.layers}
+    assert floats == {key for key in model.twin_labels.values() if "conv2d" not in key}
