@@ -26,7 +26,9 @@ from edgeq.spec import Progress
 
 ALPHA: Final = 0.5  # 1 helps PointPillars a little more at W8A4, and costs CenterPoint-Pillar two points there
 LEAST: Final = 2.0**-6  # a channel that hardly lives counts as this share of its tensor's largest
-SAME: Final = frozenset({"relu", "max_pool2d", "avg_pool2d", "upsample_nearest"})  # channels stay where they are
+POOLS: Final = frozenset(
+    {"max_pool2d", "avg_pool2d", "upsample_nearest"}
+)  # channels stay where they are before the last two axes
 FIXED: Final = 0  # the channel whose factor is 1
 
 
@@ -102,6 +104,8 @@ class Channels:
 
     def _followed(self, node: Node) -> Lane | None:
         kind, source = kind_of(node), node.args[0] if node.args else None
+        if not isinstance(node.meta.get("val"), Tensor):  # several results: chunk, split, unbind, max along an axis
+            return None
         if kind in WEIGHTED:
             return self._layer(node, kind)
         if kind == "cat":
@@ -117,10 +121,14 @@ class Channels:
         if lane is None or not isinstance(source, Node):
             return None
         before, after = value(source).shape, value(node).shape
-        if kind in SAME or (kind in ("pad", "gather") and before[lane.axis] == after[lane.axis]):
+        if kind in POOLS or node.target is torch.ops.aten.adaptive_avg_pool2d.default:
+            return lane if lane.axis < len(before) - 2 else None
+        if kind == "relu" or (kind in ("pad", "gather") and before[lane.axis] == after[lane.axis]):
             return lane if kind != "gather" or lane.axis != 0 else None
         if kind == "mean":
-            return lane if before[: lane.axis + 1] == after[: lane.axis + 1] else None
+            averaged = {int(a) % len(before) for a in node_arg(node, 1, None) or range(len(before))}
+            gone = 0 if len(after) == len(before) else sum(a < lane.axis for a in averaged)
+            return None if lane.axis in averaged else Lane(lane.axis - gone, lane.channels)
         if kind == "permute":
             order = list(range(len(before)))
             if node.target is torch.ops.aten.transpose.int:
@@ -202,7 +210,8 @@ def equalise(
             for node, seen in floats.walk(frame):
                 if node in roots and node in tensors.parent:
                     others = [a for a in range(seen.dim()) if a != channels.lanes[node].axis]
-                    activation.scatter_reduce_(0, roots[node], seen.abs().amax(others), "amax")
+                    sizes = seen.abs().amax(others) if others else seen.abs()  # amax(()) would be one number
+                    activation.scatter_reduce_(0, roots[node], sizes, "amax")
             progress("equalise channels", index + 1, len(frames) if isinstance(frames, Sized) else None)
     for group in annotation.groups:
         if group.kind in WEIGHTED and group.inputs[0] in roots:

@@ -101,11 +101,11 @@ class Twins:
         for start in range(0, self.frames, step):
             yield start, min(start + step, self.frames)
 
-    def real(self, node: Node, start: int, stop: int) -> Tensor:
-        """The float network's value of `node` for a range of frames."""
+    def real(self, node: Node, start: int, stop: int) -> Any:
+        """The float network's value of `node` for a range of frames; a list where it has several."""
         return self.cache.read(f"float {node.name}", start, stop)
 
-    def seen(self, node: Node, start: int, stop: int) -> Tensor:
+    def seen(self, node: Node, start: int, stop: int) -> Any:
         """The quantized network's value of `node` for a range of frames, before a reader of its own quantizes it."""
         name = f"quantized {node.name}"
         if name not in self.cache:
@@ -116,11 +116,11 @@ class Twins:
         qparams = self.numbers.qparams(node)
         return (found.float() - qparams.zero_point[0]) * torch.tensor(qparams.scale[0])
 
-    def read_by(self, reader: Node, node: Node, start: int, stop: int) -> Tensor:
+    def read_by(self, reader: Node, node: Node, start: int, stop: int) -> Any:
         """What the quantized `reader` gets of `node`."""
         return self.as_read(reader, node, self.seen(node, start, stop))
 
-    def as_read(self, reader: Node, node: Node, x: Tensor, numbers: Numbers | None = None) -> Tensor:
+    def as_read(self, reader: Node, node: Node, x: Any, numbers: Numbers | None = None) -> Any:
         """A float value is quantized for the integer operators among its readers."""
         numbers = numbers or self.numbers
         outside = node in numbers.annotation.tensors.parent and node not in numbers.makers
