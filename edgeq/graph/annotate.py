@@ -75,6 +75,13 @@ class Tensors:
         if second in self.fixed:
             self.fixed[first] = self.fixed.pop(second)
 
+    def mixes(self, nodes: tuple[Node, ...]) -> bool:
+        """Whether one set of all `nodes` would hold a tensor whose numbers are fixed beside others that need their own."""
+        roots = {self.find(n) for n in nodes}
+        held = {self.find(n) for n in self.parent if n not in self.derived} & roots
+        numbers = {self.fixed.get(root) for root in held}
+        return len(numbers) > 1
+
     def sets(self) -> dict[Node, list[Node]]:
         """Representative → the members whose values must be observed."""
         found: dict[Node, list[Node]] = {}
@@ -145,6 +152,21 @@ def annotate(captured: Captured, target: Target, plan: QuantPlan) -> Annotation:
         EdgeqError: the plan names an unknown layer, or a precision the target's kernels do not compute.
     """
     _check_keys(captured, plan)
+    kept: dict[str, str] = {}
+    while True:  # an operator that stays in float changes what may follow it, so every find starts anew
+        found, mixed = _followed(captured, target, plan, kept)
+        if mixed is None:
+            return found
+        kept[mixed.key] = (
+            f"it would force one scale on its inputs, and the target's kernels fix that of one of them at another: "
+            f"values of {', '.join(captured.keys.get(n.name, n.name) for n in mixed.inputs)}"
+        )
+
+
+def _followed(
+    captured: Captured, target: Target, plan: QuantPlan, kept: dict[str, str]
+) -> tuple[Annotation, Group | None]:
+    """The annotation with the layers of `kept` in float, and the first operator whose set would mix fixed numbers."""
     graph = captured.module.graph
     groups: list[Group] = []
     by_output: dict[Node, Group] = {}
@@ -179,7 +201,7 @@ def annotate(captured: Captured, target: Target, plan: QuantPlan) -> Annotation:
                 f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} computes {kind} in "
                 f"{', '.join(support.precisions)}; change the layer in plan.json or use target simulated"
             )
-        reason = _obstacle(node, kind, support, by_output)
+        reason = kept.get(key) or _obstacle(node, kind, support, by_output)
         if reason is not None:
             islands[key] = reason
             continue
@@ -190,7 +212,8 @@ def annotate(captured: Captured, target: Target, plan: QuantPlan) -> Annotation:
         groups.append(group)
         by_output[output] = group
     groups = _prune(groups, islands)
-    return Annotation(tuple(groups), _tensors(groups), weight_only, tuple(halves), islands)
+    tensors, mixed = _tensors(groups)
+    return Annotation(tuple(groups), tensors, weight_only, tuple(halves), islands), mixed
 
 
 def _support(kind: str | None, target: Target) -> OpSupport | None:
@@ -256,7 +279,8 @@ def _prune(groups: list[Group], islands: dict[str, str]) -> list[Group]:
     return kept
 
 
-def _tensors(groups: list[Group]) -> Tensors:
+def _tensors(groups: list[Group]) -> tuple[Tensors, Group | None]:
+    """The sets, and the first group (None where there is none) that would join a fixed tensor with others."""
     tensors = Tensors()
     for group in groups:
         spec = group.precision.activation
@@ -267,12 +291,14 @@ def _tensors(groups: list[Group]) -> Tensors:
         shared = group.support.shared_scale
         tensors.add(group.output, spec, derived=shared)
         if shared:
+            if tensors.mixes(group.inputs):
+                return tensors, group
             for source in group.inputs:
                 tensors.join(group.output, source)
         if group.support.fixed_output is not None:
             scale, zero_point = group.support.fixed_output
             tensors.fixed[tensors.find(group.output)] = QParams((scale,), (zero_point,), spec.qmin, spec.qmax)
-    return tensors
+    return tensors, None
 
 
 def _why_float(kind: str | None, target: Target, planned: bool, known_target: bool) -> str:
