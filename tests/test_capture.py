@@ -217,7 +217,6 @@ REFUSED: dict[str, tuple[nn.Module, tuple[Any, ...], str]] = {
     "a shape by data": (Function(lambda _, x: x[x > 0]), (X,), r"shape of .*depends on the data \(at .*test_capture.py:\d+\)"),
     "a state": (Counter(), (X,), "Counter: forward changes its buffer 'count'.*keeps no state"),
     "a constant": (Function(lambda _, x: (x, None, 3)), (X,), "output 2 of the network.* is the constant 3"),
-    "no batch axis": (Function(lambda m, x: m["conv"](x[0]), conv=nn.Conv2d(3, 2, 1)), (X,), "conv2d without a batch axis"),
     "statistics of the batch": (
         Function(lambda m, x: m["norm"](x), norm=nn.BatchNorm2d(3, track_running_stats=False)),
         (X,), "parts.norm: a BatchNorm with track_running_stats=False",

@@ -65,7 +65,7 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: tuple[Any, ...])
         try:
             with quiet():
                 program = torch.export.export(network, args, kwargs, strict=False)
-                if any(_mutates(n) for n in program.graph.nodes):
+                if _changes_in_place(program):
                     program = program.run_decompositions({})
         except EdgeqError:
             raise
@@ -302,6 +302,12 @@ def _output_names(program: ExportedProgram, kept: Sequence[bool]) -> tuple[str, 
             name, count = f"{base}_{count}", count + 1
         names.append(name)
     return tuple(names)
+
+
+def _changes_in_place(program: ExportedProgram) -> bool:
+    """Whether an operator of the program, or of a graph that one of its operators holds, writes into its argument."""
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, GraphModule)]
+    return any(_mutates(n) for graph in graphs for n in graph.nodes)
 
 
 def _mutates(node: Node) -> bool:

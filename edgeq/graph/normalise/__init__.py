@@ -1,0 +1,70 @@
+"""Exact rewrites every network gets on capture: one spelling per operator, linear steps folded, padding inside the kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule
+
+from edgeq.graph.normalise.fold import (
+    BATCH_NORMS,
+    OFFSETS,
+    SCALINGS,
+    fold_affine,
+    fold_batch_norm,
+    merge_branches,
+    settle,
+)
+from edgeq.graph.normalise.kernels import (
+    BATCHED,
+    add_batch_axis,
+    explicit_padding,
+    pad_into_convolution,
+    spell_out_pixel_shuffle,
+    subsample_as_convolution,
+)
+from edgeq.graph.normalise.spelling import open_graphs, spell
+from edgeq.graph.ops import kind_of
+
+aten = torch.ops.aten
+
+POOLS = (aten.max_pool2d.default, aten.avg_pool2d.default)
+
+
+def normalise(module: GraphModule) -> None:
+    """Rewrite `module` in place; every rewrite leaves the function as it was, up to float rounding."""
+    graph = module.graph
+    open_graphs(module)
+    for node in list(graph.nodes):
+        if node.op == "call_function":
+            spell(module, node)
+    settle(module)
+    for node in list(graph.nodes):
+        if node.target in BATCHED:
+            add_batch_axis(module, node)
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in (aten.conv2d.padding, aten.conv1d.padding):
+            explicit_padding(node)
+        elif node.target in POOLS and len(node.args) == 2:  # the stride is the window where it is left out
+            node.args = (*node.args, node.args[1])
+        elif node.target in BATCH_NORMS:
+            fold_batch_norm(module, node)
+        elif node.target in SCALINGS or node.target in OFFSETS:
+            fold_affine(module, node)
+        elif node.target in (aten.pixel_shuffle.default, aten.pixel_unshuffle.default):
+            spell_out_pixel_shuffle(module, node)
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if kind_of(node) == "pad":
+            pad_into_convolution(module, node)
+        elif node.target is aten.slice.Tensor:
+            subsample_as_convolution(module, node)
+    for node in list(graph.nodes):
+        if kind_of(node) == "add":
+            merge_branches(module, node)
+    graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    graph.lint()
+    module.recompile()

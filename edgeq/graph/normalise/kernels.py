@@ -1,0 +1,133 @@
+"""Operators said as the kernels that runtimes have: padding inside the convolution, a batch axis, moves for pixel shuffle."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule, Node
+
+from edgeq.graph.ops import conv_attrs, kind_of, node_arg, set_constant, value
+
+aten = torch.ops.aten
+
+# operators that torch takes without a batch axis, and the axes they have with one
+BATCHED = {
+    aten.conv1d.default: 3,
+    aten.conv1d.padding: 3,
+    aten.conv2d.padding: 4,
+    aten.conv2d.default: 4,
+    aten.conv3d.default: 5,
+    aten.conv_transpose1d.default: 3,
+    aten.conv_transpose2d.input: 4,
+    aten.conv_transpose3d.input: 5,
+    aten.max_pool1d.default: 3,
+    aten.avg_pool1d.default: 3,
+    aten.max_pool2d.default: 4,
+    aten.avg_pool2d.default: 4,
+    aten.adaptive_avg_pool2d.default: 4,
+    aten.adaptive_max_pool2d.default: 4,
+}
+
+
+def add_batch_axis(module: GraphModule, node: Node) -> None:
+    """An operator on a tensor without a batch axis gets one of size 1, and loses it behind: kernels insist on it."""
+    source = node.args[0]
+    assert isinstance(source, Node)
+    if value(source).dim() != BATCHED[node.target] - 1 or not isinstance(node.meta["val"], torch.Tensor):
+        return
+    batched = value(source).unsqueeze(0)
+    with module.graph.inserting_before(node):
+        before = module.graph.call_function(aten.unsqueeze.default, (source, 0))
+    before.meta = {**node.meta, "val": batched}
+    node.args = (before, *node.args[1:])
+    with module.graph.inserting_after(node):
+        after = module.graph.call_function(aten.squeeze.dim, (node, 0))
+    after.meta = dict(node.meta)
+    node.meta = {**node.meta, "val": value(node).unsqueeze(0)}
+    node.replace_all_uses_with(after, delete_user_cb=lambda user: user is not after)
+
+
+def explicit_padding(node: Node) -> None:
+    """padding="same" or "valid" as numbers, where both sides get the same."""
+    two = node.target is aten.conv2d.padding
+    weight = value(node.args[1])
+    mode = node_arg(node, 4, "valid")
+    kernel = weight.shape[2:]
+    dilation = list(node_arg(node, 5, [1] * len(kernel)))
+    dilation = dilation * len(kernel) if len(dilation) == 1 else dilation
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)] if mode == "same" else [0] * len(kernel)
+    if any(t % 2 for t in total):
+        return
+    stride = node_arg(node, 3, [1] * len(kernel))
+    bias = node_arg(node, 2, None)
+    node.args = (node.args[0], node.args[1], bias, stride, [t // 2 for t in total], dilation, node_arg(node, 6, 1))
+    node.target = aten.conv2d.default if two else aten.conv1d.default
+
+
+def spell_out_pixel_shuffle(module: GraphModule, node: Node) -> None:
+    """Pixel shuffle or unshuffle [N, C, H, W] as reshape, permute, reshape of five axes: all runtimes move integers so."""
+    source, factor = node.args
+    assert isinstance(source, Node) and isinstance(factor, int)
+    if value(source).dim() != 4:
+        return
+    (count, channels, height, width), shape = value(source).shape, list(value(node).shape)
+    if node.target is aten.pixel_shuffle.default:
+        apart, order = [count * channels // factor**2, factor, factor, height, width], [0, 3, 1, 4, 2]
+    else:
+        apart, order = [count * channels, height // factor, factor, width // factor, factor], [0, 2, 4, 1, 3]
+    result, moved = source, value(source)
+    with module.graph.inserting_before(node):
+        for target, argument in (
+            (aten.reshape.default, apart),
+            (aten.permute.default, order),
+            (aten.reshape.default, shape),
+        ):
+            result, moved = module.graph.call_function(target, (result, argument)), target(moved, argument)
+            result.meta = {**node.meta, "val": moved}
+    node.replace_all_uses_with(result)
+    module.graph.erase_node(node)
+
+
+def pad_into_convolution(module: GraphModule, pad: Node) -> None:
+    """Zero padding that is the same on both sides moves into the convolutions that read it."""
+    amounts = list(pad.args[1])  # type: ignore[arg-type] # a list of ints: last axis first, two numbers an axis
+    sides = [tuple(amounts[i : i + 2]) for i in range(0, len(amounts), 2)][::-1]
+    users = list(pad.users)
+    kinds = [kind_of(u) for u in users]
+    if len(sides) + 2 != value(pad).dim() or any(a != b or a < 0 for a, b in sides):
+        return
+    convolutions = ("conv1d", "conv2d", "depthwise_conv2d")
+    if not users or any(k not in convolutions or u.args[0] is not pad for k, u in zip(kinds, users, strict=True)):
+        return
+    for user, kind in zip(users, kinds, strict=True):
+        attrs = conv_attrs(user, kind or "")
+        padding = [p + side[0] for p, side in zip(attrs.padding, sides, strict=True)]
+        bias = node_arg(user, 2, None)
+        user.args = (pad.args[0], user.args[1], bias, list(attrs.stride), padding, list(attrs.dilation), attrs.groups)
+    module.graph.erase_node(pad)
+
+
+def subsample_as_convolution(module: GraphModule, node: Node) -> None:
+    """x[:, :, ::s, ::t] as a 1×1 depthwise convolution of ones with that stride: every runtime has an integer kernel for it."""
+    inner = node.args[0]
+    if not isinstance(inner, Node) or inner.target is not aten.slice.Tensor or len(inner.users) != 1:
+        return
+    source = inner.args[0]
+    assert isinstance(source, Node)
+    steps = {}
+    for cut in (inner, node):
+        axis, start, end = node_arg(cut, 1, 0), node_arg(cut, 2, None), node_arg(cut, 3, None)
+        if start not in (None, 0) or (end is not None and end < value(cut.args[0]).shape[axis]):
+            return
+        steps[axis] = node_arg(cut, 4, 1)
+    if value(source).dim() != 4 or set(steps) != {2, 3} or not value(source).is_floating_point():
+        return
+    channels = value(source).shape[1]
+    with module.graph.inserting_before(node):
+        ones = set_constant(module, f"{node.name}_ones", torch.ones(channels, 1, 1, 1))
+        picked = module.graph.call_function(
+            aten.conv2d.default, (source, ones, None, [steps[2], steps[3]], [0, 0], [1, 1], channels)
+        )
+    picked.meta = dict(node.meta)
+    node.replace_all_uses_with(picked)
+    module.graph.erase_node(node)
+    module.graph.erase_node(inner)

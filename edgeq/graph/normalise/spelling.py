@@ -1,0 +1,194 @@
+"""One spelling per operator: graphs inside operators opened, views as reshapes, what changes nothing gone."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from edgeq.graph.ops import node_arg, value
+
+aten = torch.ops.aten
+
+# operators that only run a graph of their own, under no_grad, autocast or a checkpoint
+HOLDERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast", "tag_activation_checkpoint", "wrap", "hints_wrapper")
+# the same numbers in another shape; torch's view needs strides that a runtime's tensors do not have
+VIEWS = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.view_as.default,
+    aten.reshape_as.default,
+    aten.unflatten.int,
+    aten.squeeze.default,
+)
+TURNS = (
+    aten.t.default,
+    aten.numpy_T.default,
+    aten.mT.default,
+    aten.adjoint.default,
+    aten.swapaxes.default,
+    aten.swapdims.default,
+    aten.movedim.int,
+    aten.movedim.intlist,
+    aten.moveaxis.int,
+    aten.moveaxis.intlist,
+)
+# what an inference never does, or does to strides alone
+NO_OPS = (
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.lift_fresh_copy.default,
+)
+# nothing where the result has its argument's shape and type
+NOTHING_IF_SAME = (
+    aten.to.dtype,
+    aten.to.device,
+    aten.to.dtype_layout,
+    aten.to.other,
+    aten._to_copy.default,
+    aten.type_as.default,
+    aten.expand.default,
+    aten.expand_as.default,
+    aten.broadcast_to.default,
+    aten.repeat.default,
+    aten.tile.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.narrow.default,
+)
+
+
+def open_graphs(module: GraphModule) -> None:
+    """Operators that hold a graph of their own give way to its operators, however deep."""
+    while holders := [n for n in module.graph.nodes if _holds(module, n) is not None]:
+        for node in holders:
+            _open(module, node)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+
+
+def _holds(module: GraphModule, node: Node) -> int | None:
+    """At which argument of `node` its graph stands; None where it is no operator of HOLDERS."""
+    if node.op != "call_function" or getattr(node.target, "__name__", "") not in HOLDERS:
+        return None
+    for index, argument in enumerate(node.args):
+        if isinstance(argument, Node) and argument.op == "get_attr":
+            held = module.get_submodule(str(argument.target)) if "." not in str(argument.target) else None
+            if isinstance(held, GraphModule):
+                return index
+    return None
+
+
+def _open(module: GraphModule, node: Node) -> None:
+    index = _holds(module, node)
+    assert index is not None
+    held_node = node.args[index]
+    assert isinstance(held_node, Node)
+    held = module.get_submodule(str(held_node.target))
+    assert isinstance(held, GraphModule)
+    given = node.args[index + 1 :]
+    if len(given) == 3 and isinstance(given[0], (tuple, list)):  # a hints_wrapper's arguments, keywords and hints
+        given = tuple(given[0])
+    inside: dict[Node, Any] = dict(zip((n for n in held.graph.nodes if n.op == "placeholder"), given, strict=True))
+    with module.graph.inserting_before(node):
+        for inner in held.graph.nodes:
+            if inner.op in ("placeholder", "output"):
+                continue
+            if inner.op == "get_attr":
+                inside[inner] = _attribute(module, held, inner, node.name)
+                continue
+            copied = module.graph.node_copy(inner, lambda n: inside[n])
+            copied.meta = {**inner.meta, "nn_module_stack": inner.meta.get("nn_module_stack") or _stack(node)}
+            inside[inner] = copied
+    results = torch.fx.map_arg(held.graph.output_node().args[0], lambda n: inside[n])
+    for user in list(node.users):
+        if user.target is operator.getitem and isinstance(results, (tuple, list)):
+            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index,arg-type] # a number
+            module.graph.erase_node(user)
+    if node.users:
+        node.replace_all_uses_with(results)  # type: ignore[arg-type] # a single result
+    module.graph.erase_node(node)
+
+
+def _stack(node: Node) -> Any:
+    return node.meta.get("nn_module_stack")
+
+
+def _attribute(module: GraphModule, held: GraphModule, inner: Node, prefix: str) -> Node:
+    """A constant or a deeper graph of an opened graph, as an attribute of the outer one."""
+    found: Any = held
+    for part in str(inner.target).split("."):
+        found = getattr(found, part)
+    name = f"{prefix}_{str(inner.target).replace('.', '_')}"
+    if isinstance(found, torch.nn.Module):
+        module.add_submodule(name, found)
+    else:
+        module.register_buffer(name, found)
+    made = module.graph.get_attr(name)
+    made.meta = dict(inner.meta)
+    return made
+
+
+def spell(module: GraphModule, node: Node) -> None:
+    """Rewrite one node of `module` in its plain spelling, or leave it out where it changes nothing."""
+    if node.target is aten._assert_tensor_metadata.default:
+        module.graph.erase_node(node)
+    elif _changes_nothing(node):
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type] # a node, see _changes_nothing
+        module.graph.erase_node(node)
+    elif node.target in (aten.view.default, aten._unsafe_view.default):
+        node.target = aten.reshape.default
+    elif node.target in VIEWS:
+        node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], list(value(node).shape)), {}
+    elif node.target in TURNS:
+        node.target, node.args, node.kwargs = aten.permute.default, (node.args[0], _order(node)), {}
+
+
+def _order(node: Node) -> list[int]:
+    """In which order a turning operator puts its tensor's axes, read off a tensor whose sizes are all different."""
+    rank = value(node.args[0]).dim()
+    marked = torch.empty(tuple(range(2, 2 + rank)), device="meta")
+    turned: Tensor = node.target(marked, *node.args[1:], **node.kwargs)  # type: ignore[operator] # an aten operator
+    return [size - 2 for size in turned.shape]
+
+
+def _changes_nothing(node: Node) -> bool:
+    source = node.args[0] if node.args else None
+    if not isinstance(source, Node) or not isinstance(source.meta.get("val"), Tensor):
+        return False
+    if node.target in NO_OPS:
+        return True
+    made = node.meta.get("val")
+    if not isinstance(made, Tensor) or made.shape != value(source).shape or made.dtype != value(source).dtype:
+        return False
+    if node.target in NOTHING_IF_SAME or node.target in VIEWS:
+        return True
+    if node.target is aten.permute.default:
+        return [a % made.dim() for a in node.args[1]] == list(range(made.dim()))  # type: ignore[union-attr] # a list of ints
+    if node.target is aten.transpose.int:
+        return made.dim() > 0 and node.args[1] % made.dim() == node.args[2] % made.dim()  # type: ignore[operator] # ints
+    if node.target is aten.slice.Tensor:
+        return node_arg(node, 4, 1) == 1
+    return _neutral(node)
+
+
+def _neutral(node: Node) -> bool:
+    """x + 0, x − 0, x · 1, x / 1 and x to the power of 1, as Python's sum() begins with 0."""
+    other = node_arg(node, 1, None)
+    if isinstance(other, bool) or not isinstance(other, (int, float)):
+        return False
+    if node.target in (aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar):
+        return other == 0
+    one = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.pow.Tensor_Scalar)
+    return node.target in one and other == 1
