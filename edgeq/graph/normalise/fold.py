@@ -42,7 +42,7 @@ def settle(module: GraphModule) -> None:
             continue
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: constant(module, n))
         with torch.no_grad(), module.graph.inserting_before(node):
-            settled = node.target(*args, **kwargs).detach().clone()  # type: ignore[operator] # an aten operator
+            settled = node.target(*args, **kwargs).detach().clone()
             node.replace_all_uses_with(set_constant(module, f"{node.name}_settled", settled))
 
 

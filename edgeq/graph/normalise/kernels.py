@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.fx import GraphModule, Node
 
@@ -10,7 +12,7 @@ from edgeq.graph.ops import conv_attrs, kind_of, node_arg, set_constant, value
 aten = torch.ops.aten
 
 # operators that torch takes without a batch axis, and the axes they have with one
-BATCHED = {
+BATCHED: dict[Any, int] = {
     aten.conv1d.default: 3,
     aten.conv1d.padding: 3,
     aten.conv2d.padding: 4,

@@ -174,12 +174,10 @@ def _changes_nothing(node: Node) -> bool:
         return False
     if node.target in NOTHING_IF_SAME or node.target in VIEWS:
         return True
-    if node.target is aten.permute.default:
-        return [a % made.dim() for a in node.args[1]] == list(range(made.dim()))  # type: ignore[union-attr] # a list of ints
-    if node.target is aten.transpose.int:
-        return made.dim() > 0 and node.args[1] % made.dim() == node.args[2] % made.dim()  # type: ignore[operator] # ints
+    if node.target in (aten.permute.default, aten.transpose.int):
+        return _order(node) == list(range(made.dim()))
     if node.target is aten.slice.Tensor:
-        return node_arg(node, 4, 1) == 1
+        return bool(node_arg(node, 4, 1) == 1)
     return _neutral(node)
 
 
