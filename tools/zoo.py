@@ -1,0 +1,202 @@
+"""Networks that nobody here wrote, taken as they are, through every verb: what became of each, as a table.
+
+    python tools/zoo.py [--only mixnet_s,quartznet5x5] [--work FOLDER] [--json FILE]
+
+Packages are installed at pinned versions into the work folder, never beside edgeq; nothing of them is kept. Weights are the
+packages' own random ones, with BatchNorm statistics from a few batches, and the data is noise: the table says whether a network
+goes in and comes out as the same integers, not how well it classifies. A verb ends in `ok`, in a sentence (exit code 1 or
+2, counted as an answer), or in a fault (a traceback, a signal, exit code 3, no end within the time), which makes this exit with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+RUNTIMES: Final = ("litert", "executorch", "coreml", "tvm")
+LIMIT: Final = 900  # seconds for one verb
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One network: where it comes from, how its own users make it, and the shapes of its inputs."""
+
+    name: str
+    package: str
+    licence: str
+    make: str
+    inputs: tuple[tuple[int, ...], ...]
+
+
+CV: Final = "pytorchcv==0.0.67"
+IMAGE: Final = ((1, 3, 224, 224),)
+
+
+def _cv(name: str, *shape: int) -> Entry:
+    make = f"from pytorchcv.model_provider import get_model; net = get_model({name!r}, pretrained=False)"
+    return Entry(name, CV, "MIT", make, (shape,) if shape else IMAGE)
+
+
+ZOO: Final = (
+    _cv("shufflenet_g3_wd4"),
+    _cv("shufflenetv2_wd2"),
+    _cv("mobilenet_wd4"),
+    _cv("mobilenetv2_wd4"),
+    _cv("mobilenetv3_small_w7d20"),
+    _cv("ghostnet"),
+    _cv("mnasnet_small"),
+    _cv("efficientnet_b0"),
+    _cv("mixnet_s"),
+    _cv("squeezenet_v1_1"),
+    _cv("squeezeresnet_v1_1"),
+    _cv("sqnxt23_w1"),
+    _cv("igcv3_wd4"),
+    _cv("dicenet_wd5"),
+    _cv("espnetv2_wd2"),
+    _cv("peleenet"),
+    _cv("darknet_tiny"),
+    _cv("regnety002"),
+    _cv("seresnet10"),
+    _cv("cbam_resnet18"),
+    _cv("diracnet18v2"),
+    _cv("vovnet27s"),
+    _cv("centernet_resnet18_coco", 1, 3, 128, 128),
+    _cv("lffd20x5s320v2_widerface", 1, 3, 128, 128),
+    _cv("superpointnet", 1, 1, 64, 64),
+    _cv("quartznet5x5_en_ls", 1, 64, 96),
+    Entry(
+        "conformer block",
+        "conformer==0.3.2 einops==0.8.2",
+        "MIT",
+        "from conformer import ConformerBlock; net = ConformerBlock(dim=64, dim_head=16, heads=4)",
+        ((1, 48, 64),),
+    ),
+    Entry(
+        "swin transformer",
+        "swin-transformer-pytorch==0.4.1 einops==0.8.2",
+        "MIT",
+        "from swin_transformer_pytorch import SwinTransformer; net = SwinTransformer(hidden_dim=32, layers=(2, 2, 2, 2), "
+        "heads=(1, 2, 4, 8), window_size=4, num_classes=10)",
+        ((1, 3, 128, 128),),
+    ),
+    Entry(
+        "efficientnet-b0 of efficientnet_pytorch",
+        "efficientnet_pytorch==0.7.1",
+        "Apache-2.0",
+        "from efficientnet_pytorch import EfficientNet; net = EfficientNet.from_name('efficientnet-b0')",
+        ((1, 3, 128, 128),),
+    ),
+)
+
+TASK: Final = '''"""{name} of {package}, as it is."""
+import torch
+
+
+def model():
+    torch.manual_seed(0)
+    {make}
+    net.train()
+    with torch.no_grad():
+        for batch in calibration()[:2]:
+            net(*(torch.cat((x, x.flip(-1))) for x in batch))
+    return net.eval()
+
+
+def example_inputs():
+    return tuple(torch.zeros(shape) for shape in {inputs})
+
+
+def calibration():
+    generator = torch.Generator().manual_seed(1)
+    return [tuple(torch.randn(shape, generator=generator) for shape in {inputs}) for _ in range(4)]
+'''
+
+
+def main() -> int:
+    """Run the zoo; returns how it ended, as an exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", help="names, with commas between; default: all")
+    parser.add_argument("--to", default=",".join(RUNTIMES), help="runtimes, with commas between")
+    parser.add_argument("--work", type=Path, help="folder for packages and models; default: a temporary one")
+    parser.add_argument(
+        "--json", type=Path, help="also write the rows to this file; rows that are there are not run again"
+    )
+    options = parser.parse_args()
+    chosen = options.only.split(",") if options.only else [e.name for e in ZOO]
+    unknown = [name for name in chosen if name not in {e.name for e in ZOO}]
+    if unknown:
+        parser.error(f"unknown network {unknown[0]!r}: choose from {', '.join(e.name for e in ZOO)}")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
+        known = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+        for entry in ZOO:
+            if entry.name in chosen and entry.name not in known:
+                known[entry.name] = passed(entry, work, options.to.split(","))
+                print(row(entry, known[entry.name]), flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(known, indent=1))
+    return int(any(fault(v) for name in chosen for v in known[name].values()))
+
+
+def passed(entry: Entry, work: Path, runtimes: list[str]) -> dict[str, str]:
+    """Every verb of `entry`, in order: verb → `ok …`, a sentence, or `FAULT …`."""
+    site, folder = work / "site", work / entry.name.replace(" ", "_")
+    site.mkdir(parents=True, exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--upgrade"]
+    subprocess.run([*pip, "--target", str(site), *entry.package.split()], check=True, stderr=subprocess.DEVNULL)
+    folder.mkdir(exist_ok=True)
+    task, out = folder / "task.py", folder / "out"
+    task.write_text(TASK.format(name=entry.name, package=entry.package, make=entry.make, inputs=entry.inputs))
+    found = {"quantize": verb(site, "quantize", str(task), "-o", str(out))}
+    if not found["quantize"].startswith("ok"):
+        return found
+    for runtime in runtimes:
+        found[f"export {runtime}"] = verb(site, "export", str(out), "--to", runtime)
+        if found[f"export {runtime}"].startswith("ok"):
+            found[f"verify {runtime}"] = verb(site, "verify", str(out), "--to", runtime, "--batches", "2")
+    exported = [r for r in runtimes if found[f"export {r}"].startswith("ok") and r != "coreml"]
+    if exported:
+        found["profile"] = verb(site, "profile", str(out), "--to", exported[0], "--runs", "3", "--warmup", "1")
+    found["report"] = verb(site, "report", str(out))
+    return found
+
+
+def verb(site: Path, *words: str) -> str:
+    """Run `edgeq` with `words`: `ok` (with the largest LSB where it verifies), its sentence, or `FAULT` and why."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "edgeq.cli", *words, "--json"]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
+    except subprocess.TimeoutExpired:
+        return f"FAULT no end within {LIMIT} s"
+    last = done.stderr.strip().splitlines()[-1:] or [""]
+    if done.returncode not in (0, 1, 2) or "Traceback" in done.stderr:
+        return f"FAULT exit code {done.returncode}: {last[0][:300]}"
+    if done.returncode:
+        return next((line for line in done.stderr.splitlines()[::-1] if line.startswith("edgeq:")), last[0])[:400]
+    if words[0] != "verify":
+        return "ok"
+    found = next(iter(json.loads(done.stdout)["backends"].values()))
+    return f"ok {found['max_lsb']:.3g} LSB, {found['exact_share']:.1%} equal"
+
+
+def fault(answer: str) -> bool:
+    """Whether a verb neither did its work nor said in a sentence why not."""
+    return answer.startswith("FAULT")
+
+
+def row(entry: Entry, found: dict[str, str]) -> str:
+    """The network's row of a Markdown table."""
+    cells = "; ".join(f"{verb}: {answer}" for verb, answer in found.items() if answer != "ok")
+    return f"| {entry.name} | {entry.package} | {entry.licence} | {cells or 'ok'} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
