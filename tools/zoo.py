@@ -4,8 +4,8 @@
 
 Packages are installed at pinned versions into the work folder, never beside edgeq; nothing of them is kept. Weights are the
 packages' own random ones, with BatchNorm statistics from a few batches, and the data is noise: the table says whether a network
-goes in and comes out as the same integers, not how well it classifies. A verb ends in `ok`, in a sentence (exit code 1 or
-2, counted as an answer), or in a fault (a traceback, a signal, exit code 3, no end within the time), which makes this exit with 1.
+goes in and comes out as the same integers, not how well it classifies. A verb ends in `ok`, in a sentence (exit code 1 or 2,
+counted as an answer), or in a fault (a traceback, a signal, exit code 3, no end within the time), which makes this exit with 1.
 """
 
 from __future__ import annotations
