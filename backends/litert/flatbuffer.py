@@ -159,6 +159,7 @@ class ModelWriter:
         s = self.schema
         graph = s.SubGraphT()
         graph.name = b"main"
+        _name_apart([*(t for other in self.others for t in other.tensors), *self.tensors])
         graph.tensors = self.tensors
         graph.operators = _topological(self.operators, {index for _, index in inputs})
         graph.inputs = np.asarray([index for _, index in inputs], np.int32)
@@ -201,6 +202,18 @@ class _AlignedBuffer:
         return self.schema.BufferEnd(builder)
 
 
+def _name_apart(tensors: Sequence[Any]) -> None:
+    """No two tensors of a file by one name: other readers (OpenVINO, tf2onnx) look constants up by it. The last keeps it."""
+    taken = {t.name for t in tensors}
+    seen: set[bytes] = set()
+    for tensor in reversed(tensors):
+        name, count = tensor.name, 0
+        while tensor.name in seen or (count and tensor.name in taken):
+            count += 1
+            tensor.name = name + f"_{count}".encode()
+        seen.add(tensor.name)
+
+
 def _topological(operators: Sequence[Any], given: set[int]) -> list[Any]:
     """`operators` in an order in which each reads only what was written before; stable where they are in order."""
     producer = {int(t): op for op in operators for t in op.outputs}
@@ -218,9 +231,9 @@ def _topological(operators: Sequence[Any], given: set[int]) -> list[Any]:
                 for t in op.inputs
                 if int(t) in producer and int(t) not in given and id(producer[int(t)]) not in done
             ]
-            if waiting:
+            if waiting:  # one at a time, so that the stack is a path, and no path is longer than all operators
                 assert len(stack) <= len(operators), "operators form a cycle"
-                stack.extend(waiting)
+                stack.append(waiting[-1])
             else:
                 done.add(id(op))
                 order.append(op)

@@ -65,7 +65,7 @@ class Emitter:
             "matmul": self._matmul,
             "requantize": self._requantize,
         }
-        self._copies: dict[tuple[int, Perm], Value] = {}
+        self._copies: dict[tuple[int, Perm, tuple[int, ...], Perm], Value] = {}
         self._tables: dict[int, int] = {}  # index tensor → the same, flattened
 
     def emit(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
@@ -80,7 +80,7 @@ class Emitter:
         """`source` in axis order `perm`: as it is, reshaped where only axes of size 1 move, else transposed."""
         if source.perm == perm:
             return source
-        key = (source.index, perm)
+        key = (source.index, source.perm, source.shape, perm)  # of one tensor there may be several turned readings
         if key not in self._copies:
             moved = [a for a in source.perm if source.shape[a] != 1] != [a for a in perm if source.shape[a] != 1]
             name = f"{self._name(source.index)}_{'transposed' if moved else 'reshaped'}_{''.join(map(str, perm))}"

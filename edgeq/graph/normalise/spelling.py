@@ -114,7 +114,7 @@ def _open(module: GraphModule, node: Node) -> None:
     results = torch.fx.map_arg(held.graph.output_node().args[0], lambda n: inside[n])
     for user in list(node.users):
         if user.target is operator.getitem and isinstance(results, (tuple, list)):
-            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index,arg-type] # a number
+            user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index] # a number
             module.graph.erase_node(user)
     if node.users:
         node.replace_all_uses_with(results)  # type: ignore[arg-type] # a single result
