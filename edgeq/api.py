@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from edgeq.run.count import count as count_instructions
 from edgeq.run.count import counts_json
 from edgeq.run.count import kept as keep_counts
 from edgeq.run.diff import diff as diff_folders
+from edgeq.run.distance import far
 from edgeq.run.each import each, succeeded
 from edgeq.run.files import artifact_json, exported, find, size, sizes
 from edgeq.run.kept import Kept, digest, slug
@@ -44,9 +46,11 @@ from edgeq.run.trace import chrome_trace
 from edgeq.run.trial import run_once
 from edgeq.run.verify import Parity, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
-from edgeq.spec import Artifact, EdgeqError, Progress, QuantPlan, Recipe, Target
+from edgeq.spec import Artifact, EdgeqError, EdgeqWarning, Progress, QuantPlan, Recipe, Target
 from edgeq.task import Positives, Predict, Task, asked, build, example, load_task
 from edgeq.task import batches as data
+
+LOOKED_AT = 2  # calibration batches on which the QDQ program is compared with the float network
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
@@ -112,10 +116,12 @@ def quantize(
         followed = with_ends(captured, followed, method.ends)
     followed = in_float(followed, keep_float)
     annotation = annotate(captured, chosen, followed)
-    every = itertools.chain(head, given_batches)
+    looked_at: list[Any] = []
+    every = _remembered(itertools.chain(head, given_batches), looked_at)
     resolved = calibrate(captured, annotation, method, every, progress, positives=_positives(task), output=where)
     progress("convert", 0, None)
     model = assemble(task, captured, annotation, resolved, followed)
+    _warn_where_far(model, [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at])
     if where is not None:
         older = package.exports(where)
         model.save(where)
@@ -123,6 +129,20 @@ def quantize(
         if older:
             progress(f"removed what belonged to the older program: {', '.join(older)}", 1, 1)
     return model
+
+
+def _remembered(given: Iterable[Any], first: list[Any]) -> Iterator[Any]:
+    """`given`, whose first LOOKED_AT batches are kept in `first`."""
+    for batch in given:
+        if len(first) < LOOKED_AT:
+            first.append(batch)
+        yield batch
+
+
+def _warn_where_far(model: QuantizedModel, batches: Sequence[tuple[Tensor, ...]]) -> None:
+    """Warn of outputs that are far from the float network's, however exactly runtimes compute them."""
+    for sentence in far(model, batches):
+        warnings.warn(sentence, EdgeqWarning, stacklevel=2)
 
 
 def _task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> Task:
@@ -317,6 +337,8 @@ def verify(
             "skipped": skipped,
         }
         conditions(fail_if, "verify", found["float_metric"] or ())  # before any artefact runs
+        if source == "calibration":
+            _warn_where_far(model, inputs[:LOOKED_AT])
         kept = Kept(_home(model) / f"verify.{slug(device)}.partial")
         parts = [task.path if task else None, *(x.numpy().tobytes() for batch in inputs for x in batch)]
 
