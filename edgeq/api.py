@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeq import backends, devices
+from edgeq.calib.calibrate import batches as checked
 from edgeq.calib.calibrate import calibrate
 from edgeq.calib.ends import with_ends
 from edgeq.calib.recipes import RECIPES
@@ -105,8 +106,9 @@ def quantize(
     captured = capture(network, example(task))
     given_batches = data(task)
     head = list(itertools.islice(given_batches, 1))
-    if head:
-        confirm(network, captured, head[0])
+    with warnings.catch_warnings(action="ignore"):  # calibrate says what is to be warned of, over all batches
+        list(checked(captured, head))
+    confirm(network, captured, head[0])
     if task.evaluate is not None:
         begins(task, network, captured)
     followed = default_plan(captured, chosen, method.name, precision)
