@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test device-test lint types floors clean
+# what neither times nor fits into a submission's checks: random networks, and public ones as they are
+nightly: $(STAMP)
+	$(BIN)/python tools/soak.py --count 1000 --jobs 2 --json build/soak.jsonl
+	$(BIN)/python tools/zoo.py --work build/zoo --json build/zoo.json
+
+.PHONY: demo test nightly device-test lint types floors clean
 
 demo: $(STAMP)
 	$(BIN)/edgeq demo -o demo-out
