@@ -6,6 +6,7 @@ STAMP := $(VENV)/.installed
 
 # what neither times nor fits into a submission's checks: random networks, and public ones as they are
 nightly: $(STAMP)
+	mkdir -p build
 	$(BIN)/python tools/soak.py --count 1000 --jobs 2 --json build/soak.jsonl
 	$(BIN)/python tools/zoo.py --work build/zoo --json build/zoo.json
 
