@@ -95,7 +95,7 @@ def fold_affine(module: GraphModule, node: Node) -> None:
         return
     if value(node).shape != value(source).shape or isinstance(other, bool):
         return
-    number = constant(module, other).double() if isinstance(other, Node) else torch.tensor(float(other))  # type: ignore[arg-type]
+    number = constant(module, other).double() if isinstance(other, Node) else torch.tensor(float(other))  # type: ignore[arg-type] # a number, as the schema says
     per_channel = _per_channel(number, value(source), _channel_axis(source))
     if per_channel is None or not bool(torch.isfinite(per_channel).all()):
         return
@@ -143,7 +143,7 @@ def merge_branches(module: GraphModule, node: Node) -> None:
     with module.graph.inserting_before(node):
         weight_node = set_constant(module, f"{first.name}_merged", merged)
         bias_node = None if bias is None else set_constant(module, f"{first.name}_merged_bias", bias)
-        result = module.graph.call_function(first.target, (first.args[0], weight_node, bias_node, *rest))  # type: ignore[arg-type]
+        result = module.graph.call_function(first.target, (first.args[0], weight_node, bias_node, *rest))  # type: ignore[arg-type] # a node
     result.meta = dict(first.meta)
     node.replace_all_uses_with(result)
     for done in (node, first, second):
