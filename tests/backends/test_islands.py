@@ -101,7 +101,6 @@ def resamplings(rank: int, rng: np.random.Generator) -> list[Callable[[Tensor], 
     return [*made, *(lambda x, n=n: pool(x, n) for n in (1, 2, 3))]
 
 
-@pytest.mark.skipif("tvm" not in RUNTIMES, reason="needs apache-tvm")
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
 def test_islands_of_tvm_in_every_rank(rank: int, tmp_path: Path) -> None:
     """What the importer lacks, or takes and computes otherwise, on random shapes."""
