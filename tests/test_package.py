@@ -51,7 +51,8 @@ def test_a_saved_model_computes_the_same_after_loading(saved: Path) -> None:
 
 
 def test_same_task_same_bytes_in_another_process(saved: Path, tmp_path: Path) -> None:
-    code = (
+    code = (  # torch marks the nodes of later exports once something was compiled
+        "import torch; torch.compile(torch.nn.Linear(4, 4), backend='eager')(torch.ones(1, 4))\n"
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import edgeq; from networks import InvertedResidual, inputs, seeded\n"
         "task = edgeq.Task('mobile', lambda: seeded(InvertedResidual), lambda: inputs(InvertedResidual),\n"

@@ -106,8 +106,10 @@ class QuantizedModel:
         constants = {k: v.detach().contiguous() for k, v in self.program.state_dict.items()}
         constants |= {k: v.detach().contiguous() for k, v in self.program.constants.items() if isinstance(v, Tensor)}
         save_file({k: v.clone() for k, v in constants.items()}, part / "weights.safetensors")
-        torch.export.save(self.program, part / "program.pt2")
-        torch.export.save(self.twin, part / "float.pt2")
+        for name, program in (("program.pt2", self.program), ("float.pt2", self.twin)):
+            for node in program.graph.nodes:  # marks torch leaves on nodes, others after other work in this process
+                node.meta.pop("custom", None)
+            torch.export.save(program, part / name)
         golden = {f"input_{i}": t.contiguous() for i, t in enumerate(self.golden)}
         golden |= {f"output_{i}": t.contiguous().clone() for i, t in enumerate(self.qdq(self.golden))}
         save_file(golden, part / "golden.safetensors")
