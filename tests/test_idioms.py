@@ -182,6 +182,22 @@ def test_parallel_branches_are_one_convolution(parts: list[Any], stride: int, id
     assert nested and len(kinds(captured)) == 1
 
 
+@pytest.mark.parametrize("make", [nn.Linear, nn.Conv1d, nn.Conv2d])
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_adapter_of_low_rank_becomes_part_of_its_layer(make: Any, turned: bool) -> None:
+    """LoRA beside a linear or a 3-wide convolution, with a factor; a bottleneck of two layers alone stays two."""
+    wide, point = (() if make is nn.Linear else (k,) for k in (3, 1))
+    shape = (2, 8) if make is nn.Linear else (2, 8, *([9] * (1 if make is nn.Conv1d else 2)))
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        low = net.b(net.a(x)) * 0.5
+        return low + net.base(x) if turned else net.base(x) + low
+
+    net = Net(forward, base=make(8, 8, *wide), a=make(8, 2, *wide, bias=False), b=make(2, 8, *point))
+    assert len(kinds(same(seeded(net), shape))) == 1
+    assert len(kinds(same(seeded(Net(lambda n, x: n.b(n.a(x)), a=net.a, b=net.b)), shape))) == 2
+
+
 def test_what_else_reads_a_branch_keeps_it() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         first = net.a(x)

@@ -258,11 +258,32 @@ def test_prepared_and_quantized_networks_name_the_cause() -> None:
     prepared = prepare_qat_fx(trained().train(), get_default_qat_qconfig_mapping("qnnpack"), (X,))
     with pytest.raises(EdgeqError, match="prepared for quantization-aware training"):
         capture(prepared, (X,))
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    graph = torch.export.export(trained().eval(), (X,)).module()
+    observed = prepare_pt2e(graph, XNNPACKQuantizer().set_global(get_symmetric_quantization_config()))
+    observed(X)
+    with pytest.raises(EdgeqError, match="prepared for quantization, whose scales"):
+        capture(observed, (X,))
+    with pytest.raises(EdgeqError, match=r"is quantized already \(quantized_decomposed"):
+        capture(convert_pt2e(observed), (X,))
     with pytest.raises(EdgeqError, match=r"TorchScript.*return the module it was made from"):
         capture(torch.jit.trace(trained().eval(), X), (X,))
 
 
+def distributed(net: nn.Module) -> nn.Module:
+    """`net` as a training of one process has it."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    return nn.parallel.DistributedDataParallel(net)
+
+
 WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "DistributedDataParallel": distributed,
     "DataParallel": nn.DataParallel,
     "compiled": torch.compile,
     "compiled inside": lambda net: nn.Sequential(torch.compile(net)),

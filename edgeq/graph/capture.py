@@ -20,7 +20,18 @@ from torch.fx.graph import CodeGen
 
 from edgeq.graph.normalise import normalise
 from edgeq.graph.ops import kind_of
-from edgeq.graph.own import arguments, compare, place, plain, refuse_random, run, settled, tensors, undisturbed
+from edgeq.graph.own import (
+    arguments,
+    compare,
+    place,
+    plain,
+    refuse_integers,
+    refuse_random,
+    run,
+    settled,
+    tensors,
+    undisturbed,
+)
 from edgeq.graph.quiet import quiet
 from edgeq.spec import EdgeqError, EdgeqWarning, TensorInfo
 
@@ -73,6 +84,7 @@ def capture(model: nn.Module | ExportedProgram, example_inputs: tuple[Any, ...])
             raise EdgeqError(f"torch.export cannot capture {type(network).__name__}: {_condense(error)}") from error
         _check_program(type(network).__name__, program)
         refuse_random(network, program.graph)
+        refuse_integers(network, program.graph)
         _rename_words_of_python(program)
         module = unlift(program)
         normalise(module)

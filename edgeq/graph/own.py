@@ -59,11 +59,14 @@ def _refuse_quantized(model: nn.Module) -> None:
             )
         if home.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             raise EdgeqError(f"{where} is quantized already ({type(module).__name__}): return the float network")
-        if home.startswith(("torch.ao.quantization", "torchao.quantization")) and hasattr(module, "observer_enabled"):
-            raise EdgeqError(
-                f"{where} is a {type(module).__name__}: the network was prepared for quantization-aware training, whose "
-                "scales edgeq does not read yet; return the float network it was prepared from, with the trained weights"
-            )
+        if home.startswith(("torch.ao.quantization", "torchao.quantization")):
+            trained = hasattr(module, "observer_enabled")
+            if trained or hasattr(module, "calculate_qparams"):
+                use = "quantization-aware training" if trained else "quantization"
+                raise EdgeqError(
+                    f"{where} is a {type(module).__name__}: the network was prepared for {use}, whose scales edgeq does not "
+                    f"read yet; return the float network it was prepared from{', with the trained weights' * trained}"
+                )
     for name, weight in model.named_parameters():
         kind = type(weight.data)
         if kind not in (Tensor, nn.Parameter):
@@ -242,6 +245,17 @@ def refuse_random(model: nn.Module, graph: torch.fx.Graph) -> None:
             f"{type(model).__name__} draws random numbers in eval mode by {name}{line}, and an artefact draws none: "
             f"{advice}"
         )
+
+
+def refuse_integers(model: nn.Module, graph: torch.fx.Graph) -> None:
+    """Raise EdgeqError where a graph quantizes already, as what PT2E converted or a QDQ program does."""
+    for node in graph.nodes:
+        name = str(node.target) if node.op == "call_function" else ""
+        if name.startswith(("quantized_decomposed.", "quantized.", "torchao.")) or "fake_quantize" in name:
+            raise EdgeqError(
+                f"{type(model).__name__} is quantized already ({name.removesuffix('.default')}): edgeq does not read its "
+                "scales yet; return the float network it was made from"
+            )
 
 
 def place(trace: str) -> str:

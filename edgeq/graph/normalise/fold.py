@@ -116,11 +116,15 @@ def merge_branches(module: GraphModule, node: Node) -> None:
     """Two convolutions or linears of one input and their sum are one, as in RepVGG before it is reparameterised.
 
     Kernels are laid over each other where they read the same elements; branches of more groups are spread out into the
-    groups of the other. A branch that something else reads too stays.
+    groups of the other. A branch of two layers, as a low-rank adapter is, becomes one first. A branch that something else
+    reads too stays.
     """
     first, second = node.args[0], node.args[1]
     if not isinstance(first, Node) or not isinstance(second, Node) or first is second:
         return
+    for outer, other in ((first, second), (second, first)):
+        if _on_a_layer(outer) and _foldable(other) and outer.args[0].args[0] is other.args[0]:  # type: ignore[union-attr] # a node
+            _one_layer(module, outer)
     if first.target is not second.target or first.args[0] is not second.args[0]:
         return
     if not _foldable(first) or not _foldable(second) or node_arg(node, 2, node.kwargs.get("alpha", 1)) != 1:
@@ -148,6 +152,36 @@ def merge_branches(module: GraphModule, node: Node) -> None:
     node.replace_all_uses_with(result)
     for done in (node, first, second):
         module.graph.erase_node(done)
+
+
+def _on_a_layer(node: Node) -> bool:
+    """Whether `node` is a linear or a pointwise convolution on the output of another of its kind that nothing else reads."""
+    inner = node.args[0] if node.args else None
+    if not isinstance(inner, Node) or inner.target is not node.target or not (_foldable(node) and _foldable(inner)):
+        return False
+    kinds = {kind_of(node), kind_of(inner)}
+    if node.target is aten.linear.default:
+        return True
+    if not kinds <= {"conv1d", "conv2d"} or any(size != 1 for size in value(node.args[1]).shape[2:]):
+        return False
+    at, before = conv_attrs(node, kind_of(node) or ""), conv_attrs(inner, kind_of(inner) or "")
+    return at.groups == before.groups == 1 and all(s == 1 for s in at.stride) and not any(at.padding)
+
+
+def _one_layer(module: GraphModule, outer: Node) -> None:
+    """Let `outer` compute what it and the layer before it do: B(Ax + a) + b = (BA)x + (Ba + b)."""
+    inner = outer.args[0]
+    assert isinstance(inner, Node)
+    a, b = (constant(module, n.args[1]).double() for n in (inner, outer))  # type: ignore[arg-type] # nodes, see _foldable
+    b = b.reshape(b.shape[0], -1)
+    weight = torch.tensordot(b, a, dims=1)
+    zeros = (torch.zeros(a.shape[0], dtype=torch.float64), torch.zeros(b.shape[0], dtype=torch.float64))
+    biases = [_optional(module, node_arg(n, 2, None), z) for n, z in zip((inner, outer), zeros, strict=True)]
+    with module.graph.inserting_before(outer):
+        weight_node = set_constant(module, f"{outer.name}_composed", weight)
+        bias_node = set_constant(module, f"{outer.name}_composed_bias", b @ biases[0] + biases[1])
+    outer.args = (inner.args[0], weight_node, bias_node, *inner.args[3:])
+    module.graph.erase_node(inner)
 
 
 def _laid_over(first: Node, second: Node, weights: list[Tensor]) -> tuple[Tensor, tuple[Any, ...]] | None:
