@@ -13,6 +13,7 @@ import torch
 from edgeq import api, backends
 from edgeq.api import silent
 from edgeq.devices import host
+from edgeq.fault import Told
 from edgeq.graph.package import QuantizedModel, versions
 from edgeq.pages.words import speed
 from edgeq.spec import EdgeqError, Progress
@@ -125,7 +126,7 @@ def _everywhere(model: QuantizedModel, batches: int, progress: Progress) -> tupl
     latency = api.profile(model, runs=20, progress=progress)
     for name, row in (*parity["backends"].items(), *latency["backends"].items()):
         if "error" in row:
-            raise EdgeqError(f"{name}: {row['error']}")
+            raise (Told if row.get("fault") else EdgeqError)(f"{name}: {row['error']}")
     rows = {}
     for name, row in parity["backends"].items():
         int8, floating, _ = speed(latency["backends"][name])

@@ -19,6 +19,10 @@ EMPTY = ("can't allocate memory", "out of memory", "std::bad_alloc")  # so do it
 LENGTH = 200  # characters of the exception's own words; the rest stands in the traceback
 
 
+class Told(RuntimeError):
+    """A fault whose sentence is known already, and whose traceback is kept."""
+
+
 def beyond_the_machine(error: BaseException) -> str:
     """A sentence where the machine has no room left, which is no fault of edgeq's; else nothing."""
     said = str(error)
@@ -32,6 +36,8 @@ def beyond_the_machine(error: BaseException) -> str:
 
 def sentence(error: BaseException, verb: str) -> str:
     """What happened, at which layer and line of the user's as far as they are known; keeps the traceback in a file."""
+    if isinstance(error, Told):
+        return str(error)
     said = " ".join(str(error).split("\n\nWhile executing")[0].split())
     words = f"{type(error).__name__}: {said}" if said else type(error).__name__
     if len(words) > LENGTH:

@@ -103,6 +103,22 @@ def test_layers_fused_on_one_side_are_compared_as_one(folder: Path) -> None:
     assert pair["total"]["verdict"] == "faster" and pair["total"]["ratio"] == pytest.approx(0.8, rel=0.02)
 
 
+def test_layers_are_scaled_as_their_sum_is(folder: Path) -> None:
+    """Traced runs take longer: the rows of a profile, and so of a comparison, add up to the untraced total."""
+    slow = dataclasses.replace(FUSED, row_scale=0.5)
+    (folder / "slow.json").write_text(json.dumps(as_profile(litert=slow)))
+    (pair,) = compare(f"{folder}/slow.json", f"{folder}/b")["pairs"]
+    assert {tuple(row["layers"]): row for row in pair["layers"]}["fc",]["a_ms"] == pytest.approx(0.2, rel=0.02)
+
+
+def test_two_networks_are_said_first(folder: Path) -> None:
+    other = profiled(1.0, {"x": (("head.linear",), 0.7)}, 9)
+    (folder / "other.json").write_text(json.dumps({**as_profile(litert=other), "model": "another"}))
+    found = compare(f"{folder}/a", f"{folder}/other.json")
+    assert words.differing(found["pairs"][0])[0] == "These are two networks: small in A, another in B."
+    assert compare(f"{folder}/a", f"{folder}/b")["pairs"][0]["same_network"]
+
+
 def test_folders_files_and_numbers_name_a_profile(folder: Path) -> None:
     artifact = folder / "model.tflite"
     artifact.write_bytes(b"an artefact")
@@ -168,9 +184,13 @@ def test_the_verdict_is_a_sentence() -> None:
     assert same.startswith("No difference seen") and same.endswith("times A's time.")
     assert "too few runs to say" in words.compared(dataclasses.asdict(ratio_of_medians([1.0], [2.0])))
     told = {"device": "X", "threads": 1, "versions": {"tvm": "0.26"}}
-    assert words.differing({"a": told, "b": told}) == []
+    assert words.differing({"a": told, "b": told, "same_network": True}) == []
     other = {"device": "Y", "threads": 2, "versions": {"tvm": "0.27"}}
-    assert [s.split()[1] for s in words.differing({"a": told, "b": other})] == ["devices", "threads", "versions"]
+    assert [s.split()[1] for s in words.differing({"a": told, "b": other, "same_network": True})] == [
+        "devices",
+        "threads",
+        "versions",
+    ]
 
 
 def test_a_trace_is_what_chrome_reads_and_adds_up() -> None:

@@ -43,6 +43,12 @@ def test_a_fault_is_one_sentence_and_three(tmp_path: Path) -> None:
     assert "in broken" in file.read_text()
 
 
+def test_a_fault_told_in_a_row_is_told_once_and_still_three(tmp_path: Path) -> None:
+    done = ended("def broken():\n    from edgeq.fault import Told\n    raise Told('tvm: profile failed')", tmp_path)
+    assert done.returncode == 3 and done.stderr == "edgeq: tvm: profile failed\n"
+    assert not (tmp_path / "faults").exists()
+
+
 def test_a_fault_where_nothing_can_be_kept_still_ends_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "faults").write_text("a file where the folder should be")
     done = ended("def broken(): raise AssertionError", tmp_path)

@@ -279,8 +279,10 @@ def comparison_tables(found: Found) -> list[RenderableType]:
         total = pair["total"]
         who = (pair["a"]["backend"], pair["b"]["backend"])
         name = title(who[0]) if who[0] == who[1] else f"{title(who[0])} (A) and {title(who[1])} (B)"
-        parts += [Text(), _head(name, ""), Text(compared(total), style=VERDICTS[total["verdict"]])]
-        parts += [Text(sentence, style="dim") for sentence in differing(pair)]
+        parts += [Text(), _head(name, "")]
+        parts += [Text(sentence, style="bold" if i == 0 and not pair["same_network"] else "dim")
+                  for i, sentence in enumerate(differing(pair))]  # fmt: skip
+        parts += [Text(compared(total), style=VERDICTS[total["verdict"]])]
         table = _table("A ms", "B ms", "B / A", "interval", "B is", "layer", left=(4, 5))
         for row in sorted(pair["layers"], key=lambda row: -max(row["a_ms"], row["b_ms"])):
             table.add_row(*_compared_row(row), escape(label(row)))

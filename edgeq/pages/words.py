@@ -263,9 +263,10 @@ def compared(total: Mapping[str, Any]) -> str:
 
 
 def differing(pair: Mapping[str, Any]) -> list[str]:
-    """Sentences on what else differs between the two sides of a comparison: device, threads, versions."""
+    """Sentences on what else differs between the two sides of a comparison: network, device, threads, versions."""
     a, b = pair["a"], pair["b"]
-    said = [
+    said = [] if pair["same_network"] else [f"These are two networks: {a['model']} in A, {b['model']} in B."]
+    said += [
         f"{what} differ: {a[key]} in A, {b[key]} in B."
         for key, what in (("device", "The devices"), ("threads", "The threads"))
         if a[key] != b[key]

@@ -123,7 +123,7 @@ def reports(source: str) -> dict[str, Found]:
         kept = measurements.load(int(name.removeprefix("#")))
         if isinstance(kept.report, InstructionReport):
             raise EdgeqError(f"measurement {name} counted instructions on {kept.report.device}: there is no time in it")
-        found = {kept.report.backend: dataclasses.asdict(kept.report)}
+        found = {kept.report.backend: {**dataclasses.asdict(kept.report), "model": kept.model}}
     else:
         file = where / "profile.json" if where.is_dir() else where
         hint = (
@@ -131,7 +131,8 @@ def reports(source: str) -> dict[str, Found]:
         )
         told = read_json(file, f"{file}: there is no such profile; {hint}")
         rows = told.get("backends") if isinstance(told, dict) else None
-        found = {k: r for k, r in rows.items() if _is_report(r)} if isinstance(rows, dict) else {}
+        model = {"model": told.get("model")} if isinstance(told, dict) else {}
+        found = {k: {**r, **model} for k, r in rows.items() if _is_report(r)} if isinstance(rows, dict) else {}
         if not found:
             raise EdgeqError(f"{file}: no latency in it; run edgeq profile again")
     if backend and backend not in found:
@@ -153,12 +154,28 @@ def _is_report(told: Any) -> bool:
 
 
 def _pair(a: Found, b: Found) -> dict[str, Any]:
+    sides = ("model", "backend", "device", "threads", "versions")
     return {
-        "a": {key: a[key] for key in ("backend", "device", "threads", "versions")},
-        "b": {key: b[key] for key in ("backend", "device", "threads", "versions")},
+        "a": {key: a.get(key) for key in sides},
+        "b": {key: b.get(key) for key in sides},
+        "same_network": _same_network(a, b),
         "total": dataclasses.asdict(ratio_of_medians(a["run_ms"], b["run_ms"])),
-        "layers": [{"layers": list(layers), **dataclasses.asdict(r)} for layers, r in _layers(a["rows"], b["rows"])],
+        "layers": [{"layers": list(layers), **dataclasses.asdict(r)} for layers, r in _layers(_scaled(a), _scaled(b))],
     }
+
+
+def _same_network(a: Found, b: Found) -> bool:
+    """Whether both sides timed one network: most layers of the smaller one are in the other; by name where none are known."""
+    layers_a, layers_b = ({key for row in side["rows"] for key in row["layers"]} for side in (a, b))
+    if not layers_a or not layers_b:
+        return a.get("model") == b.get("model")
+    return 2 * len(layers_a & layers_b) >= min(len(layers_a), len(layers_b))
+
+
+def _scaled(report: Found) -> list[Found]:
+    """Rows whose single runs are multiplied as their times are, so that they add up to the untraced total."""
+    scale = report.get("row_scale", 1.0)
+    return [{**row, "run_ms": [ms * scale for ms in row["run_ms"]]} for row in report["rows"]]
 
 
 class _Part(NamedTuple):
