@@ -27,7 +27,7 @@ from edgeq.graph.annotate import Annotation, annotate, default_plan, in_float
 from edgeq.graph.capture import Captured, capture, confirm, leaves_like
 from edgeq.graph.convert import Resolved, convert, float_program
 from edgeq.graph.golden import golden
-from edgeq.graph.package import QuantizedModel, load_plan, read_json, versions, write_json
+from edgeq.graph.package import QuantizedModel, hash_of, keep_result, load_plan, result, versions, write_json
 from edgeq.run.compare import compare as compare_profiles
 from edgeq.run.condition import conditions, holding
 from edgeq.run.count import count as count_instructions
@@ -36,13 +36,14 @@ from edgeq.run.count import kept as keep_counts
 from edgeq.run.diff import diff as diff_folders
 from edgeq.run.distance import far
 from edgeq.run.each import each, succeeded
-from edgeq.run.files import artifact_json, exported, find, size, sizes
+from edgeq.run.files import exported, find, put, size, sizes
 from edgeq.run.kept import Kept, digest, slug
 from edgeq.run.metric import begins, evaluate, float_metric
 from edgeq.run.place import Place
 from edgeq.run.profile import kept as keep_pair
 from edgeq.run.profile import pair_json
 from edgeq.run.profile import profile as profile_artifact
+from edgeq.run.source import task_of
 from edgeq.run.trace import chrome_trace
 from edgeq.run.trial import run_once
 from edgeq.run.verify import Parity, first_parting, parity_json
@@ -207,6 +208,7 @@ def assemble(
         islands=annotation.islands,
         golden=golden(captured, of, placeholders),
         task=str(task.path) if task.path else None,
+        task_sha256=hash_of(task.path) if task.path else None,
         preprocessing=task.preprocessing,
     )
 
@@ -264,7 +266,7 @@ def export(
         _remove(artifact.path)
         (where / f"{name}.json").unlink(missing_ok=True)
         raise
-    write_json(where / f"{name}.json", artifact_json(artifact, model))
+    put(artifact, model, name)
     return artifact
 
 
@@ -303,6 +305,7 @@ def verify(
     batches: int = 8,
     layers: bool = False,
     threads: int = 1,
+    task: str | Path | None = None,
     fail_if: Sequence[str] = (),
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -310,31 +313,32 @@ def verify(
 
     model: or its folder, or one exported file in that.
     Without `to`, artefacts that do not run there are left out and named in `skipped`. Inputs are the first `batches`
-    calibration batches where the task file is still there, else the synthetic golden vector. The task's metric is
-    computed on the host alone. Returns plain data and writes it to verify.json (`verify.<device>.json` for others); its
-    shape is described in docs/json.md. After an interruption the same call goes on behind the last finished backend.
-    Of several backends, one that fails has `{"error": sentence}` in its row, and the others go on.
+    calibration batches of `task`, a task file, else of the one that was quantized where it is still the same, else the
+    synthetic golden vector. The task's metric is computed on the host alone. Returns plain data and writes it to
+    verify.json (`verify.<device>.json` for others); its shape is described in docs/json.md. After an interruption the
+    same call goes on behind the last finished backend. Of several backends, one that fails has `{"error": sentence}` in
+    its row, and the others go on.
     fail_if: conditions as `max_lsb>1`, their names checked before any artefact runs; `failing` says which hold for whom.
 
     Raises:
         DeviceLost: the device went away. EdgeqError: nothing was exported, an artefact is truncated or does not run there.
     """
     model, to = _named(model, to)
-    task = load_task(model.task) if model.task and Path(model.task).is_file() else None
-    measured = task is not None and task.evaluate is not None and device == "host"
+    source_of = task_of(model, task)
+    measured = source_of is not None and source_of.evaluate is not None and device == "host"
     failing_if = conditions(fail_if, "verify", None if measured else ())
     with open_device(device) as opened:
         place = Place(opened)
         chosen, skipped = _chosen(model, to, place)
-        inputs, source = _inputs(model, task, batches)
+        inputs, source = _inputs(model, source_of, batches)
         found: dict[str, Any] = {
             "model": model.name,
             "device": device,
             "versions": versions(),
             "inputs": source,
             "batches": len(inputs),
-            "float_metric": float_metric(task, model) if task and place.device is None else None,
-            "qdq_metric": evaluate(task, model.qdq) if task and place.device is None else None,
+            "float_metric": float_metric(source_of, model) if source_of and place.device is None else None,
+            "qdq_metric": evaluate(source_of, model.qdq) if source_of and place.device is None else None,
             "backends": {},
             "skipped": skipped,
         }
@@ -342,7 +346,7 @@ def verify(
         if source == "calibration":
             _warn_where_far(model, inputs[:LOOKED_AT])
         kept = Kept(_home(model) / f"verify.{slug(device)}.partial")
-        parts = [task.path if task else None, *(x.numpy().tobytes() for batch in inputs for x in batch)]
+        parts = [source_of.path if source_of else None, *(x.numpy().tobytes() for batch in inputs for x in batch)]
 
         def row(name: str) -> dict[str, Any]:
             artifact = find(model, name)
@@ -350,7 +354,7 @@ def verify(
             made = kept.get(name, known)
             if made is None:
                 parity = verify_artifact(
-                    model, artifact, inputs, place=place, task=task, threads=threads, progress=progress
+                    model, artifact, inputs, place=place, task=source_of, threads=threads, progress=progress
                 )
                 made = parity_json(parity, artifact)
                 if layers and parity.max_lsb > 0:
@@ -452,12 +456,17 @@ def diff(old: str | Path, new: str | Path) -> dict[str, Any]:
     return diff_folders(old, new)
 
 
-def report(model: QuantizedModel | str | Path, *, output: str | Path | None = None) -> Path:
-    """Write one self-contained HTML page about a model folder; returns its path (report.html in the folder)."""
+def report(
+    model: QuantizedModel | str | Path, *, output: str | Path | None = None, task: str | Path | None = None
+) -> Path:
+    """Write one self-contained HTML page about a model folder; returns its path (report.html in the folder).
+
+    task: the task file whose first calibration batch the statistics are of; see `verify`.
+    """
     from edgeq.pages.page import write_page
 
     model = _saved(model)
-    return write_page(model, Path(output) if output else _home(model) / "report.html")
+    return write_page(model, Path(output) if output else _home(model) / "report.html", task)
 
 
 def summary(model: QuantizedModel) -> dict[str, Any]:
@@ -639,9 +648,12 @@ def _result(verb: str, device: str) -> str:
 def _merge(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     """Write `found` with the backends measured earlier kept beside the new ones, and those that failed now left out; returns
     the new ones alone."""
-    earlier = read_json(path, "")["backends"] if path.is_file() else {}
+    try:
+        earlier = (result(path.parent, path.name) or {"backends": {}})["backends"]
+    except EdgeqError:  # damaged: nothing of it is kept
+        earlier = {}
     rows = {name: row for name, row in earlier.items() if name not in found["backends"]}
-    write_json(path, {**found, "backends": {**rows, **succeeded(found["backends"])}})
+    keep_result(path.parent, path.name, {**found, "backends": {**rows, **succeeded(found["backends"])}})
     return found
 
 

@@ -51,6 +51,15 @@ FailIf = Annotated[
         show_default=False,
     ),
 ]
+TaskFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--task",
+        help="The task file to take batches and metric from. Without it the one that was quantized is run, if it lies where "
+        "it lay and was not changed.",
+        show_default=False,
+    ),
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads the runtime may use.")]
 
 
@@ -219,6 +228,7 @@ def verify(
             "a runtime may fuse a prefix differently).",
         ),
     ] = False,
+    task: TaskFile = None,
     fail_if: FailIf = None,
     threads: Threads = 1,
     junit: Annotated[
@@ -242,6 +252,7 @@ def verify(
                 batches=batches,
                 layers=layers,
                 threads=threads,
+                task=task,
                 fail_if=fail_if or (),
                 progress=progress,
             )
@@ -336,6 +347,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Page to write; default: FOLDER/report.html.")
     ] = None,
+    task: TaskFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page: accuracy, parity, coverage, latency, per-layer error."""
@@ -343,7 +355,7 @@ def report(
 
     with _progress() as progress:
         progress("report", 0, None)
-        page = api.report(folder, output=output)
+        page = api.report(folder, output=output, task=task)
     _print({"report": str(page)}, as_json, lambda found: found["report"])
 
 

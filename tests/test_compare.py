@@ -147,7 +147,7 @@ def test_folders_files_and_numbers_name_a_profile(folder: Path) -> None:
         ("{0}/list.json", "no latency in it"),
         ("{0}/three.json", "no latency in it"),
         ("{0}/lacking.json", "no latency in it"),
-        ("{0}/nan.json", "no latency in it"),
+        ("{0}/nan.json", "NaN is no number of strict JSON"),
     ],
 )
 def test_what_is_no_profile_is_named(source: str, said: str, folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import sealed
 from torch import nn
 
 import edgeq
@@ -40,6 +41,7 @@ def write(path: Path, tvm: dict[str, Any], **fields: Any) -> None:
     told = json.loads(path.read_text())
     told["backends"]["tvm"].update(tvm)
     path.write_text(json.dumps({**told, **fields}))
+    sealed(path.parent)
 
 
 @pytest.fixture
@@ -91,6 +93,7 @@ def test_operators_sizes_and_runtimes_that_go(old: Path, new: Path) -> None:
     described = json.loads((new / "tvm" / "model.json").read_text())
     described["coverage"][0]["status"] = "float island"
     (new / "tvm" / "model.json").write_text(json.dumps(described))
+    sealed(new)
     with (new / "tvm" / described["artifact"]).open("ab") as file:
         file.write(bytes(10_000))
     assert [s.split(",")[0] for s in edgeq.diff(old, new)["regressions"][:1]] == ["tvm: 1 float operators"]
@@ -107,6 +110,7 @@ def test_plan_and_numbers_are_told(old: Path, new: Path) -> None:
     del numbers["tensors"][tensor]
     (new / "plan.json").write_text(json.dumps(plan))
     (new / "qparams.json").write_text(json.dumps(numbers))
+    sealed(new)
     found = edgeq.diff(old, new)
     assert found["plan"] == {layer: {"old": "w8a8", "new": "fp32"}} and list(found["numbers"]) == [tensor]
     assert found["regressions"] == [] and len(diff_tables(found)) > 2

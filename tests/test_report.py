@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import InvertedResidual, seeded
+from networks import InvertedResidual, sealed, seeded
 from rich.console import Console
 
 from edgeq import api
@@ -98,10 +98,14 @@ def measured(model: QuantizedModel, folder: Path, *, int8: float, floating: floa
     copy.save(folder)
     (folder / "litert").mkdir()
     (folder / "litert" / "model.tflite").write_bytes(bytes(1234))
-    described = {"artifact": "model.tflite", "coverage": coverage_rows(model), "notes": ["a note with <b>"]}
+    described = {
+        "backend": "litert", "artifact": "model.tflite", "model": model.name, "inputs": [], "outputs": [],
+        "preprocessing": None, "coverage": coverage_rows(model), "notes": ["a note with <b>"],
+    }  # fmt: skip
     (folder / "litert" / "model.json").write_text(json.dumps(described))
     (folder / "verify.json").write_text(json.dumps(parity_of(model, lsb)))
     (folder / "profile.json").write_text(json.dumps(profile_of(model, int8, floating)))
+    sealed(folder)
     return copy
 
 
@@ -386,7 +390,7 @@ def test_other_devices_have_a_section_and_emulated_ones_no_time(made: QuantizedM
         for verb, backends in (("verify", parity_of(model, 0)["backends"]), ("profile", {"executorch": found})):
             told = {"device": name, "backends": {"executorch": backends["executorch"]}}
             (folder / f"{verb}.{file}.json").write_text(json.dumps(told))
-    page = write_page(model, folder / "report.html").read_text()
+    page = write_page(model, sealed(folder) / "report.html").read_text()
     section = page[page.index('<section id="devices">') :].partition("</section>")[0]
     phone, core = section.split("emulated:cortex-a76</h3>")
     assert (

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,13 +29,59 @@ from edgeq.graph.capture import unlift
 from edgeq.graph.integer import IntegerProgram, read
 from edgeq.graph.shortcut import shortcut
 from edgeq.graph.simulate import simulate
-from edgeq.spec import EdgeqError, QParams, QuantPlan, TensorInfo
+from edgeq.schema import fit
+from edgeq.schema import load as read_plain
+from edgeq.schema import read as read_as
+from edgeq.spec import EdgeqError, EdgeqWarning, QParams, QuantPlan, TensorInfo
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+SCHEMA = 1  # of the other files; each says so
 FILES = (
     MANIFEST, "plan.json", "qparams.json", "weights.safetensors", "program.pt2", "float.pt2", "golden.safetensors",
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """manifest.json: what the folder holds, and the hash of every file in it.
+
+    task: the file it was quantized from, with its hash then. files: those of `quantize`. artifacts: those of `export`, by
+    path in the folder; an .mlpackage's is the hash of all it holds.
+    """
+
+    format: int
+    name: str
+    task: str | None
+    task_sha256: str | None
+    files: dict[str, str]
+    artifacts: dict[str, str]
+    versions: dict[str, str]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    preprocessing: dict[str, Any] | None
+    islands: dict[str, str]
+    labels: dict[str, str]
+    twin_labels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFile:
+    """plan.json; a person's may leave the schema out, and target and recipe only where it says so."""
+
+    target: str
+    recipe: str
+    layers: dict[str, str]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """qparams.json: tensor key → scale and zero point, and the plan they were resolved for."""
+
+    plan_sha256: str
+    tensors: dict[str, QParams]
+    schema: int = SCHEMA
 
 
 @dataclass
@@ -58,6 +105,7 @@ class QuantizedModel:
     islands: dict[str, str]
     golden: tuple[Tensor, ...]
     task: str | None = None
+    task_sha256: str | None = None
     preprocessing: dict[str, Any] | None = None
     folder: Path | None = None
 
@@ -99,10 +147,9 @@ class QuantizedModel:
     def _write(self, part: Path) -> None:
         plan_text = dump_plan(self.plan)
         (part / "plan.json").write_text(plan_text)
-        numbers = {key: dataclasses.asdict(q) for key, q in self.qparams.items()}
         plan_hash = hashlib.sha256(plan_text.encode()).hexdigest()
-        qparams = {"plan_sha256": plan_hash, "tensors": numbers}
-        (part / "qparams.json").write_text(json.dumps(qparams, indent=1) + "\n")
+        numbers = dataclasses.asdict(Numbers(plan_hash, self.qparams))
+        (part / "qparams.json").write_text(json.dumps(numbers, indent=1) + "\n")
         constants = {k: v.detach().contiguous() for k, v in self.program.state_dict.items()}
         constants |= {k: v.detach().contiguous() for k, v in self.program.constants.items() if isinstance(v, Tensor)}
         save_file({k: v.clone() for k, v in constants.items()}, part / "weights.safetensors")
@@ -113,22 +160,22 @@ class QuantizedModel:
         golden = {f"input_{i}": t.contiguous() for i, t in enumerate(self.golden)}
         golden |= {f"output_{i}": t.contiguous().clone() for i, t in enumerate(self.qdq(self.golden))}
         save_file(golden, part / "golden.safetensors")
-        manifest = {
-            "format": FORMAT,
-            "name": self.name,
-            "task": self.task,
-            "plan_sha256": plan_hash,
-            "weights_sha256": _hash(part / "weights.safetensors"),
-            "program_sha256": _hash(part / "program.pt2"),
-            "versions": versions(),
-            "inputs": [dataclasses.asdict(i) for i in self.inputs],
-            "outputs": [dataclasses.asdict(o) for o in self.outputs],
-            "preprocessing": self.preprocessing,
-            "islands": self.islands,
-            "labels": self.labels,
-            "twin_labels": self.twin_labels,
-        }
-        (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        manifest = Manifest(
+            format=FORMAT,
+            name=self.name,
+            task=self.task,
+            task_sha256=self.task_sha256,
+            files={name: hash_of(part / name) for name in FILES if name != MANIFEST},
+            artifacts={},
+            versions=versions(),
+            inputs=self.inputs,
+            outputs=self.outputs,
+            preprocessing=self.preprocessing,
+            islands=self.islands,
+            labels=self.labels,
+            twin_labels=self.twin_labels,
+        )
+        (part / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
         for path in part.iterdir():  # safetensors lets nobody but the owner read its files
             path.chmod((part / MANIFEST).stat().st_mode)
 
@@ -140,42 +187,173 @@ def load(folder: str | Path) -> QuantizedModel:
         EdgeqError: it is no such folder, or one of its files is missing, truncated or does not belong to the others.
     """
     root = Path(folder)
-    manifest = read_json(
-        root / MANIFEST, f"{root}: not a quantized model (no {MANIFEST}); make one with edgeq quantize"
-    )
-    if manifest.get("format") != FORMAT:
-        raise EdgeqError(
-            f"{root}: written by another version of edgeq (format {manifest.get('format')}); quantize again"
-        )
+    manifest = read_manifest(root)
+    for name, wanted in manifest.files.items():
+        unchanged(root / name, wanted)
     plan = load_plan(root / "plan.json")
-    numbers = read_json(root / "qparams.json", f"{root / 'qparams.json'}: missing; quantize again")
-    if hashlib.sha256(dump_plan(plan).encode()).hexdigest() != numbers["plan_sha256"]:
-        raise EdgeqError(
-            f"{root / 'plan.json'}: edited since it was calibrated; run edgeq quantize TASK.py --plan {root / 'plan.json'}"
-        )
-    weights = root / "weights.safetensors"
-    if not weights.is_file() or _hash(weights) != manifest.get("weights_sha256"):
-        raise EdgeqError(f"{weights}: not the weights this model was saved with; quantize again")
-    program = load_program(root / "program.pt2")
-    if _hash(root / "program.pt2") != manifest.get("program_sha256"):
-        raise EdgeqError(f"{root / 'program.pt2'}: not the program this model was saved with; quantize again")
+    numbers = read_as(root / "qparams.json", Numbers, f"{root / 'qparams.json'}: missing; quantize again")
+    if hashlib.sha256(dump_plan(plan).encode()).hexdigest() != numbers.plan_sha256:
+        raise EdgeqError(f"{root / 'qparams.json'}: its numbers were resolved for another plan.json; quantize again")
+    for key, q in numbers.tensors.items():
+        if wrong := _wrong(q):
+            raise EdgeqError(f"{root / 'qparams.json'}: {key}: {wrong}; quantize again")
     golden = _tensors(root / "golden.safetensors")
+    if lacking := [i for i in range(len(manifest.inputs)) if f"input_{i}" not in golden]:
+        raise EdgeqError(f"{root / 'golden.safetensors'}: has no input_{lacking[0]}; quantize again")
     return QuantizedModel(
-        name=manifest["name"],
+        name=manifest.name,
         plan=plan,
-        program=program,
+        program=load_program(root / "program.pt2"),
         twin=load_program(root / "float.pt2"),
-        inputs=tuple(_info(i) for i in manifest["inputs"]),
-        outputs=tuple(_info(o) for o in manifest["outputs"]),
-        qparams={key: _qparams(q) for key, q in numbers["tensors"].items()},
-        labels=manifest["labels"],
-        twin_labels=manifest["twin_labels"],
-        islands=manifest["islands"],
-        golden=tuple(golden[f"input_{i}"] for i in range(len(manifest["inputs"]))),
-        task=manifest["task"],
-        preprocessing=manifest["preprocessing"],
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        qparams=numbers.tensors,
+        labels=manifest.labels,
+        twin_labels=manifest.twin_labels,
+        islands=manifest.islands,
+        golden=tuple(golden[f"input_{i}"] for i in range(len(manifest.inputs))),
+        task=manifest.task,
+        task_sha256=manifest.task_sha256,
+        preprocessing=manifest.preprocessing,
         folder=root,
     )
+
+
+def read_manifest(root: Path) -> Manifest:
+    """manifest.json of a model folder.
+
+    Raises:
+        EdgeqError: it is no such folder, was written by another version of edgeq, or the file was changed.
+    """
+    path = root / MANIFEST
+    raw = read_plain(path, f"{root}: not a quantized model (no {MANIFEST}); make one with edgeq quantize")
+    written = raw.get("format") if isinstance(raw, dict) else None
+    if written != FORMAT:
+        raise EdgeqError(
+            f"{root}: written by another version of edgeq (format {written}, not {FORMAT}): "
+            "run edgeq quantize TASK.py again with its task file"
+        )
+    manifest = fit(raw, Manifest, path)
+    if lacking := [name for name in FILES if name != MANIFEST and name not in manifest.files]:
+        raise EdgeqError(f"{path}: has no hash of {lacking[0]}; quantize again")
+    for name in (*manifest.files, *manifest.artifacts):
+        plain_name(name, path)
+    for info in (*manifest.inputs, *manifest.outputs):
+        if info.qparams is not None and (wrong := _wrong(info.qparams)):
+            raise EdgeqError(f"{path}: {info.name}: {wrong}; quantize again")
+    return manifest
+
+
+def record(root: Path, made: Sequence[Path]) -> None:
+    """Put the hashes of what was written into a model folder into its manifest; exports side by side wait for each other."""
+    with locked(root):
+        manifest = read_manifest(root)
+        told = {path.relative_to(root).as_posix(): hash_of(path) for path in made}
+        known = {name: value for name, value in manifest.artifacts.items() if (root / name).exists()}
+        new = dataclasses.replace(manifest, artifacts={**known, **told})
+        write_json(root / MANIFEST, dataclasses.asdict(new))
+
+
+def keep_result(root: Path, name: str, content: Any) -> None:
+    """Write what a verb found into a model folder, with its hash; where nothing can be written there, say so and go on."""
+    try:
+        write_json(root / name, content)
+        record(root, [root / name])
+    except OSError as error:
+        warnings.warn(
+            f"{root / name} cannot be written ({error.strerror}): what was found is shown, and not kept",
+            EdgeqWarning,
+            stacklevel=2,
+        )
+
+
+def result(root: Path, name: str) -> Any:
+    """What a verb found earlier and kept in a model folder; None where there is none.
+
+    Raises:
+        EdgeqError: the file was changed since.
+    """
+    if not (root / name).is_file():
+        return None
+    verb = name.split(".")[0]
+    recorded(root, root / name, f"run edgeq {verb} {root} again")
+    return read_plain(root / name, "")
+
+
+def recorded(root: Path, path: Path, remedy: str) -> Path:
+    """`path`, a file or package that `export` wrote into the folder, if it is what it was then.
+
+    Raises:
+        EdgeqError: it is missing, leads out of the folder, or was changed; `remedy` says what to run.
+    """
+    name = path.relative_to(root).as_posix()
+    if not path.exists():
+        raise EdgeqError(f"{path}: missing; {remedy}")
+    if not path.resolve().is_relative_to(root.resolve()) or any(p.is_symlink() for p in path.rglob("*")):
+        raise EdgeqError(f"{path}: leads out of the model folder, and is not read; {remedy}")
+    if read_manifest(root).artifacts.get(name) != hash_of(path):
+        raise EdgeqError(f"{path}: damaged or changed since edgeq wrote it (its hash is not the manifest's); {remedy}")
+    return path
+
+
+def plain_name(name: str, where: object) -> str:
+    """`name` if it is one of a file in a folder, or in a folder of that: no absolute path, no `..`.
+
+    Raises:
+        EdgeqError: it is none; `where` says which file names it.
+    """
+    parts = Path(name).parts
+    if (
+        not parts
+        or Path(name).is_absolute()
+        or ".." in parts
+        or "\\" in name
+        or "\0" in name
+        or name != "/".join(parts)
+    ):
+        raise EdgeqError(f"{where}: names {name!r}, which is no file inside the model folder")
+    return name
+
+
+def unchanged(path: Path, wanted: str) -> None:
+    """Raise EdgeqError where a file of `quantize` is missing or another than it was."""
+    if not path.is_file():
+        raise EdgeqError(f"{path}: missing; quantize again")
+    if hash_of(path) == wanted:
+        return
+    if path.name == "plan.json":
+        raise EdgeqError(f"{path}: edited since it was calibrated; run edgeq quantize TASK.py --plan {path}")
+    raise EdgeqError(
+        f"{path}: truncated or changed since it was saved with this model (its hash is not the manifest's); quantize again"
+    )
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Nobody else who asks for the same folder's lock holds it in the body; where the folder cannot be locked, nothing waits."""
+    try:
+        import fcntl
+
+        handle = os.open(root, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _wrong(q: QParams) -> str:
+    """Why these numbers are none of a quantized tensor; empty where they are."""
+    if not q.scale or len(q.scale) != len(q.zero_point):
+        return f"{len(q.scale)} scales and {len(q.zero_point)} zero points"
+    if not all(0 < s < math.inf for s in q.scale):
+        return "a scale that is not above 0"
+    if not q.qmin < q.qmax or not all(q.qmin <= z <= q.qmax for z in q.zero_point):
+        return f"a zero point outside {q.qmin} … {q.qmax}"
+    return ""
 
 
 def load_program(path: Path) -> ExportedProgram:
@@ -186,18 +364,22 @@ def load_program(path: Path) -> ExportedProgram:
     """
     if not path.is_file():
         raise EdgeqError(f"{path}: missing; quantize again")
+    from edgeq.graph.archive import Unsound, check
     from edgeq.graph.quiet import quiet
 
     try:
         with quiet():
+            check(path)
             return torch.export.load(path)
+    except Unsound as error:
+        raise EdgeqError(f"{path}: not loaded, as it holds more than tensors and operators ({error})") from error
     except Exception as error:
         raise EdgeqError(f"{path}: truncated or not a torch.export program; quantize again") from error
 
 
 def dump_plan(plan: QuantPlan) -> str:
     """plan.json: one line a layer, for people to edit."""
-    return json.dumps(dataclasses.asdict(plan), indent=1) + "\n"
+    return json.dumps({"schema": SCHEMA, **dataclasses.asdict(plan)}, indent=1) + "\n"
 
 
 def load_plan(path: Path) -> QuantPlan:
@@ -206,21 +388,20 @@ def load_plan(path: Path) -> QuantPlan:
     Raises:
         EdgeqError: the file is missing, no JSON, or lacks target, recipe or layers.
     """
-    raw = read_json(path, f"{path}: no such plan; edgeq quantize writes one to edit")
+    raw = read_plain(path, f"{path}: no such plan; edgeq quantize writes one to edit")
     if not isinstance(raw, dict) or not isinstance(raw.get("layers", {}), dict):
         raise EdgeqError(
             f"{path}: a plan is an object with target, recipe and layers (layer → precision); quantize again"
         )
-    try:
-        for name in ("target", "recipe"):
-            if not isinstance(raw[name], str):
-                raise EdgeqError(f"{path}: {name} is {raw[name]!r}: a plan has one, as a string")
-        layers = {str(k): str(v) for k, v in raw["layers"].items()}
-        return QuantPlan(raw["target"], raw["recipe"], layers)
-    except (KeyError, AttributeError, TypeError) as error:
-        raise EdgeqError(
-            f"{path}: a plan has target, recipe and layers (layer → precision); {error} is missing"
-        ) from error
+    for name in ("target", "recipe", "layers"):
+        if name not in raw:
+            raise EdgeqError(f"{path}: a plan has target, recipe and layers (layer → precision); {name!r} is missing")
+        if name != "layers" and not isinstance(raw[name], str):
+            raise EdgeqError(f"{path}: {name} is {raw[name]!r}: a plan has one, as a string")
+    if raw.get("schema", SCHEMA) != SCHEMA:
+        raise EdgeqError(f"{path}: written by another version of edgeq (schema {raw['schema']}); quantize again")
+    plan = fit(raw, PlanFile, path)
+    return QuantPlan(plan.target, plan.recipe, plan.layers)
 
 
 @contextmanager
@@ -308,8 +489,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def hash_of(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files with their names."""
+    if path.is_dir():
+        made = hashlib.sha256()
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            made.update(f"{file.relative_to(path).as_posix()}\0{hash_of(file)}\n".encode())
+        return made.hexdigest()
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _run(module: GraphModule, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
@@ -321,13 +509,8 @@ def _run(module: GraphModule, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor
 
 
 def read_json(path: Path, missing: str) -> Any:
-    """Read JSON; EdgeqError(`missing`) where there is no file, and one naming the place where it is broken."""
-    if not path.is_file():
-        raise EdgeqError(missing)
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise EdgeqError(f"{path}: not valid JSON ({error})") from error
+    """Read JSON of any shape; EdgeqError(`missing`) where there is no file, and one naming the place where it is broken."""
+    return read_plain(path, missing)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -336,12 +519,3 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         return loaded
     except Exception as error:
         raise EdgeqError(f"{path}: missing or truncated; quantize again") from error
-
-
-def _qparams(raw: dict[str, Any]) -> QParams:
-    return QParams(tuple(raw["scale"]), tuple(raw["zero_point"]), raw["qmin"], raw["qmax"], raw["axis"])
-
-
-def _info(raw: dict[str, Any]) -> TensorInfo:
-    qparams = _qparams(raw["qparams"]) if raw["qparams"] else None
-    return TensorInfo(raw["name"], tuple(raw["shape"]), raw["dtype"], qparams)

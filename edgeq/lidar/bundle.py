@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeq import backends
 from edgeq.graph.excerpt import excerpt
-from edgeq.graph.package import QuantizedModel, plain, replacing
+from edgeq.graph.package import QuantizedModel, hash_of, plain, replacing
 from edgeq.lidar import pipeline, runner
 from edgeq.lidar.pillars import grid
 from edgeq.spec import EdgeqError, EdgeqWarning
@@ -59,7 +59,7 @@ def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float
                 {
                     "name": piece.name,
                     "file": artifact.path.name,
-                    "bytes": artifact.path.stat().st_size,
+                    "sha256": hash_of(artifact.path),
                     "inputs": [dataclasses.asdict(i) for i in piece.inputs],
                     "outputs": [dataclasses.asdict(o) for o in piece.outputs],
                     "coverage": [dataclasses.asdict(row) for row in artifact.coverage],

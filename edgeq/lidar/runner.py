@@ -7,6 +7,7 @@ In a bundle:  python -m lidar.runner . golden_points.bin   (float32 rows of x, y
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -37,14 +38,22 @@ class Bundle:
             self.settings: dict[str, Any] = json.loads((folder / "pipeline.json").read_text())
             runtime, parts = self.settings["runtime"], self.settings["parts"]
             loader, files = LOADERS[runtime], {part["name"]: folder / part["file"] for part in parts}
-        except (OSError, KeyError, json.JSONDecodeError) as error:
+            known = {part["name"]: (part["file"], part["sha256"]) for part in parts}
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{folder}: no whole lidar bundle ({type(error).__name__}: {error}); write it again"
             ) from error
-        for part in parts:
-            path = files[part["name"]]
-            if not path.exists() or (path.is_file() and path.stat().st_size != part.get("bytes", path.stat().st_size)):
-                raise ValueError(f"{path}: missing or not whole; write the bundle again")
+        for name, (
+            file,
+            wanted,
+        ) in known.items():  # before a runtime, which a damaged library could take along, sees them
+            path = files[name]
+            if file != path.name or path.is_symlink():
+                raise ValueError(
+                    f"{folder}: pipeline.json names {file!r}, which is no file in it; write the bundle again"
+                )
+            if not path.exists() or digest(path) != wanted:
+                raise ValueError(f"{path}: missing, not whole or changed; write the bundle again")
         try:
             opened = load or loader(threads)
         except ImportError as error:
@@ -76,6 +85,14 @@ class Bundle:
         if prepared.ignored == prepared.points:
             return np.zeros((0, 7)), np.zeros(0), ()
         return pipeline.boxes(self.heads(prepared.inputs), self.settings)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of a package's files with their names."""
+    if path.is_dir():
+        lines = [f"{p.relative_to(path).as_posix()}\0{digest(p)}\n" for p in sorted(path.rglob("*")) if p.is_file()]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_points(path: Path, columns: int | None = None) -> Array:

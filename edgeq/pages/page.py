@@ -15,12 +15,13 @@ from torch import Tensor
 
 from edgeq import backends
 from edgeq.graph.capture import leaves_like
-from edgeq.graph.package import MANIFEST, QuantizedModel, read_json, versions
+from edgeq.graph.package import QuantizedModel, read_manifest, result, versions
 from edgeq.pages import template, words
 from edgeq.run.files import exported, find, sizes
+from edgeq.run.source import task_of
 from edgeq.run.tensors import TensorStats, tensors
 from edgeq.spec import Artifact, EdgeqError
-from edgeq.task import batches, example, load_task
+from edgeq.task import batches, example
 
 Found = Mapping[str, Any]
 Bar = tuple[str, str, float, str, float]
@@ -29,26 +30,26 @@ WORST = 5  # tensors named under the error plot
 AXIS_DB = 60.0  # top of the error plot: int8 reaches about 50 dB, so this is "nothing lost"
 
 
-def write_page(model: QuantizedModel, path: Path) -> Path:
+def write_page(model: QuantizedModel, path: Path, task: str | Path | None = None) -> Path:
     """Write the page to `path`, whole or not at all; returns `path`.
 
     Reads what lies in the model's folder: exported artefacts, verify.json, profile.json, and those of other devices. What
     is missing is named together with the command that makes it. Tensor statistics come from the first calibration batch
-    where the task file is still there, else from the synthetic golden input.
+    of `task`, else of the task file that was quantized where it is still the same, else from the synthetic golden input.
 
     Raises:
-        EdgeqError: jinja2 is not installed, the model is not saved, or verify.json or profile.json is no JSON.
+        EdgeqError: jinja2 is not installed, the model is not saved, or verify.json or profile.json was changed.
     """
-    return template.write("page.html", contents(model), path)
+    return template.write("page.html", contents(model, task), path)
 
 
-def contents(model: QuantizedModel) -> dict[str, Any]:
+def contents(model: QuantizedModel, task: str | Path | None = None) -> dict[str, Any]:
     """Everything the template shows, as plain data."""
     if model.folder is None:
         raise EdgeqError("the model is not saved yet: call model.save(folder) first, then report it")
-    parity, latency = _read(model.folder / "verify.json"), _read(model.folder / "profile.json")
+    parity, latency = result(model.folder, "verify.json"), result(model.folder, "profile.json")
     runtimes = _runtimes(model, parity, latency)
-    batch, source = _batch(model)
+    batch, source = _batch(model, task)
     stats = tensors(model, batch)
     layers = _layers(model, stats)
     program = model.integers
@@ -166,7 +167,7 @@ def _elsewhere(folder: Path) -> list[Elsewhere]:
     found: dict[str, dict[str, Found]] = {}
     for verb in ("verify", "profile"):
         for path in sorted(folder.glob(f"{verb}.*.json")):
-            told = _read(path)
+            told = result(folder, path.name)
             if told is not None:
                 found.setdefault(told["device"], {})[verb] = told
     return [_device(name, told.get("verify"), told.get("profile")) for name, told in sorted(found.items())]
@@ -331,8 +332,7 @@ def _data(stats: Sequence[TensorStats]) -> str:
 def _versions(model: QuantizedModel, parity: Found | None, latency: Found | None) -> list[tuple[str, list[str]]]:
     """Package → version when quantized, verified, profiled; a stage that has not happened reads –."""
     assert model.folder is not None
-    manifest = read_json(model.folder / MANIFEST, f"{model.folder}: no {MANIFEST}; quantize again")
-    stages = [manifest["versions"], *((f or {}).get("versions", {}) for f in (parity, latency))]
+    stages = [read_manifest(model.folder).versions, *((f or {}).get("versions", {}) for f in (parity, latency))]
     names = dict.fromkeys(name for stage in [*stages, versions()] for name in stage)
     return [(name, [stage.get(name, words.NOTHING) for stage in stages]) for name in names]
 
@@ -351,17 +351,14 @@ def _commands(model: QuantizedModel, runtimes: Sequence[Runtime]) -> list[str]:
     ]
 
 
-def _batch(model: QuantizedModel) -> tuple[Sequence[Tensor], str]:
+def _batch(model: QuantizedModel, given: str | Path | None) -> tuple[Sequence[Tensor], str]:
     """Flat inputs for the statistics, and in words where they come from."""
-    if model.task and Path(model.task).is_file():
-        try:
-            task = load_task(model.task)
+    try:
+        if task := task_of(model, given):
             for raw in islice(batches(task), 1):
                 return leaves_like(example(task), raw, "the first calibration batch"), "the first calibration batch"
-        except EdgeqError as error:
+    except EdgeqError as error:
+        if given is None:
             return model.golden, f"the synthetic golden input (the task's data is not there: {error})"
+        raise
     return model.golden, "the synthetic golden input"
-
-
-def _read(path: Path) -> Any:
-    return read_json(path, "") if path.is_file() else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeq.graph.package import MANIFEST, read_json
+from edgeq.graph.package import plain_name, read_json, read_manifest, recorded, result, unchanged
 from edgeq.run.compare import ratio_of_medians, reports
 from edgeq.run.files import size
 from edgeq.spec import EdgeqError
@@ -48,29 +48,29 @@ def diff(old: str | Path, new: str | Path) -> dict[str, Any]:
 
 def _contents(root: Path) -> dict[str, Any]:
     """What the folder's files say; empty where a verb has not been run."""
-    read_json(
-        root / MANIFEST, f"{root}: not a quantized model (no {MANIFEST}); name a folder that edgeq quantize wrote"
-    )
+    manifest = read_manifest(root)
+    for name in ("plan.json", "qparams.json"):
+        unchanged(root / name, manifest.files[name])
     try:
         latency = reports(str(root)) if (root / "profile.json").is_file() else {}
     except EdgeqError:  # instructions alone
         latency = {}
-    verified = read_json(root / "verify.json", "") if (root / "verify.json").is_file() else {}
+    verified = result(root, "verify.json") or {}
     return {
         "plan": read_json(root / "plan.json", f"{root / 'plan.json'}: missing; quantize again"),
         "numbers": read_json(root / "qparams.json", f"{root / 'qparams.json'}: missing; quantize again")["tensors"],
         "verify": verified,
         "parity": verified.get("backends", {}),
         "latency": latency,
-        "backends": {path.parent.name: _artefact(path) for path in sorted(root.glob("*/model.json"))},
+        "backends": {path.parent.name: _artefact(root, path) for path in sorted(root.glob("*/model.json"))},
     }
 
 
-def _artefact(path: Path) -> dict[str, Any]:
+def _artefact(root: Path, path: Path) -> dict[str, Any]:
     """Operators by what they run as, and bytes, of an exported artefact."""
-    described = read_json(path, "")
+    described = read_json(recorded(root, path, f"run edgeq export {root} --to {path.parent.name}"), "")
     placed = [row["status"] for row in described["coverage"]]
-    file = path.parent / described["artifact"]
+    file = path.parent / plain_name(described["artifact"], path)
     return {
         "integer_ops": placed.count("integer"),
         "eligible_ops": placed.count("eligible"),

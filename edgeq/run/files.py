@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from edgeq import backends
-from edgeq.graph.package import QuantizedModel, read_json
-from edgeq.spec import Artifact, EdgeqError, OpPlacement
+from edgeq import backends, schema
+from edgeq.graph.package import SCHEMA, QuantizedModel, plain_name, record, recorded, write_json
+from edgeq.spec import Artifact, EdgeqError, OpPlacement, TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactFile:
+    """model.json or float.json beside an artefact; see docs/json.md."""
+
+    backend: str
+    artifact: str
+    model: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    preprocessing: Any
+    coverage: tuple[OpPlacement, ...]
+    notes: tuple[str, ...]
+    schema: int = SCHEMA
 
 
 def artifact_json(artifact: Artifact, model: QuantizedModel) -> dict[str, Any]:
     """What an app needs to know about an artefact, as it is written beside the file."""
     return {
+        "schema": SCHEMA,
         "backend": artifact.backend,
         "artifact": artifact.path.name,
         "model": model.name,
@@ -27,22 +44,32 @@ def artifact_json(artifact: Artifact, model: QuantizedModel) -> dict[str, Any]:
     }
 
 
+def put(artifact: Artifact, model: QuantizedModel, name: str) -> None:
+    """Write what an app needs to know beside `artifact`, and the hashes of both into the manifest of the model's folder."""
+    told = artifact.path.parent / f"{name}.json"
+    write_json(told, artifact_json(artifact, model))
+    if model.folder is not None and told.resolve().is_relative_to(model.folder.resolve()):
+        record(model.folder.resolve(), [artifact.path.resolve(), told.resolve()])
+
+
 def find(model: QuantizedModel, backend: str, name: str = "model") -> Artifact:
-    """The artefact exported earlier.
+    """The artefact exported earlier, as it was then.
 
     Raises:
-        EdgeqError: the model was not exported to `backend`.
+        EdgeqError: the model was not exported to `backend`, or a file of it was changed since.
     """
     backends.backend(backend)  # names the backends there are
-    folder = (model.folder or Path()) / backend
-    described = read_json(
-        folder / f"{name}.json", f"{folder}: no {backend} artefact; run edgeq export {model.folder} --to {backend}"
-    )
-    path = folder / described["artifact"]
-    if not path.exists():
-        raise EdgeqError(f"{path}: missing; run edgeq export {model.folder} --to {backend}")
-    rows = tuple(OpPlacement(**{**row, "layers": tuple(row["layers"])}) for row in described["coverage"])
-    return Artifact(backend, path, rows, tuple(described["notes"]))
+    root = model.folder or Path()
+    told, remedy = root / backend / f"{name}.json", f"run edgeq export {root} --to {backend}"
+    if not told.is_file():
+        raise EdgeqError(f"{told.parent}: no {backend} artefact; {remedy}")
+    described = schema.read(recorded(root, told, remedy), ArtifactFile, f"{told}: missing; {remedy}")
+    if described.backend != backend or "/" in plain_name(described.artifact, told):
+        raise EdgeqError(
+            f"{told}: names {described.artifact!r} of {described.backend}, which is not beside it; {remedy}"
+        )
+    path = recorded(root, told.with_name(described.artifact), remedy)
+    return Artifact(backend, path, described.coverage, described.notes)
 
 
 def exported(model: QuantizedModel, name: str = "model", *, elsewhere: bool = False) -> tuple[str, ...]:
