@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.fx import Node
 
+from edgeq import whole
 from edgeq.calib.spans import Span
 from edgeq.calib.twins import Numbers
 from edgeq.spec import EdgeqError
@@ -36,8 +38,7 @@ class Workspace:
     def open(self, key: str) -> None:
         """Keep what was finished for the same `key`; anything else is out of date and removed."""
         state = self.folder / STATE
-        text = state.read_text() if state.is_file() else ""
-        if text and json.loads(text).get("key") == key:
+        if state.is_file() and state.read_text() == json.dumps({"key": key}) + "\n":
             return
         for old in self.folder.glob("span-*.safetensors"):
             old.unlink()
@@ -49,9 +50,15 @@ class Workspace:
         if not path.is_file():
             return None
         tensors: dict[str, Tensor]
-        with safe_open(path, framework="pt") as file:
-            stored = json.loads(file.metadata()["span"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored = json.loads(file.metadata()["span"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+            errors = float(stored["before"]), float(stored["after"])
+            scales = {str(name): float(scale) for name, scale in stored["scales"].items()}
+        except Exception:  # damaged, in whatever way: the span is learned again
+            path.unlink(missing_ok=True)
+            return None
         for node in span.layers:
             key, _ = numbers.weighted[node]
             for kind, table in _tables(numbers).items():
@@ -59,10 +66,10 @@ class Workspace:
                     table[key] = tensors[f"{kind} {key}"]
         resolved = numbers.resolved
         for root in resolved.activations:
-            if root.name in stored["scales"]:
-                scale = (stored["scales"][root.name],)
+            if root.name in scales:
+                scale = (scales[root.name],)
                 resolved.activations[root] = dataclasses.replace(resolved.activations[root], scale=scale)
-        return stored["before"], stored["after"]
+        return errors
 
     def save(self, index: int, span: Span, numbers: Numbers, errors: tuple[float, float]) -> None:
         """Store what a span learned, whole or not at all."""
@@ -93,16 +100,42 @@ def workspace(output: Path | None) -> Iterator[Workspace]:
         if output is not None and folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file():
             raise EdgeqError(f"{folder}: holds other files; move it away, calibration keeps its unfinished work there")
         cache = folder / "cache"
-        shutil.rmtree(cache, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / STATE).touch()
-        cache.mkdir()
-        try:
-            yield Workspace(folder, cache)
-        finally:
+        with _alone(folder):
             shutil.rmtree(cache, ignore_errors=True)
-            if not any(folder.glob("span-*")):
-                shutil.rmtree(folder, ignore_errors=True)
+            (folder / STATE).touch()
+            cache.mkdir()
+            try:
+                yield Workspace(folder, cache)
+            finally:
+                shutil.rmtree(cache, ignore_errors=True)
+                if not any(folder.glob("span-*")):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system lets go with the process.
+
+    Raises:
+        EdgeqError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # a system without such locks
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EdgeqError(
+                f"{folder}: another edgeq quantize is learning there; wait until it is done, or name another folder with -o"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def beside(output: Path) -> Path:
@@ -125,6 +158,5 @@ def _tables(numbers: Numbers) -> dict[str, dict[str, Tensor]]:
 
 def _write(path: Path, fill: Callable[[Path], object]) -> None:
     """Fill a file beside `path` and rename it, so that an interruption leaves no half of it."""
-    part = path.with_name(f".{path.name}.part")
-    fill(part)
-    part.rename(path)
+    with whole.file(path) as part:
+        fill(part)

@@ -85,13 +85,15 @@ def quantize(
     Raises:
         EdgeqError: what is wrong with the task, its data, the plan, or which operator stands in the way.
     """
+    where = Path(output).absolute() if output is not None else None  # a task file may change the current folder
+    plan = Path(plan).absolute() if isinstance(plan, (str, Path)) else plan
     task = _task(task, example_inputs, calibration, evaluate)
     for name, choice in (("target", target), ("recipe", recipe), ("precision", precision)):
         if not isinstance(choice, (str, Recipe)):
             raise EdgeqError(
                 f"{name} is a {type(choice).__name__}: give one name; portable is the target for all runtimes"
             )
-    given = load_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
+    given = load_plan(plan) if isinstance(plan, Path) else plan
     if given is not None:
         target, recipe = given.target, given.recipe
     chosen, method = backends.target(target), recipe if isinstance(recipe, Recipe) else find_recipe(recipe)
@@ -99,7 +101,6 @@ def quantize(
         raise EdgeqError(
             f"{task.name}: the task has no calibration(), and recipe {method.name!r} needs calibration batches"
         )
-    where = Path(output) if output is not None else None
     if where is not None:
         package.check_replaceable(where)
     progress("capture", 0, None)
@@ -396,6 +397,7 @@ def profile(
     """
     failing_if = conditions(fail_if, "profile")
     model, to = _named(model, to)
+    trace = Path(trace).absolute() if trace is not None else None
     if cores and device == "host":
         raise EdgeqError("this process is not bound to cores: start it as taskset -c 0,1 edgeq profile …")
     with open_device(device) as opened:
@@ -430,8 +432,8 @@ def profile(
     _merge(_home(model) / _result("profile", device), found)
     kept.forget()
     if trace is not None:
-        Path(trace).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(trace), chrome_trace({**found, "backends": succeeded(found["backends"])}))
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        write_json(trace, chrome_trace({**found, "backends": succeeded(found["backends"])}))
     return {**found, "failing": holding(failing_if, found["backends"])}
 
 
@@ -466,7 +468,7 @@ def report(
     from edgeq.pages.page import write_page
 
     model = _saved(model)
-    return write_page(model, Path(output) if output else _home(model) / "report.html", task)
+    return write_page(model, Path(output).absolute() if output else _home(model) / "report.html", task)
 
 
 def summary(model: QuantizedModel) -> dict[str, Any]:

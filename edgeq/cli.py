@@ -135,7 +135,7 @@ def quantize(
     from edgeq.calib.workspace import beside
     from edgeq.pages.tables import quantized_table
 
-    folder = output or Path(task.stem)
+    folder = (output or Path(task.stem)).absolute()
     try:
         with _progress() as progress:
             model = api.quantize(
@@ -243,6 +243,7 @@ def verify(
     from edgeq.pages.tables import parity_table
     from edgeq.spec import EdgeqError
 
+    junit = junit.absolute() if junit is not None else None  # a task file may change the current folder
     try:
         with _resumable(), _progress() as progress:
             found = api.verify(
@@ -477,12 +478,19 @@ class _Lines:
 
 
 class _progress:
-    """Context manager giving a progress function that draws, or writes lines, on stderr."""
+    """Context manager giving a progress function that draws, or writes lines, on stderr.
+
+    What a task file or a library prints in the body goes to stderr as well: stdout is for the result alone.
+    """
 
     def __enter__(self) -> _Bar | _Lines:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+        sys.stdout.flush()
+        self.stdout, self.printed = os.dup(1), contextlib.redirect_stdout(sys.stderr)
+        os.dup2(2, 1)
+        self.printed.__enter__()
         # a stderr of its own, so that silencing the converters does not silence the bar
         stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
         columns = (
@@ -508,6 +516,11 @@ class _progress:
         self.shows.finish(failed=kind is not None)
         if isinstance(self.shows, _Bar):
             self.progress.stop()
+        self.printed.__exit__(None, None, None)
+        with contextlib.suppress(OSError):  # C's own buffer, written while stdout is still stderr
+            ctypes.CDLL(None).fflush(None)
+        os.dup2(self.stdout, 1)
+        os.close(self.stdout)
 
     def _say(self, line: str) -> None:
         self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.home import home
+from edgeq.spec import EdgeqError
 
-FULL = ("No space left on device", "PytorchStreamWriter failed writing")  # torch's writers raise RuntimeError
+FULL = ("No space left on device", "PytorchStreamWriter failed writing", "os error 28")  # torch's and Rust's own errors
+LARGE = ("File too large", "os error 27")
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 EMPTY = ("can't allocate memory", "out of memory", "std::bad_alloc")  # so do its allocators
 LENGTH = 200  # characters of the exception's own words; the rest stands in the traceback
 
@@ -29,6 +32,12 @@ def beyond_the_machine(error: BaseException) -> str:
     if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or any(x in said for x in FULL):
         where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
         return f"{where}the disk is full; free some space, or write to another folder with --output"
+    if any(x in said for x in LARGE):
+        return "a file grows larger than this process may write (ulimit -f); raise the limit, or write to another disk"
+    if isinstance(error, OSError) and error.errno in CLOSED:
+        return f"{error.filename or 'a folder'}: cannot be written or read ({error.strerror}); name another folder"
+    if isinstance(error, OSError) and error.errno == errno.EIO:
+        return f"{error.filename or 'a file'}: the disk gives an input/output error; write to another disk"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(x in said for x in EMPTY)):
         return "this computer's memory does not suffice; use smaller batches, or close other programs"
     return ""
@@ -91,11 +100,12 @@ def _kept(error: BaseException) -> str:
     """Write the traceback where edgeq keeps what outlives a command, else among the temporary files."""
     text = "".join(traceback.format_exception(error))
     name = f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}.txt"
-    for folder in (home() / "faults", Path(tempfile.gettempdir())):
+    for kept in (True, False):
         try:
+            folder = home() / "faults" if kept else Path(tempfile.gettempdir())
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
-        except OSError:
+        except (OSError, EdgeqError):
             continue
         return f"its traceback lies in {folder / name}"
     return f"its traceback could not be written anywhere: {' '.join(text.split())}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,11 @@ def load_task(path: str | Path) -> Task:
     for name in ("calibration", "evaluate", "positives"):
         if not callable(getattr(module, name, print)):
             raise EdgeqError(f"{file}: {name} is no function; see examples/ for one to copy")
+    preprocessing = getattr(module, "PREPROCESSING", None)
+    if preprocessing is not None:
+        if not isinstance(preprocessing, dict):
+            raise EdgeqError(f"{file}: PREPROCESSING is a {type(preprocessing).__name__}; write a dictionary")
+        _check_plain(preprocessing, f"{file}: PREPROCESSING", ())
     return Task(
         name=file.stem,
         model=module.model,
@@ -66,7 +72,7 @@ def load_task(path: str | Path) -> Task:
         calibration=getattr(module, "calibration", None),
         evaluate=getattr(module, "evaluate", None),
         positives=getattr(module, "positives", None),
-        preprocessing=getattr(module, "PREPROCESSING", None),
+        preprocessing=preprocessing,
         path=file.resolve(),
     )
 
@@ -145,6 +151,22 @@ def _execute(file: Path) -> ModuleType:
     finally:
         sys.path.remove(folder)
     return module
+
+
+def _check_plain(value: Any, at: str, around: tuple[int, ...]) -> None:
+    """Raise EdgeqError where what travels with the artefacts is more than JSON can say."""
+    if id(value) in around:
+        raise EdgeqError(f"{at} holds itself; write plain numbers, strings, lists and dictionaries")
+    if isinstance(value, (dict, list, tuple)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(value, dict) and not isinstance(key, str):
+                raise EdgeqError(f"{at} has the key {key!r}; keys are strings")
+            _check_plain(inner, f"{at}[{key!r}]", (*around, id(value)))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise EdgeqError(f"{at} is {value}, which JSON cannot say; write a finite number")
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        hint = "; write its tolist()" if hasattr(value, "tolist") else ""
+        raise EdgeqError(f"{at} is a {type(value).__name__}, and travels as JSON{hint}")
 
 
 def _line(error: BaseException, file: Path) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
 import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from edgeq import whole
 from edgeq.graph.capture import unlift
 from edgeq.graph.integer import IntegerProgram, read
 from edgeq.graph.shortcut import shortcut
@@ -156,7 +156,9 @@ class QuantizedModel:
         for name, program in (("program.pt2", self.program), ("float.pt2", self.twin)):
             for node in program.graph.nodes:  # marks torch leaves on nodes, others after other work in this process
                 node.meta.pop("custom", None)
-            torch.export.save(program, part / name)
+            written = io.BytesIO()  # torch's own file writer ends the process where the disk is full
+            torch.export.save(program, written)
+            (part / name).write_bytes(written.getbuffer())
         golden = {f"input_{i}": t.contiguous() for i, t in enumerate(self.golden)}
         golden |= {f"output_{i}": t.contiguous().clone() for i, t in enumerate(self.qdq(self.golden))}
         save_file(golden, part / "golden.safetensors")
@@ -215,7 +217,7 @@ def load(folder: str | Path) -> QuantizedModel:
         task=manifest.task,
         task_sha256=manifest.task_sha256,
         preprocessing=manifest.preprocessing,
-        folder=root,
+        folder=root.absolute(),  # a task file may change the current folder
     )
 
 
@@ -412,22 +414,8 @@ def replacing(folder: Path, marker: str = MANIFEST, what: str = "quantized model
         EdgeqError: see `check_replaceable`.
     """
     check_replaceable(folder, marker, what)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    old = part.with_name(f"{part.name}.old")
-    try:
+    with whole.folder(folder) as part:
         yield part
-        part.chmod(0o755)
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-    except BaseException:  # Ctrl-C between the two renames too
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def check_replaceable(folder: Path, marker: str = MANIFEST, what: str = "quantized model") -> None:
@@ -454,9 +442,8 @@ def exports(folder: Path) -> list[str]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON beside `path` and rename, so that a reader never sees half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(dumps(content) + "\n")
-    part.rename(path)
+    with whole.file(path) as part:
+        part.write_text(dumps(content) + "\n")
 
 
 def dumps(content: Any) -> str:

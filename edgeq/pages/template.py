@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeq import whole
 from edgeq.pages import words
 from edgeq.spec import EdgeqError
 
@@ -34,9 +34,8 @@ def write(template: str, contents: Mapping[str, Any], path: Path) -> Path:
     environment.filters.update({name: getattr(words, name) for name in SAID})
     text = environment.get_template(template).render(contents)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    with whole.file(path) as part:
+        part.write_text(text, encoding="utf-8")
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.graph.package import read_json, write_json
+from edgeq.spec import EdgeqError
 
 
 class Kept:
@@ -23,13 +25,18 @@ class Kept:
         path = self._path(name)
         if not path.is_file():
             return None
-        found = read_json(path, f"{path}: cannot be read; remove {self.folder} and run the command again")
-        return found["found"] if found.get("key") == key else None
+        try:
+            found = read_json(path, "")
+        except EdgeqError:  # damaged: the part is made again
+            return None
+        fits = isinstance(found, dict) and found.get("key") == key and isinstance(found.get("found"), dict)
+        return found["found"] if fits else None
 
     def keep(self, name: str, key: str, found: dict[str, Any]) -> None:
-        """Write a finished part."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._path(name), {"key": key, "found": found})
+        """Write a finished part; where nothing can be written, an interruption loses it."""
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self._path(name), {"key": key, "found": found})
 
     def forget(self) -> None:
         """The command is done, and its results are written."""

@@ -1,0 +1,92 @@
+"""The 256 values of dynamic quantization, and block-wise encoding to them (paper, sections 1.2 and 2)."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DECADES = 7  # exponents 10^-6 … 10^0: the paper's dynamic tree with seven bits beside the sign
+LEAST = 2.0**-126  # a block whose largest magnitude is below is stored as zeros: float32 has no normal inverse for it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Map:
+    """256 values in ascending order, and how the nearest one is found.
+
+    magnitudes: the values from 0 up: all of an unsigned map, 129 of the signed one (-1 is no value of it). thresholds:
+    float32 midpoints between neighbouring magnitudes; on one, the smaller magnitude is taken. zero: the code of 0.
+    slope, offset: of a line for each decade, whose least value at a magnitude t, rounded down, is the nearest magnitude's
+    index or one less; the kernel starts there.
+    """
+
+    values: Tensor
+    magnitudes: Tensor
+    thresholds: Tensor
+    zero: int
+    slope: Tensor
+    offset: Tensor
+
+
+@functools.cache
+def dynamic_map(signed: bool) -> Map:
+    """The signed map for momenta, the unsigned one for second moments.
+
+    Decade i, from 10^(i-7) to 10^(i-6), is cut into 2^i equal cells (2^(i+1) where there is no sign), whose middles are the
+    values; 0 and 1 complete them. The values are those of bitsandbytes' create_dynamic_map, computed in float32 as there.
+    """
+    middles: list[Tensor] = []
+    slope, offset, index = [], [], 1
+    for decade in range(DECADES):
+        cells = 2 ** (decade + (0 if signed else 1))
+        edges = torch.linspace(0.1, 1, cells + 1, dtype=torch.float32)
+        power = 10.0 ** (decade - DECADES + 1)
+        middles.append(power * ((edges[:-1] + edges[1:]) / 2))
+        slope.append(cells / (0.9 * power))
+        # a quarter of a cell lower, as the threshold between two decades lies a fifth into the upper one's first cell
+        offset.append(index - 0.1 * power * slope[-1] - 0.25)
+        index += cells
+    positive = torch.cat([*middles, torch.ones(1)])
+    magnitudes = torch.cat([torch.zeros(1), positive])
+    values = torch.cat([-positive[:-1].flip(0), magnitudes]) if signed else magnitudes
+    double = magnitudes.double()
+    thresholds = ((double[1:] + double[:-1]) / 2).float()
+    zero = 127 if signed else 0
+    return Map(values, magnitudes, thresholds, zero, torch.tensor(slope), torch.tensor(offset))
+
+
+def blocks(count: int, size: int) -> int:
+    """How many blocks of `size` hold `count` values."""
+    return -(-count // size)
+
+
+def encode(x: Tensor, which: Map, size: int) -> tuple[Tensor, Tensor]:
+    """Codes (uint8, the shape of `x`) and the largest magnitude of each block of `size` values (float32).
+
+    x: float32, finite. A value becomes the nearest of which.values times its block's largest magnitude; zeros stay zeros.
+    """
+    flat = _blocked(x, size)
+    maxima = flat.abs().amax(1)
+    maxima = torch.where(maxima < LEAST, torch.zeros_like(maxima), maxima)
+    inverse = torch.where(maxima > 0, 1 / maxima, torch.zeros_like(maxima))
+    scaled = (flat * inverse[:, None]).abs()
+    index = torch.bucketize(scaled, which.thresholds.to(x.device))
+    codes = torch.where(flat < 0, which.zero - index.clamp(max=which.zero), which.zero + index)
+    return codes.to(torch.uint8).flatten()[: x.numel()].view(x.shape), maxima
+
+
+def decode(codes: Tensor, maxima: Tensor, which: Map, size: int) -> Tensor:
+    """float32 values of `codes`, in their shape."""
+    found = which.values.to(codes.device)[codes.flatten().long()]
+    return (_blocked(found, size) * maxima[:, None]).flatten()[: codes.numel()].view(codes.shape)
+
+
+def _blocked(x: Tensor, size: int) -> Tensor:
+    """`x` as rows of `size` values, the last one filled up with zeros."""
+    flat = x.flatten()
+    missing = blocks(flat.numel(), size) * size - flat.numel()
+    if missing:
+        flat = torch.cat([flat, flat.new_zeros(missing)])
+    return flat.view(-1, size)

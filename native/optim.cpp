@@ -1,0 +1,544 @@
+// One step of an optimizer whose state is 8-bit codes: per block of state values, decode, update, encode.
+//
+// Dettmers et al., "8-bit Optimizers via Block-wise Quantization", ICLR 2022. The arithmetic is defined once, in
+// edgeq/optim/update.py, as single float32 operations in a fixed order; every path here gives the same bytes. No operation
+// is contracted (-ffp-contract=off), so that a product and a sum stay two roundings.
+//
+// Plain C interface, no torch and no Python: it is loaded by ctypes.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define TARGET(features) __attribute__((target(features)))
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int kLargestBlock = 4096;  // state values; a block lies in a thread's first-level cache
+constexpr int kLines = 7;            // decades of the map
+constexpr int kStep = 64;            // codes handled at once; block sizes are multiples of it
+constexpr uint32_t kTooLarge = 0x5f000000;  // bits of 2^63: above it a gradient's square may be infinite
+
+}  // namespace
+
+extern "C" {
+
+// A map of 256 values in ascending order. `magnitudes`: the values not below 0, of which the signed map has 129.
+// `thresholds[i]`: above it magnitude i + 1 is nearer than i. `slope`, `offset`: lines whose minimum at t, rounded down, is
+// the magnitude's index or one less.
+struct Map {
+    float values[256];
+    float magnitudes[256];
+    float thresholds[256];
+    float slope[kLines];
+    float offset[kLines];
+    int32_t is_signed;
+};
+
+// One parameter. `first`, `second`: codes of its state, or null; `*_max`: the largest magnitude of each block.
+struct Parameter {
+    float* weight;
+    const float* gradient;
+    uint8_t* first;
+    float* first_max;
+    uint8_t* second;
+    float* second_max;
+    int64_t count;
+    float beta1, rest1, beta2, rest2;  // rest = 1 - beta, rounded once
+    float root;                        // 1 / sqrt(1 - beta2^step)
+    float epsilon;
+    float rate;    // what multiplies the update
+    float keep;    // 1 - lr * weight_decay, for decay beside the gradient
+    float decay;   // weight_decay, for decay inside the gradient
+    float scale;   // of the gradient: -1 to maximise, below 1 where it is clipped
+    int32_t plain;  // 1 where the momentum begins with the gradient itself
+};
+}
+
+namespace {
+
+enum Kind { kAdam, kMomentum, kNesterov, kLion, kAdagrad };
+
+// ---------------------------------------------------------------- decode and encode, any processor
+
+INLINE void decode_plain(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
+    for (int i = 0; i < count; ++i) out[i] = map.values[codes[i]] * maximum;
+}
+
+INLINE void encode_plain(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
+    const int zero = map.is_signed ? 127 : 0;
+    for (int i = 0; i < count; ++i) {
+        const float t = std::fabs(in[i] * inverse);
+        float f = map.slope[0] * t + map.offset[0];
+        for (int line = 1; line < kLines; ++line) {
+            const float other = map.slope[line] * t + map.offset[line];
+            f = other < f ? other : f;
+        }
+        int magnitude = static_cast<int>(f);
+        magnitude += t > map.thresholds[magnitude];
+        const bool negative = in[i] < 0;
+        codes[i] = static_cast<uint8_t>(negative ? zero - (magnitude < zero ? magnitude : zero) : zero + magnitude);
+    }
+}
+
+#if defined(__x86_64__)
+
+// ---------------------------------------------------------------- AVX2: the table by gathers
+
+TARGET("avx2") void decode_avx2(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
+    const __m256 scale = _mm256_set1_ps(maximum);
+    for (int i = 0; i < count; i += 8) {
+        const __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + i)));
+        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_i32gather_ps(map.values, index, 4), scale));
+    }
+}
+
+TARGET("avx2") void encode_avx2(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
+    const __m256 scale = _mm256_set1_ps(inverse), sign = _mm256_set1_ps(-0.0f);
+    const __m256i zero = _mm256_set1_epi32(map.is_signed ? 127 : 0);
+    __m256 slope[kLines], offset[kLines];
+    for (int line = 0; line < kLines; ++line) {
+        slope[line] = _mm256_set1_ps(map.slope[line]);
+        offset[line] = _mm256_set1_ps(map.offset[line]);
+    }
+    const __m256i bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1,
+                                           -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    for (int i = 0; i < count; i += 8) {
+        const __m256 x = _mm256_loadu_ps(in + i);
+        const __m256 t = _mm256_andnot_ps(sign, _mm256_mul_ps(x, scale));
+        __m256 f = _mm256_add_ps(_mm256_mul_ps(slope[0], t), offset[0]);
+        for (int line = 1; line < kLines; ++line)
+            f = _mm256_min_ps(f, _mm256_add_ps(_mm256_mul_ps(slope[line], t), offset[line]));
+        __m256i magnitude = _mm256_cvttps_epi32(f);
+        const __m256 threshold = _mm256_i32gather_ps(map.thresholds, magnitude, 4);
+        magnitude = _mm256_sub_epi32(magnitude, _mm256_castps_si256(_mm256_cmp_ps(t, threshold, _CMP_GT_OQ)));
+        const __m256i negative = _mm256_castps_si256(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
+        const __m256i below = _mm256_sub_epi32(zero, _mm256_min_epi32(magnitude, zero));
+        const __m256i code = _mm256_blendv_epi8(_mm256_add_epi32(zero, magnitude), below, negative);
+        const __m256i packed = _mm256_shuffle_epi8(code, bytes);
+        const uint32_t low = _mm256_extract_epi32(packed, 0), high = _mm256_extract_epi32(packed, 4);
+        std::memcpy(codes + i, &low, 4);
+        std::memcpy(codes + i + 4, &high, 4);
+    }
+}
+
+// ---------------------------------------------------------------- AVX-512: the table in registers
+
+#define AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
+
+// Entry `index` (0 to 255) of a table of 256 floats: pairs of registers, then the index's high bits choose.
+TARGET(AVX512) INLINE __m512 lookup512(const __m512* table, int pairs, __m512i index) {
+    __m512 found = _mm512_permutex2var_ps(table[0], index, table[1]);
+    for (int pair = 1; pair < pairs; ++pair) {
+        const __mmask16 there =
+            _mm512_cmpeq_epi32_mask(_mm512_srli_epi32(index, 5), _mm512_set1_epi32(pair));
+        found = _mm512_mask_blend_ps(there, found, _mm512_permutex2var_ps(table[2 * pair], index, table[2 * pair + 1]));
+    }
+    return found;
+}
+
+TARGET(AVX512) void decode_avx512(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
+    __m512 table[16];
+    for (int i = 0; i < 16; ++i) table[i] = _mm512_loadu_ps(map.values + 16 * i);
+    const __m512 scale = _mm512_set1_ps(maximum);
+    for (int i = 0; i < count; i += 16) {
+        const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i)));
+        _mm512_storeu_ps(out + i, _mm512_mul_ps(lookup512(table, 8, index), scale));
+    }
+}
+
+struct Lines {
+    __m512 slope[kLines], offset[kLines];
+};
+
+TARGET(AVX512) INLINE Lines lines512(const Map& map) {
+    Lines lines;
+    for (int line = 0; line < kLines; ++line) {
+        lines.slope[line] = _mm512_set1_ps(map.slope[line]);
+        lines.offset[line] = _mm512_set1_ps(map.offset[line]);
+    }
+    return lines;
+}
+
+// The magnitude's index or one less: exact enough with or without a fused product, as the threshold decides.
+TARGET(AVX512) INLINE __m512i candidate512(__m512 t, const Lines& lines) {
+    __m512 f = _mm512_fmadd_ps(lines.slope[0], t, lines.offset[0]);
+    for (int line = 1; line < kLines; ++line)
+        f = _mm512_min_ps(f, _mm512_fmadd_ps(lines.slope[line], t, lines.offset[line]));
+    return _mm512_cvttps_epi32(f);
+}
+
+TARGET(AVX512) INLINE __m512i signed512(__m512i magnitude, __m512 x, __m512i zero) {
+    const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    return _mm512_mask_sub_epi32(_mm512_add_epi32(zero, magnitude), negative, zero, _mm512_min_epi32(magnitude, zero));
+}
+
+TARGET(AVX512) void encode_avx512(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
+    __m512 table[16];
+    for (int i = 0; i < 16; ++i) table[i] = _mm512_loadu_ps(map.thresholds + 16 * i);
+    const int pairs = map.is_signed ? 4 : 8;
+    const Lines lines = lines512(map);
+    const __m512 scale = _mm512_set1_ps(inverse);
+    const __m512i zero = _mm512_set1_epi32(map.is_signed ? 127 : 0);
+    for (int i = 0; i < count; i += 16) {
+        const __m512 x = _mm512_loadu_ps(in + i);
+        const __m512 t = _mm512_abs_ps(_mm512_mul_ps(x, scale));
+        __m512i magnitude = candidate512(t, lines);
+        const __mmask16 above = _mm512_cmp_ps_mask(t, lookup512(table, pairs, magnitude), _CMP_GT_OQ);
+        magnitude = _mm512_mask_add_epi32(magnitude, above, magnitude, _mm512_set1_epi32(1));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtepi32_epi8(signed512(magnitude, x, zero)));
+    }
+}
+
+// ---------------------------------------------------------------- AVX-512 VBMI: the table as four planes of bytes
+
+#define VBMI AVX512 ",avx512vbmi"
+
+// Floats 0 to 127 of a table, byte by byte: plane[2 * b] has byte b of the first 64, plane[2 * b + 1] of the others.
+struct Planes {
+    __m512i plane[8];
+};
+
+TARGET(VBMI) Planes planes(const float* table) {
+    Planes made;
+    alignas(64) uint8_t bytes[64];
+    for (int b = 0; b < 4; ++b)
+        for (int half = 0; half < 2; ++half) {
+            for (int i = 0; i < 64; ++i) bytes[i] = reinterpret_cast<const uint8_t*>(table + 64 * half + i)[b];
+            made.plane[2 * b + half] = _mm512_load_si512(bytes);
+        }
+    return made;
+}
+
+// Four registers of floats from four of bytes; register k holds bytes 4k to 4k + 3 of every lane.
+TARGET(VBMI) INLINE void woven(const __m512i* bytes, __m512* out) {
+    const __m512i low01 = _mm512_unpacklo_epi8(bytes[0], bytes[1]), high01 = _mm512_unpackhi_epi8(bytes[0], bytes[1]);
+    const __m512i low23 = _mm512_unpacklo_epi8(bytes[2], bytes[3]), high23 = _mm512_unpackhi_epi8(bytes[2], bytes[3]);
+    out[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(low01, low23));
+    out[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(low01, low23));
+    out[2] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(high01, high23));
+    out[3] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(high01, high23));
+}
+
+// Between the order of memory and that of `woven`: a 4 by 4 transpose of groups of four bytes, its own inverse.
+TARGET(VBMI) INLINE __m512i turned(__m512i codes) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, codes);
+}
+
+TARGET(VBMI) void decode_signed_vbmi(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
+    const Planes table = planes(map.magnitudes + 1);  // magnitudes 1 to 128; that of 0 is 0
+    const __m512i middle = _mm512_set1_epi8(127), one = _mm512_set1_epi8(1);
+    const __m512 scale = _mm512_set1_ps(maximum);
+    for (int i = 0; i < count; i += kStep) {
+        const __m512i code = turned(_mm512_loadu_si512(codes + i));
+        const __mmask64 negative = _mm512_cmplt_epu8_mask(code, middle), there = _mm512_cmpneq_epu8_mask(code, middle);
+        const __m512i above = _mm512_sub_epi8(code, middle);
+        const __m512i index = _mm512_sub_epi8(_mm512_mask_sub_epi8(above, negative, middle, code), one);
+        __m512i bytes[4];
+        for (int b = 0; b < 4; ++b)
+            bytes[b] = _mm512_maskz_permutex2var_epi8(there, table.plane[2 * b], index, table.plane[2 * b + 1]);
+        bytes[3] = _mm512_or_si512(bytes[3], _mm512_maskz_mov_epi8(negative, _mm512_set1_epi8(-128)));
+        __m512 found[4];
+        woven(bytes, found);
+        for (int k = 0; k < 4; ++k) _mm512_storeu_ps(out + i + 16 * k, _mm512_mul_ps(found[k], scale));
+    }
+}
+
+TARGET(VBMI) INLINE void lookup256(const Planes& low, const Planes& high, __m512i index, __m512* found) {
+    const __mmask64 upper = _mm512_movepi8_mask(index);
+    __m512i bytes[4];
+    for (int b = 0; b < 4; ++b)
+        bytes[b] = _mm512_mask_blend_epi8(upper, _mm512_permutex2var_epi8(low.plane[2 * b], index, low.plane[2 * b + 1]),
+                                          _mm512_permutex2var_epi8(high.plane[2 * b], index, high.plane[2 * b + 1]));
+    woven(bytes, found);
+}
+
+TARGET(VBMI) void decode_unsigned_vbmi(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
+    const Planes low = planes(map.values), high = planes(map.values + 128);
+    const __m512 scale = _mm512_set1_ps(maximum);
+    for (int i = 0; i < count; i += kStep) {
+        __m512 found[4];
+        lookup256(low, high, turned(_mm512_loadu_si512(codes + i)), found);
+        for (int k = 0; k < 4; ++k) _mm512_storeu_ps(out + i + 16 * k, _mm512_mul_ps(found[k], scale));
+    }
+}
+
+template <bool kSigned>
+TARGET(VBMI)
+void encode_vbmi(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
+    const Planes low = planes(map.thresholds);
+    const Planes high = kSigned ? low : planes(map.thresholds + 128);
+    const Lines lines = lines512(map);
+    const __m512 scale = _mm512_set1_ps(inverse);
+    const __m512i zero = _mm512_set1_epi32(kSigned ? 127 : 0), one = _mm512_set1_epi32(1);
+    for (int i = 0; i < count; i += kStep) {
+        __m512 x[4], t[4], threshold[4];
+        __m512i magnitude[4];
+        for (int k = 0; k < 4; ++k) {
+            x[k] = _mm512_loadu_ps(in + i + 16 * k);
+            t[k] = _mm512_abs_ps(_mm512_mul_ps(x[k], scale));
+            magnitude[k] = candidate512(t[k], lines);
+        }
+        const __m512i index = _mm512_packus_epi16(_mm512_packus_epi32(magnitude[0], magnitude[1]),
+                                                  _mm512_packus_epi32(magnitude[2], magnitude[3]));
+        if (kSigned) {
+            __m512i bytes[4];
+            for (int b = 0; b < 4; ++b)
+                bytes[b] = _mm512_permutex2var_epi8(low.plane[2 * b], index, low.plane[2 * b + 1]);
+            woven(bytes, threshold);
+        } else {
+            lookup256(low, high, index, threshold);
+        }
+        for (int k = 0; k < 4; ++k) {
+            const __mmask16 above = _mm512_cmp_ps_mask(t[k], threshold[k], _CMP_GT_OQ);
+            magnitude[k] = _mm512_mask_add_epi32(magnitude[k], above, magnitude[k], one);
+            if (kSigned) magnitude[k] = signed512(magnitude[k], x[k], zero);
+        }
+        const __m512i code = _mm512_packus_epi16(_mm512_packus_epi32(magnitude[0], magnitude[1]),
+                                                 _mm512_packus_epi32(magnitude[2], magnitude[3]));
+        _mm512_storeu_si512(codes + i, turned(code));
+    }
+}
+
+#endif  // x86-64
+
+// ---------------------------------------------------------------- the update
+
+INLINE float larger(float a, float b) { return b > a ? b : a; }
+
+// Updates `count` weights; leaves the new states in `m` and `v`, and the largest magnitude of each in `maxima`.
+template <Kind kind>
+INLINE void update(const Parameter& at, float* __restrict p, const float* __restrict gradient, float* __restrict m,
+                   float* __restrict v, int count, float* maxima) {
+    float first = 0, second = 0;
+#pragma omp simd reduction(max : first, second)
+    for (int i = 0; i < count; ++i) {
+        float weight = p[i];
+        float g = gradient[i] * at.scale;
+        if (kind != kLion) g = g + at.decay * weight;
+        weight = weight * at.keep;
+        if (kind == kAdam) {
+            const float a = m[i] * at.beta1 + g * at.rest1;
+            const float b = v[i] * at.beta2 + (g * g) * at.rest2;
+            m[i] = a;
+            v[i] = b;
+            weight = weight - at.rate * (a / (std::sqrt(b) * at.root + at.epsilon));
+        } else if (kind == kMomentum || kind == kNesterov) {
+            const float a = at.plain ? g : m[i] * at.beta1 + g * at.rest1;
+            m[i] = a;
+            weight = weight - at.rate * (kind == kNesterov ? g + at.beta1 * a : a);
+        } else if (kind == kLion) {
+            const float u = m[i] * at.beta1 + g * at.rest1;
+            m[i] = m[i] * at.beta2 + g * at.rest2;
+            weight = weight - at.rate * static_cast<float>((u > 0) - (u < 0));
+        } else {
+            const float b = v[i] + g * g;
+            v[i] = b;
+            weight = weight - at.rate * (g / (std::sqrt(b) + at.epsilon));
+        }
+        p[i] = weight;
+        if (kind != kAdagrad) first = larger(first, std::fabs(m[i]));
+        if (kind == kAdam || kind == kAdagrad) second = larger(second, v[i]);
+    }
+    maxima[0] = first;
+    maxima[1] = second;
+}
+
+using Decode = void (*)(const uint8_t*, int, const Map&, float, float*);
+using Encode = void (*)(const float*, int, const Map&, float, uint8_t*);
+using Update = void (*)(const Parameter&, float*, const float*, float*, float*, int, float*);
+using Sound = bool (*)(const float*, int64_t);
+
+struct Path {
+    Decode decode_signed, decode_unsigned;
+    Encode encode_signed, encode_unsigned;
+    Update update[5];
+    Sound sound;
+};
+
+INLINE bool sound_inline(const float* gradient, int64_t count) {
+    uint32_t largest = 0;
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 0; i < count; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, gradient + i, 4);
+        bits &= 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
+    }
+    return largest < kTooLarge;
+}
+
+#define UPDATES(name, attribute)                                                                                          \
+    template <Kind kind>                                                                                                   \
+    attribute void update_##name(const Parameter& at, float* p, const float* g, float* m, float* v, int n, float* maxima) { \
+        update<kind>(at, p, g, m, v, n, maxima);                                                                            \
+    }                                                                                                                       \
+    attribute bool sound_##name(const float* gradient, int64_t count) { return sound_inline(gradient, count); }
+
+#define NAMED(name) \
+    {update_##name<kAdam>, update_##name<kMomentum>, update_##name<kNesterov>, update_##name<kLion>, update_##name<kAdagrad>}
+
+UPDATES(plain, )
+void decode_any(const uint8_t* c, int n, const Map& map, float s, float* out) { decode_plain(c, n, map, s, out); }
+void encode_any(const float* in, int n, const Map& map, float s, uint8_t* c) { encode_plain(in, n, map, s, c); }
+const Path kPlain = {decode_any, decode_any, encode_any, encode_any, NAMED(plain), sound_plain};
+
+#if defined(__x86_64__)
+UPDATES(avx2, TARGET("avx2"))
+UPDATES(avx512, TARGET(AVX512 ",prefer-vector-width=512"))
+const Path kAvx2 = {decode_avx2, decode_avx2, encode_avx2, encode_avx2, NAMED(avx2), sound_avx2};
+const Path kAvx512 = {decode_avx512, decode_avx512, encode_avx512, encode_avx512, NAMED(avx512), sound_avx512};
+const Path kVbmi = {decode_signed_vbmi, decode_unsigned_vbmi, encode_vbmi<true>, encode_vbmi<false>, NAMED(avx512),
+                    sound_avx512};
+#endif
+
+// One block: `codes` may be a short last one, which is worked on in a copy that is filled up with zeros.
+void block(const Path& path, Kind kind, const Parameter& at, const Map& signed_map, const Map& unsigned_map, int64_t start,
+           int size, int64_t number) {
+    alignas(64) float m[kLargestBlock], v[kLargestBlock], p[kLargestBlock], g[kLargestBlock];
+    alignas(64) uint8_t codes[2][kLargestBlock];
+    const int count = static_cast<int>(at.count - start < size ? at.count - start : size);
+    const int padded = (count + kStep - 1) / kStep * kStep;
+    float* weight = at.weight + start;
+    const float* gradient = at.gradient + start;
+    uint8_t* first = at.first ? at.first + start : nullptr;
+    uint8_t* second = at.second ? at.second + start : nullptr;
+    const bool whole = padded == count;
+    if (!whole) {
+        std::memset(p, 0, 4 * padded);
+        std::memset(g, 0, 4 * padded);
+        std::memcpy(p, weight, 4 * count);
+        std::memcpy(g, gradient, 4 * count);
+        weight = p;
+        gradient = g;
+        for (int state = 0; state < 2; ++state) {
+            uint8_t*& given = state ? second : first;
+            if (!given) continue;
+            std::memset(codes[state], state ? 0 : 127, padded);
+            std::memcpy(codes[state], given, count);
+            given = codes[state];
+        }
+    }
+    if (first && !at.plain) path.decode_signed(first, padded, signed_map, at.first_max[number], m);
+    if (second) path.decode_unsigned(second, padded, unsigned_map, at.second_max[number], v);
+    float maxima[2];
+    path.update[kind](at, weight, gradient, m, v, padded, maxima);
+    for (int state = 0; state < 2; ++state) {
+        uint8_t* given = state ? second : first;
+        if (!given) continue;
+        const float maximum = maxima[state] < 0x1p-126f ? 0 : maxima[state];  // denormal blocks are zeros
+        const float inverse = maximum > 0 ? 1 / maximum : 0;
+        if (state)
+            path.encode_unsigned(v, padded, unsigned_map, inverse, given);
+        else
+            path.encode_signed(m, padded, signed_map, inverse, given);
+        (state ? at.second_max : at.first_max)[number] = maximum;
+    }
+    if (!whole) {
+        std::memcpy(at.weight + start, weight, 4 * count);
+        if (first) std::memcpy(at.first + start, first, count);
+        if (second) std::memcpy(at.second + start, second, count);
+    }
+}
+
+const Path* path_of(int name) {
+    switch (name) {
+        case 0:
+            return &kPlain;
+#if defined(__x86_64__)
+        case 1:
+            return __builtin_cpu_supports("avx2") ? &kAvx2 : nullptr;
+        case 2:
+        case 3: {
+            const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+            if (!wide || (name == 3 && !__builtin_cpu_supports("avx512vbmi"))) return nullptr;
+            return name == 3 ? &kVbmi : &kAvx512;
+        }
+#endif
+        default:
+            return nullptr;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Whether this processor can run path `name`: 0 any processor, 1 AVX2, 2 AVX-512, 3 AVX-512 with VBMI.
+int edgeq_optim_can(int name) { return path_of(name) != nullptr; }
+
+int edgeq_optim_largest_block() { return kLargestBlock; }
+
+// Number of the first parameter whose gradient is infinite, NaN or too large to square, or -1. Nothing is written.
+int edgeq_optim_unsound(int name, const Parameter* parameters, int count, int threads) {
+    const Path& path = *path_of(name);
+    constexpr int64_t kPiece = 1 << 16;
+    int found = count;
+    for (int i = 0; i < count && found == count; ++i) {
+        const int64_t pieces = (parameters[i].count + kPiece - 1) / kPiece;
+        bool sound = true;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(&& : sound) if (pieces > 1)
+        for (int64_t piece = 0; piece < pieces; ++piece) {
+            const int64_t start = piece * kPiece, left = parameters[i].count - start;
+            sound = path.sound(parameters[i].gradient + start, left < kPiece ? left : kPiece) && sound;
+        }
+        if (!sound) found = i;
+    }
+    return found == count ? -1 : found;
+}
+
+// One step of all parameters, whose blocks are shared among the threads; blocks do not depend on each other.
+void edgeq_optim_step(int name, int kind, const Parameter* parameters, const int64_t* first_block, int count, int size,
+                      const Map* signed_map, const Map* unsigned_map, int threads) {
+    const Path& path = *path_of(name);
+#pragma omp parallel for schedule(static) num_threads(threads) if (first_block[count] > 1)
+    for (int64_t number = 0; number < first_block[count]; ++number) {
+        int low = 0, high = count;  // the parameter that the block is of
+        while (high - low > 1) {
+            const int middle = (low + high) / 2;
+            (first_block[middle] <= number ? low : high) = middle;
+        }
+        const int64_t own = number - first_block[low];
+        block(path, static_cast<Kind>(kind), parameters[low], *signed_map, *unsigned_map, own * size, size, own);
+    }
+}
+
+// The codes of `count` values in blocks of `size`, and back.
+void edgeq_optim_encode(int name, const float* in, int64_t count, int size, const Map* map, uint8_t* codes, float* maxima) {
+    const Path& path = *path_of(name);
+    for (int64_t start = 0, number = 0; start < count; start += size, ++number) {
+        alignas(64) float padded[kLargestBlock] = {};
+        alignas(64) uint8_t made[kLargestBlock];
+        const int here = static_cast<int>(count - start < size ? count - start : size);
+        std::memcpy(padded, in + start, 4 * here);
+        float maximum = 0;
+        for (int i = 0; i < here; ++i) maximum = larger(maximum, std::fabs(padded[i]));
+        maximum = maximum < 0x1p-126f ? 0 : maximum;
+        const float inverse = maximum > 0 ? 1 / maximum : 0;
+        (map->is_signed ? path.encode_signed : path.encode_unsigned)(padded, (here + kStep - 1) / kStep * kStep, *map, inverse,
+                                                                     made);
+        std::memcpy(codes + start, made, here);
+        maxima[number] = maximum;
+    }
+}
+
+void edgeq_optim_decode(int name, const uint8_t* codes, const float* maxima, int64_t count, int size, const Map* map,
+                        float* out) {
+    const Path& path = *path_of(name);
+    for (int64_t start = 0, number = 0; start < count; start += size, ++number) {
+        alignas(64) float made[kLargestBlock];
+        alignas(64) uint8_t padded[kLargestBlock] = {};
+        const int here = static_cast<int>(count - start < size ? count - start : size);
+        std::memcpy(padded, codes + start, here);
+        (map->is_signed ? path.decode_signed : path.decode_unsigned)(padded, (here + kStep - 1) / kStep * kStep, *map,
+                                                                     maxima[number], made);
+        std::memcpy(out + start, made, 4 * here);
+    }
+}
+}
