@@ -330,7 +330,9 @@ class SGD8bit(Optimizer8bit):
         percentile_clipping: float = 100.0,
     ) -> None:
         if not 0 < momentum < 1:
-            X
+            raise EdgeqError(
+                f"momentum is {momentum}: it is between 0 and 1 here; without one, torch.optim.SGD keeps no state at all"
+            )
         if nesterov and dampening:
             raise EdgeqError("nesterov=True needs dampening=0, as in torch.optim.SGD")
         self.kind = "nesterov" if nesterov else "momentum"
