@@ -7,13 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from edgeq.graph.far import FAR_DB, lost, sqnr_db
 from edgeq.graph.package import QuantizedModel
 from edgeq.run.tensors import tensors
-from edgeq.run.verify import sqnr_db
 
-FAR_DB = 10.0  # error beyond a tenth of an output's power: no decision survives that
 LOST_DB = 3.0  # error beyond half of the power of one slice of an output: its values are gone
-SLICES, VALUES = 256, 32  # axes of at most so many slices are looked along, and slices of at least so many values
 NAMED = 3  # layers that a sentence names
 
 
@@ -34,29 +32,14 @@ def far(model: QuantizedModel, batches: Sequence[tuple[Tensor, ...]]) -> Iterato
                 f"output {info.name!r} is far from the float network's: {whole:.1f} dB{_where(model, batches[0])}; try "
                 "--recipe dfq, or keep the layers named in float with --keep-float"
             )
-        elif lost := _lost(want, got):
-            axis, slices = lost
+        elif found := lost(want, got, LOST_DB):
+            axis, slices = found
             numbers = f"{slices[0]}" if len(slices) == 1 else f"{slices[0]} … {slices[-1]} ({len(slices)} of them)"
             yield (
                 f"output {info.name!r}, axis {axis}, index {numbers}: lost in quantization, though the output as a whole is "
                 f"{whole:.1f} dB from float: values of other size share their scale; keep what joins them in float with "
                 "--keep-float, or return them apart"
             )
-
-
-def _lost(want: Tensor, got: Tensor) -> tuple[int, list[int]] | None:
-    """An axis of an output [batches, …] and its slices whose error is beyond LOST_DB; None where there are none."""
-    for axis in range(1, want.dim()):
-        count = want.shape[axis]
-        if not 1 < count <= SLICES or want.numel() // count < VALUES:
-            continue
-        apart = [a for a in range(want.dim()) if a != axis]
-        power = want.double().square().sum(apart)
-        error = (got.double() - want.double()).square().sum(apart)
-        slices = (error > power * 10 ** (-LOST_DB / 10)).nonzero().flatten().tolist()
-        if slices:
-            return axis - 1, slices
-    return None
 
 
 def _where(model: QuantizedModel, batch: tuple[Tensor, ...]) -> str:
