@@ -7,6 +7,7 @@ import itertools
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgeq.calib.calibrate import calibrate
 from edgeq.calib.ends import with_ends
 from edgeq.calib.recipes import RECIPES
 from edgeq.calib.recipes import recipe as find_recipe
+from edgeq.calib.unlike import sentences
 from edgeq.calib.workspace import forget
 from edgeq.devices import Found, open_device
 from edgeq.graph import package
@@ -122,7 +124,20 @@ def quantize(
     annotation = annotate(captured, chosen, followed)
     looked_at: list[Any] = []
     every = _remembered(itertools.chain(head, given_batches), looked_at)
-    resolved = calibrate(captured, annotation, method, every, progress, positives=_positives(task), output=where)
+    annotation, resolved = calibrate(
+        captured,
+        annotation,
+        method,
+        every,
+        progress,
+        positives=_positives(task),
+        output=where,
+        again=partial(annotate, captured, chosen, followed),
+        settled=frozenset(given.layers if given is not None else ()),
+    )
+    followed = dataclasses.replace(followed, layers={**followed.layers, **dict.fromkeys(annotation.kept, "fp32")})
+    for sentence in sentences(annotation):
+        warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     progress("convert", 0, None)
     model = assemble(task, captured, annotation, resolved, followed)
     _warn_where_far(model, [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeq import quantize
-from edgeq.spec import EdgeqWarning
+from edgeq.spec import EdgeqWarning, QuantPlan
 
 
 class BoxesAndScores(nn.Module):
@@ -43,17 +43,22 @@ class Policy(nn.Module):
         return self.second(torch.relu(self.first(x)))
 
 
-def said(network: nn.Module, data: list[tuple[Tensor, ...]], keep_float: tuple[str, ...] = ()) -> tuple[str, Tensor]:
+def said(network: nn.Module, data: list[tuple[Tensor, ...]], plan: QuantPlan | None = None) -> tuple[str, Tensor]:
     """The warnings of quantize, and the worst error of each channel relative to its largest value."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = quantize(network.eval(), example_inputs=data[0], calibration=data, keep_float=keep_float)
+        model = quantize(network.eval(), example_inputs=data[0], calibration=data, plan=plan)
     with torch.no_grad():
         want = torch.cat([network(*batch) for batch in data])
     error = (torch.cat([model.qdq(batch)[0] for batch in data]) - want).abs()
     axes = [a for a in range(want.dim()) if a != 1]
     told = [str(w.message) for w in caught if issubclass(w.category, EdgeqWarning)]
     return "; ".join(told), error.amax(axes) / want.abs().amax(axes)
+
+
+def with_layer(key: str, precision: str) -> QuantPlan:
+    """A plan in which a person says what layer `key` computes in, so that nothing changes it."""
+    return QuantPlan("portable", "default", {key: precision})
 
 
 @pytest.fixture(autouse=True)
@@ -64,18 +69,18 @@ def seed() -> None:
 def test_scores_lost_beside_boxes_are_named_and_saved_by_what_the_sentence_says() -> None:
     data = [(torch.randn(1, 3, 16, 16),) for _ in range(4)]
     network = BoxesAndScores()
-    told, errors = said(network, data)
+    told, errors = said(network, data, with_layer("cat", "w8a8"))
     assert "axis 1, index 2 … 4 (3 of them): lost" in told and float(errors[2:].min()) > 0.3
-    told, errors = said(network, data, keep_float=("cat",))
+    told, errors = said(network, data, with_layer("cat", "fp32"))
     assert not told and float(errors.max()) < 0.05
 
 
 def test_unlike_units_in_one_input_are_told_and_saved_by_what_the_sentence_says() -> None:
     data = [(torch.randn(1, 3) * UNITS,) for _ in range(16)]
     network = Policy()
-    told, errors = said(network, data)
+    told, errors = said(network, data, with_layer("first/linear", "w8a8"))
     assert "far from the float network's" in told and "first/linear" in told and float(errors.max()) > 0.2
-    told, errors = said(network, data, keep_float=("first",))
+    told, errors = said(network, data, with_layer("first/linear", "fp32"))
     assert not told and float(errors.max()) < 0.05
 
 
