@@ -140,7 +140,9 @@ def quantize(
         warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     progress("convert", 0, None)
     model = assemble(task, captured, annotation, resolved, followed)
-    _warn_where_far(model, [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at])
+    model.far = tuple(far(model, [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at]))
+    for sentence in model.far:
+        warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     if where is not None:
         older = package.exports(where)
         model.save(where)
@@ -156,12 +158,6 @@ def _remembered(given: Iterable[Any], first: list[Any]) -> Iterator[Any]:
         if len(first) < LOOKED_AT:
             first.append(batch)
         yield batch
-
-
-def _warn_where_far(model: QuantizedModel, batches: Sequence[tuple[Tensor, ...]]) -> None:
-    """Warn of outputs that are far from the float network's, however exactly runtimes compute them."""
-    for sentence in far(model, batches):
-        warnings.warn(sentence, EdgeqWarning, stacklevel=2)
 
 
 def _task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> Task:
@@ -355,12 +351,11 @@ def verify(
             "batches": len(inputs),
             "float_metric": float_metric(source_of, model) if source_of and place.device is None else None,
             "qdq_metric": evaluate(source_of, model.qdq) if source_of and place.device is None else None,
+            "far": list(far(model, inputs[:LOOKED_AT]) if source == "calibration" else model.far),
             "backends": {},
             "skipped": skipped,
         }
         conditions(fail_if, "verify", found["float_metric"] or ())  # before any artefact runs
-        if source == "calibration":
-            _warn_where_far(model, inputs[:LOOKED_AT])
         kept = Kept(_home(model) / f"verify.{slug(device)}.partial")
         parts = [source_of.path if source_of else None, *(x.numpy().tobytes() for batch in inputs for x in batch)]
 
@@ -497,6 +492,7 @@ def summary(model: QuantizedModel) -> dict[str, Any]:
         "operators": {"integer": len(program.ops), "float": len(program.floats)},
         "tensors": len(model.qparams),
         "islands": model.islands,
+        "far": list(model.far),
     }
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import html
+import io
+import json
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
-from edgeq import quantize
+from edgeq import export, load, quantize, report, verify
+from edgeq.pages.tables import parity_table
 from edgeq.spec import EdgeqWarning, QuantPlan
 
 
@@ -88,3 +94,23 @@ def test_an_ordinary_network_is_not_warned_of() -> None:
     data = [(torch.randn(1, 3, 16, 16),) for _ in range(4)]
     told, errors = said(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), data)
     assert not told and float(errors.max()) < 0.05
+
+
+def test_what_is_exactly_wrong_is_said_by_the_manifest_verify_and_the_report(tmp_path: Path) -> None:
+    data = [(torch.randn(1, 3, 8, 8),) for _ in range(4)]
+    network = BoxesAndScores().eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EdgeqWarning)
+        plan = with_layer("cat", "w8a8")
+        model = quantize(network, example_inputs=data[0], calibration=data, plan=plan, output=tmp_path)
+    (sentence,) = model.far
+    assert ": lost in quantization" in sentence and load(tmp_path).far == model.far
+    assert json.loads((tmp_path / "manifest.json").read_text())["far"] == [sentence]
+    export(tmp_path, "tvm")
+    found = verify(tmp_path)
+    assert found["far"] == [sentence] and found["backends"]["tvm"]["max_lsb"] == 0
+    told = f"The runtimes compute the integers exactly, but they are far from float: {sentence}."
+    console = Console(width=2000, file=io.StringIO())
+    console.print(*parity_table(found))
+    assert told in console.file.getvalue()  # type: ignore[attr-defined] # a StringIO
+    assert html.escape(told, quote=False) in html.unescape(report(tmp_path).read_text()).replace("&#39;", "'")
