@@ -26,12 +26,12 @@ from edgeq.calib.twins import on_grid
 from edgeq.graph.annotate import Annotation, Apart, Group
 from edgeq.graph.capture import Captured
 from edgeq.graph.far import FAR_DB, lost, sqnr_db
+from edgeq.graph.legal import CONVERTS
 from edgeq.graph.ops import WEIGHTED, constant
 from edgeq.spec import QParams
 
 FEWEST: Final = 16 / 255  # share of a scale's range below which a tensor has too few steps of it
 CLIPPED: Final = 0.5  # share of a tensor's own interval that a shared one leaves it, below which it saturates
-CONVERTS: Final = (2.0**-8, 2.0**7)  # own scale / shared scale that XNNPACK's int8 → int8 convert takes
 QUIET: Final = 1 / 3  # squared steps of a reader's own grid, four times what its rounding gives: an error below is none
 BITS: Final = 8  # with fewer bits, few steps are what was asked for
 WHOLE, MOST, SMALL = 2, 32, 1 << 16  # batches looked at: so many, and up to MOST while they hold less than SMALL values
@@ -157,12 +157,12 @@ class Unlike:
         harmed = [g for g in self._computing(reach) if self._harmed(g, reach)]
         beyond = {n for n in members if not self._convertible(n, group.output)}
         alone = {n for n in members if self._read_elsewhere(n, group)}
-        if harmed or self._leaves(reach):
+        if any((group.key, n) in self.annotation.apart for n in beyond):  # whatever a person chose
+            self.floats[group.key] = f"it joins {why}, further apart than kernels requantize"
+        if harmed or self._leaves(reach) or alone & beyond:
             self._keep(group, f"it joins {why}")
             for reader in harmed:
                 self._keep(reader, f"it reads {why}")
-        elif alone & beyond or any((group.key, n) in self.annotation.apart for n in beyond):
-            self._keep(group, f"it joins {why}")
         else:
             self.apart.update((group.key, n) for n in alone if (group.key, n) not in self.annotation.apart)
 

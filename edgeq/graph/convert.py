@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from edgeq.graph.annotate import Annotation, Group
 from edgeq.graph.capture import Captured
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
+from edgeq.graph.legal import check
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg, set_constant
 from edgeq.graph.quiet import quiet
 from edgeq.spec import QParams, QuantSpec
@@ -48,7 +49,11 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
 
     Returns the program and its node name → layer key map (an integer operator's nodes, its quantize included, carry
     the operator's key).
+
+    Raises:
+        IllegalNumbers: an operator's kernel does not take the numbers; a fault of whoever chose them.
     """
+    check(annotation, resolved.activations, resolved.scales, resolved.weights)
     with quiet():  # copying a graph warns about torch's own internals
         module, mapped = _copy(captured.module)
     graph = module.graph
