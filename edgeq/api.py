@@ -39,6 +39,7 @@ from edgeq.run.diff import diff as diff_folders
 from edgeq.run.distance import far
 from edgeq.run.each import each, succeeded
 from edgeq.run.files import exported, find, put, size, sizes
+from edgeq.run.half import beyond_half
 from edgeq.run.kept import Kept, digest, slug
 from edgeq.run.metric import begins, evaluate, float_metric
 from edgeq.run.place import Place
@@ -140,8 +141,9 @@ def quantize(
         warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     progress("convert", 0, None)
     model = assemble(task, captured, annotation, resolved, followed)
-    model.far = tuple(far(model, [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at]))
-    for sentence in model.far:
+    flat = [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at]
+    model.far = tuple(far(model, flat))
+    for sentence in (*model.far, *beyond_half(model, flat[0])):
         warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     if where is not None:
         older = package.exports(where)
