@@ -29,6 +29,7 @@ from edgeq.calib.reconstruct import Engine
 from edgeq.calib.rounding import method as rounding
 from edgeq.calib.twins import Numbers, Twins
 from edgeq.calib.unlike import Again, Looked, apart
+from edgeq.calib.ways import Ways
 from edgeq.calib.workspace import workspace
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured, flatten, leaves_like
@@ -230,7 +231,7 @@ def look(
     spool: Spool | None = None,
 ) -> tuple[Annotation, dict[Node, Observer]]:
     """One float pass over `data`; returns the annotation, with values of unlike size apart, and tensor set → what was seen."""
-    looked = Looked(captured)
+    looked = Looked(captured, set() if again is None else {*Ways(captured, annotation).ends(), *answers(captured)})
     observers = observe(captured, annotation, recipe, data, progress, spool, looked)
     if again is not None:
 
@@ -313,27 +314,33 @@ def observe(
         for members in annotation.tensors.sets().values()
         for node in members
     }
-    floats = Floats(captured)
-    answers = [n for n in flatten(captured.module.graph.output_node().args[0]) if isinstance(n, Node)]
+    floats, given = Floats(captured), answers(captured)
     total = len(data) if isinstance(data, Sized) else None
     done = 0
     for group in stacks(floats, batches(captured, data)):
         found: dict[Node, Tensor] = {}
+        wanted = {*given, *(looked.keep if looked.wants() else ())}
         with torch.no_grad():
             inputs = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*group, strict=True)]
             for node, seen in floats.walk(inputs):
                 if node in watching:
                     watching[node].update(seen, batch=done, stacked=len(group))
-                if node in answers:
+                if node in wanted:
                     found[node] = seen
+        each = {n: seen.chunk(len(group)) if len(group) > 1 else (seen,) for n, seen in found.items()}
         for index, batch in enumerate(group):
             if looked.wants():
-                looked.add(batch)
+                looked.add(batch, {n: each[n][index] for n in looked.keep})
             if spool is not None:
-                spool(done + index, batch, tuple(found[n].chunk(len(group))[index] for n in answers))
+                spool(done + index, batch, tuple(each[n][index] for n in given))
         done += len(group)
         progress("calibrate", done, total)
     return watching
+
+
+def answers(captured: Captured) -> list[Node]:
+    """The nodes that are the network's outputs, in their order."""
+    return [n for n in flatten(captured.module.graph.output_node().args[0]) if isinstance(n, Node)]
 
 
 def stacks(floats: Floats, frames: Iterable[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:

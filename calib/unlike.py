@@ -23,6 +23,7 @@ from edgeq.calib.ranges.observe import Observer
 from edgeq.calib.ranges.weights import channel_scales
 from edgeq.calib.rounding.nearest import integers
 from edgeq.calib.twins import on_grid
+from edgeq.calib.ways import Ways
 from edgeq.graph.annotate import Annotation, Apart, Group
 from edgeq.graph.capture import Captured
 from edgeq.graph.far import FAR_DB, lost, sqnr_db
@@ -34,29 +35,34 @@ FEWEST: Final = 16 / 255  # share of a scale's range below which a tensor has to
 CLIPPED: Final = 0.5  # share of a tensor's own interval that a shared one leaves it, below which it saturates
 QUIET: Final = 1 / 3  # squared steps of a reader's own grid, four times what its rounding gives: an error below is none
 BITS: Final = 8  # with fewer bits, few steps are what was asked for
-WHOLE, MOST, SMALL = 2, 32, 1 << 16  # batches looked at: so many, and up to MOST while they hold less than SMALL values
+WHOLE, MOST, SMALL = 2, 32, 1 << 14  # batches looked at: so many, and up to MOST while they hold less than SMALL values
 
 Again = Callable[[Mapping[str, str], Apart], Annotation]  # the annotation with layers kept in float, and inputs apart
 
 
 @dataclass(slots=True)
 class Looked:
-    """Float values of single nodes on the first calibration batches; one pass more for those not kept yet."""
+    """Float values of single nodes on the first calibration batches; one pass more for those not kept yet.
+
+    keep: nodes whose values whoever passes over these batches is to `add`.
+    """
 
     captured: Captured
+    keep: set[Node] = field(default_factory=set)
     batches: list[tuple[Tensor, ...]] = field(default_factory=list)
-    held: int = 0  # values in them
-
     values: dict[Node, list[Tensor]] = field(default_factory=dict)
+    held: int = 0  # values in the batches
 
     def wants(self) -> bool:
         """Whether another batch is to be looked at."""
         return len(self.batches) < WHOLE or (len(self.batches) < MOST and self.held < SMALL)
 
-    def add(self, batch: tuple[Tensor, ...]) -> None:
-        """Look at one more batch."""
+    def add(self, batch: tuple[Tensor, ...], values: Mapping[Node, Tensor]) -> None:
+        """Look at one more batch. values: of the nodes to keep."""
         self.batches.append(batch)
         self.held += sum(x.numel() for x in batch)
+        for node, value in values.items():
+            self.values.setdefault(node, []).append(value)
 
     def prepare(self, nodes: Iterable[Node]) -> None:
         """Compute what of `nodes` is not kept yet."""
@@ -87,14 +93,7 @@ class Unlike:
         self.annotation, self.activations, self.observers = annotation, activations, observers
         self.interval, self.looked, self.settled = interval, looked, settled
         self.captured = looked.captured
-        self.output = self.captured.module.graph.output_node()
-        self.tensors = annotation.tensors
-        self.makers = {g.output: g for g in annotation.groups}
-        self.integer = {n for g in annotation.groups for n in (g.node, g.output)}
-        self.readers: dict[Node, list[Group]] = {}
-        for group in annotation.groups:
-            for source in dict.fromkeys(group.inputs):
-                self.readers.setdefault(source, []).append(group)
+        self.tensors, self.ways = annotation.tensors, Ways(looked.captured, annotation)
         self.floats: dict[str, str] = {}
         self.apart: set[tuple[str, Node]] = set()
 
@@ -115,14 +114,13 @@ class Unlike:
 
     def _ends(self) -> None:
         """Where floats become integers, and integers leave for the network's outputs."""
-        entries = [n for n in self.tensors.parent if n not in self.makers and self._looked_at(n)]
-        leaving = [n for n in self._leaving() if self._looked_at(n)]
-        reading = [g for n in entries for g in self._computing(self._behind({n}))]
-        self.looked.prepare([*entries, *leaving, *(n for g in reading for n in (*g.inputs, g.output))])
-        for node in entries:
-            self._entering(node)
-        for node in leaving:
-            self._answered(node)
+        self.looked.prepare(self.ways.ends())
+        for node in self.ways.entries():
+            if self._looked_at(node):
+                self._entering(node)
+        for node in self.ways.leaving():
+            if self._looked_at(node):
+                self._answered(node)
 
     def _inside(self) -> None:
         """Every operator, where the network's outputs are lost: those whose inputs' scales lose what they compute."""
@@ -141,9 +139,9 @@ class Unlike:
                     continue
                 why = f"the scale of {self._name(node)} loses what {group.key!r} computes of it"
                 self._keep(group, why)
-                for source in self._before([node]):
-                    if source in self.makers:
-                        self._keep(self.makers[source], why)
+                for source in self.ways.before([node]):
+                    if source in self.ways.makers:
+                        self._keep(self.ways.makers[source], why)
 
     def _joined(self, group: Group) -> None:
         """A concatenation: members with few steps, or that saturate."""
@@ -153,13 +151,13 @@ class Unlike:
         if not members:
             return
         why = self._words(members, group.output)
-        reach = self._behind({group.output})
-        harmed = [g for g in self._computing(reach) if self._harmed(g, reach)]
+        reach = self.ways.behind({group.output})
+        harmed = [g for g in self.ways.computing(reach) if self._harmed(g, reach)]
         beyond = {n for n in members if not self._convertible(n, group.output)}
-        alone = {n for n in members if self._read_elsewhere(n, group)}
+        alone = {n for n in members if self.ways.read_elsewhere(n, group)}
         if any((group.key, n) in self.annotation.apart for n in beyond):  # whatever a person chose
             self.floats[group.key] = f"it joins {why}, further apart than kernels requantize"
-        if harmed or self._leaves(reach) or alone & beyond:
+        if harmed or self.ways.leaves(reach) or alone & beyond:
             self._keep(group, f"it joins {why}")
             for reader in harmed:
                 self._keep(reader, f"it reads {why}")
@@ -168,28 +166,30 @@ class Unlike:
 
     def _entering(self, node: Node) -> None:
         """A float tensor that is quantized: what its integer readers make of it."""
-        reach = self._behind({node})
-        harmed = [g for g in self._computing(reach) if self._harmed(g, reach)]
-        moved = [n for n in reach if n is not node and self._leaves({n})]
+        reach = self.ways.behind({node})
+        harmed = [g for g in self.ways.computing(reach) if self._harmed(g, reach)]
+        moved = [n for n in reach if n is not node and self.ways.leaves({n})]
         if not harmed and not (moved and self._is_lost(node, self._grid(node))):
             return
-        ways = self._before([*moved, *(n for g in harmed for n in g.inputs if n in reach)])
+        ways = self.ways.before([*moved, *(n for g in harmed for n in g.inputs if n in reach)])
         why = f"it reads {self._name(node)}, whose scale loses its smaller values{self._columns(node)}"
-        for group in [*(self.makers[n] for n in ways if n in reach and n in self.makers), *harmed]:
+        for group in [*(self.ways.makers[n] for n in ways if n in reach and n in self.ways.makers), *harmed]:
             self._keep(group, why)
 
     def _answered(self, node: Node) -> None:
         """Integers that leave for good, on their own grid: whoever made what is lost there stays in float."""
         if not self._is_lost(node, self._grid(node)):
             return
-        ways = self._before([node])
-        sources = [n for n in ways if not self._shares(n) and n in self.makers]
+        ways = self.ways.before([node])
+        sources = [n for n in ways if not self.ways.shares(n) and n in self.ways.makers]
         self.looked.prepare(sources)
         own = [n for n in sources if self._is_lost(n, self._own(n))]
-        joints = [n for n in ways if self._shares(n) and len(self.makers[n].inputs) > 1]
+        joints = [n for n in ways if self.ways.shares(n) and len(self.ways.makers[n].inputs) > 1]
         for culprit in own or joints or sources:
             name = self._name(culprit)
-            self._keep(self.makers[culprit], f"values of {name} that the network gives out would be lost on its scale")
+            self._keep(
+                self.ways.makers[culprit], f"values of {name} that the network gives out would be lost on its scale"
+            )
 
     # ---------------------------------------------------------------- how it is measured
 
@@ -268,72 +268,20 @@ class Unlike:
             return False
         return _far(values, [on_grid(v, grid) for v in values], 0.0)
 
-    # ---------------------------------------------------------------- ways through the graph
-
-    def _behind(self, nodes: set[Node]) -> set[Node]:
-        """`nodes` and every tensor that holds the same integers moved, or joined with others."""
-        found = set(nodes)
-        for group in self.annotation.groups:
-            same = (n for n in group.inputs if n in found and (group.key, n) not in self.annotation.apart)
-            if group.support.shared_scale and any(same):
-                found.add(group.output)
-        return found
-
-    def _read_elsewhere(self, node: Node, joining: Group) -> bool:
-        """Whether the integers of `node`, moved or not, serve anybody but `joining`."""
-        found, grown = {node}, True
-        while grown:
-            size = len(found)
-            for group in self.annotation.groups:
-                if group.support.shared_scale and group is not joining and {group.output, *group.inputs} & found:
-                    found |= {group.output, *group.inputs}
-            grown = len(found) > size
-        moving = {self.makers[n].node for n in found if self._shares(n)} | {joining.node}
-        inside = moving | {self.makers[n].output for n in found if n in self.makers}
-        return any(user not in inside for n in found for user in n.users)
-
-    def _before(self, nodes: Sequence[Node]) -> set[Node]:
-        """`nodes` and every tensor whose integers they hold moved, or joined with others."""
-        found = set(nodes)
-        for group in reversed(self.annotation.groups):
-            if group.support.shared_scale and group.output in found:
-                found.update(group.inputs)
-        return found
-
-    def _computing(self, reach: set[Node]) -> list[Group]:
-        """Operators that compute something else out of `reach`."""
-        return list({g.node: g for n in reach for g in self.readers.get(n, ()) if not g.support.shared_scale}.values())
-
-    def _leaves(self, reach: set[Node]) -> bool:
-        """Whether `reach` is read in float, or an output of the network."""
-        return any(user not in self.integer for n in reach for user in n.users)
-
-    def _leaving(self) -> list[Node]:
-        """Integers that outputs of the network are, or are computed of in float alone."""
-        found, pending = dict.fromkeys([self.output]), [self.output]
-        leaving: dict[Node, None] = {}
-        while pending:
-            for source in pending.pop().all_input_nodes:
-                if source in self.makers:
-                    leaving[source] = None
-                elif source not in found:
-                    found[source] = None
-                    pending.append(source)
-        return list(leaving)
-
     def _outputs_lost(self) -> bool:
         """Whether outputs of the network are lost where every activation and every weight is put on its grid."""
         floats = Floats(self.captured, self._weights(self.annotation.groups))
-        answers = [n for n in self.output.all_input_nodes if n.op == "call_function"]
+        answers = [n for n in self.ways.output.all_input_nodes if n.op == "call_function"]
         self.looked.prepare(answers)
         found: dict[Node, list[Tensor]] = {n: [] for n in answers}
+        judged = self.looked.batches[: 1 if self.looked.held >= SMALL else None]
         with torch.no_grad():
-            for batch in self.looked.batches:
+            for batch in judged:
                 for node, value in floats.walk(batch, self._read):
                     if node in found:
-                        found[node].append(self._read(self.output, node, value))
+                        found[node].append(self._read(self.ways.output, node, value))
         for node, got in found.items():
-            want = self.looked.values[node]
+            want = self.looked.values[node][: len(judged)]
             sound = all(isinstance(v, Tensor) and v.is_floating_point() and bool(v.isfinite().all()) for v in want)
             if sound and _far(want, got, 0.0):
                 return True
@@ -341,11 +289,8 @@ class Unlike:
 
     def _read(self, reader: Node, node: Node, value: Any) -> Any:
         """What `reader` reads of `node`: what integers compute is on its grid for all, what they read for them alone."""
-        on = node in self.makers or (node in self.tensors.parent and reader in self.integer)
+        on = node in self.ways.makers or (node in self.tensors.parent and reader in self.ways.integer)
         return on_grid(value, self._grid(node)) if on else value
-
-    def _shares(self, node: Node) -> bool:
-        return node in self.makers and self.makers[node].support.shared_scale
 
     def _looked_at(self, node: Node) -> bool:
         return self.tensors.specs[self.tensors.find(node)].bits >= BITS
@@ -357,9 +302,9 @@ class Unlike:
             self.floats.setdefault(group.key, why)
 
     def _name(self, node: Node) -> str:
-        while self._shares(node):  # whoever computed the most of it
-            node = max(self.makers[node].inputs, key=lambda n: _span(self.observers[n]))
-        key = self.makers[node].key if node in self.makers else self.captured.keys.get(node.name)
+        while self.ways.shares(node):  # whoever computed the most of it
+            node = max(self.ways.makers[node].inputs, key=lambda n: _span(self.observers[n]))
+        key = self.ways.makers[node].key if node in self.ways.makers else self.captured.keys.get(node.name)
         return f"the input {node.name!r}" if key is None else f"{key!r}"
 
     def _words(self, members: Mapping[Node, str], shared: Node) -> str:

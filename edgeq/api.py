@@ -142,7 +142,7 @@ def quantize(
     progress("convert", 0, None)
     model = assemble(task, captured, annotation, resolved, followed)
     flat = [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at]
-    model.far = tuple(far(model, flat))
+    model.far = tuple(far(model, flat, captured.module))
     for sentence in (*model.far, *beyond_half(model, flat[0])):
         warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     if where is not None:

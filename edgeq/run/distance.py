@@ -10,18 +10,21 @@ from torch import Tensor
 from edgeq.graph.far import FAR_DB, lost, sqnr_db
 from edgeq.graph.package import QuantizedModel
 from edgeq.run.tensors import tensors
+from edgeq.task import Predict
 
 LOST_DB = 3.0  # error beyond half of the power of one slice of an output: its values are gone
 NAMED = 3  # layers that a sentence names
 
 
-def far(model: QuantizedModel, batches: Sequence[tuple[Tensor, ...]]) -> Iterator[str]:
+def far(model: QuantizedModel, batches: Sequence[tuple[Tensor, ...]], network: Predict | None = None) -> Iterator[str]:
     """One sentence for each output of the QDQ program that is far from the float network's on flat `batches`.
 
     As a whole below FAR_DB, or in single slices along an axis below LOST_DB: boxes in pixels may be right beside scores that
-    are all 0. The layers named are those where the error is largest, from the front.
+    are all 0. The layers named are those where the error is largest, from the front. network: computes what `model.float` does.
     """
-    wanted = [torch.stack(outputs) for outputs in zip(*(model.float(batch) for batch in batches), strict=True)]
+    with torch.no_grad():
+        floats = [network(*batch) if network is not None else model.float(batch) for batch in batches]
+    wanted = [torch.stack(outputs) for outputs in zip(*floats, strict=True)]
     given = [torch.stack(outputs) for outputs in zip(*(model.qdq(batch) for batch in batches), strict=True)]
     for info, want, got in zip(model.outputs, wanted, given, strict=True):
         if not want.is_floating_point() or not bool(want.isfinite().all()) or not bool(want.any()):
