@@ -28,6 +28,8 @@ from edgeq.calib.ratios import keep_ratios
 from edgeq.calib.reconstruct import Engine
 from edgeq.calib.rounding import method as rounding
 from edgeq.calib.twins import Numbers, Twins
+from edgeq.calib.unlike import Again, Looked, apart
+from edgeq.calib.ways import Ways
 from edgeq.calib.workspace import workspace
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured, flatten, leaves_like
@@ -93,19 +95,23 @@ def calibrate(
     *,
     positives: Positives | None = None,
     output: Path | None = None,
-) -> Resolved:
+    again: Again | None = None,
+    settled: frozenset[str] = frozenset(),
+) -> tuple[Annotation, Resolved]:
     """Resolve every scale of `annotation` by `recipe` on calibration `data` (batches like the example inputs).
 
     positives: for the objective `tgpl`, see edgeq.calib.objectives.tgpl. output: beside it, in `<output>.partial`, lies
     what a reconstruction has finished; an interrupted calibration goes on from there, and the caller removes the folder
-    once the result is safe.
+    once the result is safe. again: makes the annotation anew where values of unlike size would share a scale
+    (edgeq.calib.unlike), which touches no layer of `settled`; None leaves it as it is. Returns the annotation and its numbers.
 
     Raises:
         EdgeqError: the data does not fit the network, or the recipe needs positives that are not there.
     """
     plan, ranges = recipe.reconstruction, method(recipe.activations)
     if plan is None and not (ranges.search or recipe.equalised or recipe.corrected):
-        return resolve(captured, annotation, recipe, observe(captured, annotation, recipe, data, progress))
+        annotation, observers = look(captured, annotation, recipe, data, progress, again, settled)
+        return annotation, resolve(captured, annotation, recipe, observers)
     guided = plan is not None and "tgpl" in plan.objectives
     if guided and positives is None:
         raise EdgeqError(
@@ -131,7 +137,7 @@ def calibrate(
                 for mask in task.add(index, outputs):
                     key.update(mask.numpy().tobytes())
 
-        observers = observe(captured, annotation, recipe, data, progress, spool)
+        annotation, observers = look(captured, annotation, recipe, data, progress, again, settled, spool)
         resolved = resolve(captured, annotation, recipe, observers)
         numbers = Numbers(captured, annotation, resolved)
         if ranges.search:
@@ -144,7 +150,7 @@ def calibrate(
             if task is not None:
                 _report_positives(task, cache.frames, progress)
             Engine(Twins(numbers, cache), recipe, home, progress, task).run()
-        return resolved
+        return annotation, resolved
 
 
 class Spooled:
@@ -197,16 +203,50 @@ def _report_positives(task: TaskLoss, frames: int, progress: Progress) -> None:
 
 
 def resolve(captured: Captured, annotation: Annotation, recipe: Recipe, observers: Mapping[Node, Observer]) -> Resolved:
-    """Scales and weights from what was observed, nothing learned yet."""
+    """Scales and weights from what was observed, nothing learned yet. observers: of each tensor set."""
+    resolved = Resolved(grids(annotation, recipe, observers), {}, {})
+    settle(Numbers(captured, annotation, resolved), recipe)
+    return resolved
+
+
+def grids(annotation: Annotation, recipe: Recipe, observers: Mapping[Node, Observer]) -> dict[Node, QParams]:
+    """Scale and zero point of each tensor set."""
     interval = method(recipe.activations)
-    activations: dict[Node, QParams] = {}
+    found: dict[Node, QParams] = {}
     for root in observers:
         fixed = annotation.tensors.fixed.get(root)
         spec = annotation.tensors.specs[root]
-        activations[root] = fixed or affine(*interval(observers[root], spec), spec)
-    resolved = Resolved(activations, {}, {})
-    settle(Numbers(captured, annotation, resolved), recipe)
-    return resolved
+        found[root] = fixed or affine(*interval(observers[root], spec), spec)
+    return found
+
+
+def look(
+    captured: Captured,
+    annotation: Annotation,
+    recipe: Recipe,
+    data: Iterable[Any],
+    progress: Progress,
+    again: Again | None,
+    settled: frozenset[str],
+    spool: Spool | None = None,
+) -> tuple[Annotation, dict[Node, Observer]]:
+    """One float pass over `data`; returns the annotation, with values of unlike size apart, and tensor set → what was seen."""
+    looked = Looked(captured, set() if again is None else {*Ways(captured, annotation).ends(), *answers(captured)})
+    observers = observe(captured, annotation, recipe, data, progress, spool, looked)
+    if again is not None:
+
+        def ranges(changed: Annotation) -> dict[Node, QParams]:
+            return grids(changed, recipe, sets(changed, observers))
+
+        annotation = apart(annotation, again, ranges, observers, method(recipe.activations), looked, settled)
+    return annotation, sets(annotation, observers)
+
+
+def sets(annotation: Annotation, observers: Mapping[Node, Observer]) -> dict[Node, Observer]:
+    """Tensor set → what was seen of its members."""
+    return {
+        root: Observer.merged([observers[n] for n in members]) for root, members in annotation.tensors.sets().items()
+    }
 
 
 def settle(numbers: Numbers, recipe: Recipe) -> None:
@@ -261,34 +301,46 @@ def observe(
     recipe: Recipe,
     data: Iterable[Any],
     progress: Progress,
-    spool: Spool | None = None,
+    spool: Spool | None,
+    looked: Looked,
 ) -> dict[Node, Observer]:
-    """One float pass over `data`; returns tensor set → what was seen of it. `spool` gets every batch with its outputs."""
+    """One float pass over `data`; returns tensor → what was seen of it, where that is not moved or joined from others.
+
+    `spool` gets every batch with its outputs, `looked` the first batches.
+    """
     histogram = method(recipe.activations).needs_histogram
-    observers: dict[Node, Observer] = {}
-    watching: dict[Node, Observer] = {}
-    for root, members in annotation.tensors.sets().items():
-        observers[root] = Observer(captured.keys.get(root.name, f"input {root.name}"), histogram=histogram)
-        watching.update(dict.fromkeys(members, observers[root]))
-    floats = Floats(captured)
-    answers = [n for n in flatten(captured.module.graph.output_node().args[0]) if isinstance(n, Node)]
+    watching = {
+        node: Observer(captured.keys.get(node.name, f"input {node.name}"), histogram=histogram)
+        for members in annotation.tensors.sets().values()
+        for node in members
+    }
+    floats, given = Floats(captured), answers(captured)
     total = len(data) if isinstance(data, Sized) else None
     done = 0
     for group in stacks(floats, batches(captured, data)):
         found: dict[Node, Tensor] = {}
+        wanted = {*given, *(looked.keep if looked.wants() else ())}
         with torch.no_grad():
             inputs = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*group, strict=True)]
             for node, seen in floats.walk(inputs):
                 if node in watching:
                     watching[node].update(seen, batch=done, stacked=len(group))
-                if node in answers:
+                if node in wanted:
                     found[node] = seen
+        each = {n: seen.chunk(len(group)) if len(group) > 1 else (seen,) for n, seen in found.items()}
         for index, batch in enumerate(group):
+            if looked.wants():
+                looked.add(batch, {n: each[n][index] for n in looked.keep})
             if spool is not None:
-                spool(done + index, batch, tuple(found[n].chunk(len(group))[index] for n in answers))
+                spool(done + index, batch, tuple(each[n][index] for n in given))
         done += len(group)
         progress("calibrate", done, total)
-    return observers
+    return watching
+
+
+def answers(captured: Captured) -> list[Node]:
+    """The nodes that are the network's outputs, in their order."""
+    return [n for n in flatten(captured.module.graph.output_node().args[0]) if isinstance(n, Node)]
 
 
 def stacks(floats: Floats, frames: Iterable[tuple[Tensor, ...]]) -> Iterator[list[tuple[Tensor, ...]]]:

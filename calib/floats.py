@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ Look = Callable[[Node], Any]
 class Floats:
     """Computes nodes of the captured graph, which was traced for one batch; stacking more saves calls, not arithmetic."""
 
-    def __init__(self, captured: Captured) -> None:
-        """Nothing is computed yet."""
-        self.captured = captured
+    def __init__(self, captured: Captured, replaced: Mapping[Node, Tensor] = {}) -> None:
+        """Nothing is computed yet. replaced: other values for constants of the graph."""
+        self.captured, self.replaced = captured, replaced
         graph = captured.module.graph
         self.nodes = [n for n in graph.nodes if n.op == "call_function"]
         self.placeholders = [n for n in graph.nodes if n.op == "placeholder"]
@@ -36,7 +36,9 @@ class Floats:
         """Compute `node`; `look` gives the values it reads."""
 
         def read(n: Node) -> Any:
-            return constant(self.captured.module, n) if n.op == "get_attr" else look(n)
+            if n.op != "get_attr":
+                return look(n)
+            return self.replaced[n] if n in self.replaced else constant(self.captured.module, n)
 
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), read)
         return node.target(*self.resized(node, args), **kwargs)  # type: ignore[operator] # call_function
@@ -54,13 +56,18 @@ class Floats:
         )
         return [args[0], [args[0].shape[0], *sizes[1:]], *args[2:]] if same else args
 
-    def walk(self, inputs: Sequence[Tensor]) -> Iterator[tuple[Node, Any]]:
-        """Every placeholder and node with its value, in order; a value is let go after its last reader."""
+    def walk(
+        self, inputs: Sequence[Tensor], seen: Callable[[Node, Node, Any], Any] = lambda reader, node, value: value
+    ) -> Iterator[tuple[Node, Any]]:
+        """Every placeholder and node with its value, in order; a value is let go after its last reader.
+
+        seen: (reader, node, its value) → what the reader reads of it.
+        """
         left = {n: len(n.users) for n in (*self.placeholders, *self.nodes)}
         values: dict[Node, Any] = dict(zip(self.placeholders, inputs, strict=True))
         yield from values.items()
         for node in self.nodes:
-            values[node] = found = self.node(node, values.__getitem__)
+            values[node] = found = self.node(node, lambda n, reader=node: seen(reader, n, values[n]))  # type: ignore[misc] # a default binds the reader
             for source in node.all_input_nodes:
                 if source in left:
                     left[source] -= 1

@@ -7,6 +7,7 @@ import itertools
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgeq.calib.calibrate import calibrate
 from edgeq.calib.ends import with_ends
 from edgeq.calib.recipes import RECIPES
 from edgeq.calib.recipes import recipe as find_recipe
+from edgeq.calib.unlike import sentences
 from edgeq.calib.workspace import forget
 from edgeq.devices import Found, open_device
 from edgeq.graph import package
@@ -37,6 +39,7 @@ from edgeq.run.diff import diff as diff_folders
 from edgeq.run.distance import far
 from edgeq.run.each import each, succeeded
 from edgeq.run.files import exported, find, put, size, sizes
+from edgeq.run.half import beyond_half
 from edgeq.run.kept import Kept, digest, slug
 from edgeq.run.metric import begins, evaluate, float_metric
 from edgeq.run.place import Place
@@ -122,10 +125,26 @@ def quantize(
     annotation = annotate(captured, chosen, followed)
     looked_at: list[Any] = []
     every = _remembered(itertools.chain(head, given_batches), looked_at)
-    resolved = calibrate(captured, annotation, method, every, progress, positives=_positives(task), output=where)
+    annotation, resolved = calibrate(
+        captured,
+        annotation,
+        method,
+        every,
+        progress,
+        positives=_positives(task),
+        output=where,
+        again=partial(annotate, captured, chosen, followed),
+        settled=frozenset(given.layers if given is not None else ()),
+    )
+    followed = dataclasses.replace(followed, layers={**followed.layers, **dict.fromkeys(annotation.kept, "fp32")})
+    for sentence in sentences(annotation):
+        warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     progress("convert", 0, None)
     model = assemble(task, captured, annotation, resolved, followed)
-    _warn_where_far(model, [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at])
+    flat = [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at]
+    model.far = tuple(far(model, flat, captured.module))
+    for sentence in (*model.far, *beyond_half(model, flat[0])):
+        warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     if where is not None:
         older = package.exports(where)
         model.save(where)
@@ -141,12 +160,6 @@ def _remembered(given: Iterable[Any], first: list[Any]) -> Iterator[Any]:
         if len(first) < LOOKED_AT:
             first.append(batch)
         yield batch
-
-
-def _warn_where_far(model: QuantizedModel, batches: Sequence[tuple[Tensor, ...]]) -> None:
-    """Warn of outputs that are far from the float network's, however exactly runtimes compute them."""
-    for sentence in far(model, batches):
-        warnings.warn(sentence, EdgeqWarning, stacklevel=2)
 
 
 def _task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> Task:
@@ -340,12 +353,11 @@ def verify(
             "batches": len(inputs),
             "float_metric": float_metric(source_of, model) if source_of and place.device is None else None,
             "qdq_metric": evaluate(source_of, model.qdq) if source_of and place.device is None else None,
+            "far": list(far(model, inputs[:LOOKED_AT]) if source == "calibration" else model.far),
             "backends": {},
             "skipped": skipped,
         }
         conditions(fail_if, "verify", found["float_metric"] or ())  # before any artefact runs
-        if source == "calibration":
-            _warn_where_far(model, inputs[:LOOKED_AT])
         kept = Kept(_home(model) / f"verify.{slug(device)}.partial")
         parts = [source_of.path if source_of else None, *(x.numpy().tobytes() for batch in inputs for x in batch)]
 
@@ -482,6 +494,7 @@ def summary(model: QuantizedModel) -> dict[str, Any]:
         "operators": {"integer": len(program.ops), "float": len(program.floats)},
         "tensors": len(model.qparams),
         "islands": model.islands,
+        "far": list(model.far),
     }
 
 

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -151,25 +152,44 @@ TARGET(AVX512) void decode_avx512(const uint8_t* codes, int count, const Map& ma
     }
 }
 
-struct Lines {
-    __m512 slope[kLines], offset[kLines];
+// What finds the candidate: a factor that brings a magnitude into its decade's multiple of [0.1, 2), and back.
+struct Finder {
+    __m512 up[2], down[2];
+    __m512 least, slope[2], offset[2], shift;
 };
 
-TARGET(AVX512) INLINE Lines lines512(const Map& map) {
-    Lines lines;
-    for (int line = 0; line < kLines; ++line) {
-        lines.slope[line] = _mm512_set1_ps(map.slope[line]);
-        lines.offset[line] = _mm512_set1_ps(map.offset[line]);
+TARGET(AVX512) Finder finder512(const Map& map) {
+    alignas(64) float up[32] = {}, down[32] = {};
+    for (int exponent = -24; exponent <= 0; ++exponent) {
+        int decade = kLines - 1;
+        double factor = 1;
+        while (decade > 0 && std::ldexp(factor, exponent) < 0.1) factor *= 10, --decade;
+        const int entry = (127 + exponent) & 31;
+        up[entry] = static_cast<float>(factor);
+        down[entry] = std::ldexp(map.is_signed ? 1.0f : 2.0f, decade - (kLines - 1));
     }
-    return lines;
+    Finder made;
+    for (int i = 0; i < 2; ++i) {
+        made.up[i] = _mm512_load_ps(up + 16 * i);
+        made.down[i] = _mm512_load_ps(down + 16 * i);
+    }
+    made.least = _mm512_set1_ps(0x1p-24f);
+    // the signed map's magnitudes in its highest decade and the one that would follow: 64 and 128 cells
+    made.slope[0] = _mm512_set1_ps(64 / 0.9f);
+    made.offset[0] = _mm512_set1_ps(64 - 6.4f / 0.9f);
+    made.slope[1] = _mm512_set1_ps(128 / 9.0f);
+    made.offset[1] = _mm512_set1_ps(128 - 128 / 9.0f);
+    made.shift = _mm512_set1_ps(map.is_signed ? -0.25f : -1.25f);
+    return made;
 }
 
-// The magnitude's index or one less: exact enough with or without a fused product, as the threshold decides.
-TARGET(AVX512) INLINE __m512i candidate512(__m512 t, const Lines& lines) {
-    __m512 f = _mm512_fmadd_ps(lines.slope[0], t, lines.offset[0]);
-    for (int line = 1; line < kLines; ++line)
-        f = _mm512_min_ps(f, _mm512_fmadd_ps(lines.slope[line], t, lines.offset[line]));
-    return _mm512_cvttps_epi32(f);
+// The magnitude's index or one less, as `Map`'s lines give it; exact enough in any rounding, as the threshold decides.
+TARGET(AVX512) INLINE __m512i candidate512(__m512 t, const Finder& by) {
+    const __m512 held = _mm512_max_ps(t, by.least);
+    const __m512i exponent = _mm512_srli_epi32(_mm512_castps_si512(held), 23);
+    const __m512 u = _mm512_mul_ps(held, _mm512_permutex2var_ps(by.up[0], exponent, by.up[1]));
+    const __m512 f = _mm512_min_ps(_mm512_fmadd_ps(by.slope[0], u, by.offset[0]), _mm512_fmadd_ps(by.slope[1], u, by.offset[1]));
+    return _mm512_cvttps_epi32(_mm512_fmadd_ps(f, _mm512_permutex2var_ps(by.down[0], exponent, by.down[1]), by.shift));
 }
 
 TARGET(AVX512) INLINE __m512i signed512(__m512i magnitude, __m512 x, __m512i zero) {
@@ -181,13 +201,13 @@ TARGET(AVX512) void encode_avx512(const float* in, int count, const Map& map, fl
     __m512 table[16];
     for (int i = 0; i < 16; ++i) table[i] = _mm512_loadu_ps(map.thresholds + 16 * i);
     const int pairs = map.is_signed ? 4 : 8;
-    const Lines lines = lines512(map);
+    const Finder by = finder512(map);
     const __m512 scale = _mm512_set1_ps(inverse);
     const __m512i zero = _mm512_set1_epi32(map.is_signed ? 127 : 0);
     for (int i = 0; i < count; i += 16) {
         const __m512 x = _mm512_loadu_ps(in + i);
         const __m512 t = _mm512_abs_ps(_mm512_mul_ps(x, scale));
-        __m512i magnitude = candidate512(t, lines);
+        __m512i magnitude = candidate512(t, by);
         const __mmask16 above = _mm512_cmp_ps_mask(t, lookup512(table, pairs, magnitude), _CMP_GT_OQ);
         magnitude = _mm512_mask_add_epi32(magnitude, above, magnitude, _mm512_set1_epi32(1));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtepi32_epi8(signed512(magnitude, x, zero)));
@@ -230,23 +250,22 @@ TARGET(VBMI) INLINE __m512i turned(__m512i codes) {
     return _mm512_permutexvar_epi32(order, codes);
 }
 
-TARGET(VBMI) void decode_signed_vbmi(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
-    const Planes table = planes(map.magnitudes + 1);  // magnitudes 1 to 128; that of 0 is 0
-    const __m512i middle = _mm512_set1_epi8(127), one = _mm512_set1_epi8(1);
-    const __m512 scale = _mm512_set1_ps(maximum);
-    for (int i = 0; i < count; i += kStep) {
-        const __m512i code = turned(_mm512_loadu_si512(codes + i));
-        const __mmask64 negative = _mm512_cmplt_epu8_mask(code, middle), there = _mm512_cmpneq_epu8_mask(code, middle);
-        const __m512i above = _mm512_sub_epi8(code, middle);
-        const __m512i index = _mm512_sub_epi8(_mm512_mask_sub_epi8(above, negative, middle, code), one);
-        __m512i bytes[4];
-        for (int b = 0; b < 4; ++b)
-            bytes[b] = _mm512_maskz_permutex2var_epi8(there, table.plane[2 * b], index, table.plane[2 * b + 1]);
-        bytes[3] = _mm512_or_si512(bytes[3], _mm512_maskz_mov_epi8(negative, _mm512_set1_epi8(-128)));
-        __m512 found[4];
-        woven(bytes, found);
-        for (int k = 0; k < 4; ++k) _mm512_storeu_ps(out + i + 16 * k, _mm512_mul_ps(found[k], scale));
-    }
+struct Tables {
+    Planes magnitudes;          // signed: 1 to 128; that of 0 is 0
+    Planes low, high;           // unsigned values
+    Planes thresholds[3];       // signed; unsigned, low and high
+    Finder by[2];               // signed, unsigned
+};
+
+TARGET(VBMI) Tables tables(const Map& signed_map, const Map& unsigned_map) {
+    return {planes(signed_map.magnitudes + 1), planes(unsigned_map.values), planes(unsigned_map.values + 128),
+            {planes(signed_map.thresholds), planes(unsigned_map.thresholds), planes(unsigned_map.thresholds + 128)},
+            {finder512(signed_map), finder512(unsigned_map)}};
+}
+
+TARGET(VBMI) INLINE void lookup128(const Planes& table, __mmask64 there, __m512i index, __m512i* bytes) {
+    for (int b = 0; b < 4; ++b)
+        bytes[b] = _mm512_maskz_permutex2var_epi8(there, table.plane[2 * b], index, table.plane[2 * b + 1]);
 }
 
 TARGET(VBMI) INLINE void lookup256(const Planes& low, const Planes& high, __m512i index, __m512* found) {
@@ -258,12 +277,58 @@ TARGET(VBMI) INLINE void lookup256(const Planes& low, const Planes& high, __m512
     woven(bytes, found);
 }
 
-TARGET(VBMI) void decode_unsigned_vbmi(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
-    const Planes low = planes(map.values), high = planes(map.values + 128);
+// 64 codes at `codes` to four registers of values, each divided by its block's largest magnitude.
+template <bool kSigned>
+TARGET(VBMI) INLINE void decoded(const uint8_t* codes, const Tables& with, __m512* found) {
+    const __m512i code = turned(_mm512_loadu_si512(codes));
+    if (!kSigned) return lookup256(with.low, with.high, code, found);
+    const __m512i middle = _mm512_set1_epi8(127), one = _mm512_set1_epi8(1);
+    const __mmask64 negative = _mm512_cmplt_epu8_mask(code, middle), there = _mm512_cmpneq_epu8_mask(code, middle);
+    const __m512i above = _mm512_sub_epi8(code, middle);
+    __m512i bytes[4];
+    lookup128(with.magnitudes, there, _mm512_sub_epi8(_mm512_mask_sub_epi8(above, negative, middle, code), one), bytes);
+    bytes[3] = _mm512_or_si512(bytes[3], _mm512_maskz_mov_epi8(negative, _mm512_set1_epi8(-128)));
+    woven(bytes, found);
+}
+
+// 64 values at `in` to codes.
+template <bool kSigned>
+TARGET(VBMI) INLINE void encoded(const float* in, __m512 inverse, const Tables& with, uint8_t* codes) {
+    const __m512i zero = _mm512_set1_epi32(kSigned ? 127 : 0), one = _mm512_set1_epi32(1);
+    __m512 x[4], t[4], threshold[4];
+    __m512i magnitude[4];
+    for (int k = 0; k < 4; ++k) {
+        x[k] = _mm512_loadu_ps(in + 16 * k);
+        t[k] = _mm512_abs_ps(_mm512_mul_ps(x[k], inverse));
+        magnitude[k] = candidate512(t[k], with.by[kSigned ? 0 : 1]);
+    }
+    const __m512i index = _mm512_packus_epi16(_mm512_packus_epi32(magnitude[0], magnitude[1]),
+                                              _mm512_packus_epi32(magnitude[2], magnitude[3]));
+    if (kSigned) {
+        __m512i bytes[4];
+        lookup128(with.thresholds[0], ~__mmask64{0}, index, bytes);
+        woven(bytes, threshold);
+    } else {
+        lookup256(with.thresholds[1], with.thresholds[2], index, threshold);
+    }
+    for (int k = 0; k < 4; ++k) {
+        const __mmask16 above = _mm512_cmp_ps_mask(t[k], threshold[k], _CMP_GT_OQ);
+        magnitude[k] = _mm512_mask_add_epi32(magnitude[k], above, magnitude[k], one);
+        if (kSigned) magnitude[k] = signed512(magnitude[k], x[k], zero);
+    }
+    const __m512i code = _mm512_packus_epi16(_mm512_packus_epi32(magnitude[0], magnitude[1]),
+                                             _mm512_packus_epi32(magnitude[2], magnitude[3]));
+    _mm512_storeu_si512(codes, turned(code));
+}
+
+template <bool kSigned>
+TARGET(VBMI)
+void decode_vbmi(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
+    const Tables with = tables(map, map);
     const __m512 scale = _mm512_set1_ps(maximum);
     for (int i = 0; i < count; i += kStep) {
         __m512 found[4];
-        lookup256(low, high, turned(_mm512_loadu_si512(codes + i)), found);
+        decoded<kSigned>(codes + i, with, found);
         for (int k = 0; k < 4; ++k) _mm512_storeu_ps(out + i + 16 * k, _mm512_mul_ps(found[k], scale));
     }
 }
@@ -271,38 +336,8 @@ TARGET(VBMI) void decode_unsigned_vbmi(const uint8_t* codes, int count, const Ma
 template <bool kSigned>
 TARGET(VBMI)
 void encode_vbmi(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
-    const Planes low = planes(map.thresholds);
-    const Planes high = kSigned ? low : planes(map.thresholds + 128);
-    const Lines lines = lines512(map);
-    const __m512 scale = _mm512_set1_ps(inverse);
-    const __m512i zero = _mm512_set1_epi32(kSigned ? 127 : 0), one = _mm512_set1_epi32(1);
-    for (int i = 0; i < count; i += kStep) {
-        __m512 x[4], t[4], threshold[4];
-        __m512i magnitude[4];
-        for (int k = 0; k < 4; ++k) {
-            x[k] = _mm512_loadu_ps(in + i + 16 * k);
-            t[k] = _mm512_abs_ps(_mm512_mul_ps(x[k], scale));
-            magnitude[k] = candidate512(t[k], lines);
-        }
-        const __m512i index = _mm512_packus_epi16(_mm512_packus_epi32(magnitude[0], magnitude[1]),
-                                                  _mm512_packus_epi32(magnitude[2], magnitude[3]));
-        if (kSigned) {
-            __m512i bytes[4];
-            for (int b = 0; b < 4; ++b)
-                bytes[b] = _mm512_permutex2var_epi8(low.plane[2 * b], index, low.plane[2 * b + 1]);
-            woven(bytes, threshold);
-        } else {
-            lookup256(low, high, index, threshold);
-        }
-        for (int k = 0; k < 4; ++k) {
-            const __mmask16 above = _mm512_cmp_ps_mask(t[k], threshold[k], _CMP_GT_OQ);
-            magnitude[k] = _mm512_mask_add_epi32(magnitude[k], above, magnitude[k], one);
-            if (kSigned) magnitude[k] = signed512(magnitude[k], x[k], zero);
-        }
-        const __m512i code = _mm512_packus_epi16(_mm512_packus_epi32(magnitude[0], magnitude[1]),
-                                                 _mm512_packus_epi32(magnitude[2], magnitude[3]));
-        _mm512_storeu_si512(codes + i, turned(code));
-    }
+    const Tables with = tables(map, map);
+    for (int i = 0; i < count; i += kStep) encoded<kSigned>(in + i, _mm512_set1_ps(inverse), with, codes + i);
 }
 
 #endif  // x86-64
@@ -393,7 +428,7 @@ UPDATES(avx2, TARGET("avx2"))
 UPDATES(avx512, TARGET(AVX512 ",prefer-vector-width=512"))
 const Path kAvx2 = {decode_avx2, decode_avx2, encode_avx2, encode_avx2, NAMED(avx2), sound_avx2};
 const Path kAvx512 = {decode_avx512, decode_avx512, encode_avx512, encode_avx512, NAMED(avx512), sound_avx512};
-const Path kVbmi = {decode_signed_vbmi, decode_unsigned_vbmi, encode_vbmi<true>, encode_vbmi<false>, NAMED(avx512),
+const Path kVbmi = {decode_vbmi<true>, decode_vbmi<false>, encode_vbmi<true>, encode_vbmi<false>, NAMED(avx512),
                     sound_avx512};
 #endif
 
@@ -446,6 +481,87 @@ void block(const Path& path, Kind kind, const Parameter& at, const Map& signed_m
     }
 }
 
+#if defined(__x86_64__)
+
+// A block that is updated, and whose codes are still to be written.
+struct Pending {
+    const float *m, *v;
+    uint8_t *first, *second;
+    float inverse[2];
+};
+
+float kept_maximum(float maximum) { return maximum < 0x1p-126f ? 0 : maximum; }
+
+// Adam on one whole block, and the codes of the one before: the roots and quotients of one overlap with the permutes of the
+// other. The same operations as `update<kAdam>`.
+template <bool kBefore>
+TARGET(VBMI ",prefer-vector-width=512")
+void adam_vbmi(const Parameter& at, const Tables& with, int64_t start, int size, int64_t number, float* m, float* v,
+               const Pending& before, float* maxima) {
+    float* weight = at.weight + start;
+    const float* gradient = at.gradient + start;
+    const __m512 scale = _mm512_set1_ps(at.scale), decay = _mm512_set1_ps(at.decay), keep = _mm512_set1_ps(at.keep);
+    const __m512 beta1 = _mm512_set1_ps(at.beta1), rest1 = _mm512_set1_ps(at.rest1), beta2 = _mm512_set1_ps(at.beta2);
+    const __m512 rest2 = _mm512_set1_ps(at.rest2), root = _mm512_set1_ps(at.root), epsilon = _mm512_set1_ps(at.epsilon);
+    const __m512 rate = _mm512_set1_ps(at.rate);
+    const __m512 first_max = _mm512_set1_ps(at.first_max[number]), second_max = _mm512_set1_ps(at.second_max[number]);
+    const __m512 inverse1 = _mm512_set1_ps(before.inverse[0]), inverse2 = _mm512_set1_ps(before.inverse[1]);
+    __m512 first = _mm512_setzero_ps(), second = _mm512_setzero_ps();
+    for (int i = 0; i < size; i += kStep) {
+        __m512 a[4], b[4];
+        decoded<true>(at.first + start + i, with, a);
+        decoded<false>(at.second + start + i, with, b);
+        for (int k = 0; k < 4; ++k) {
+            const int j = i + 16 * k;
+            const __m512 w = _mm512_loadu_ps(weight + j);
+            const __m512 g = _mm512_add_ps(_mm512_mul_ps(_mm512_loadu_ps(gradient + j), scale), _mm512_mul_ps(decay, w));
+            const __m512 old1 = _mm512_mul_ps(a[k], first_max), old2 = _mm512_mul_ps(b[k], second_max);
+            const __m512 new1 = _mm512_add_ps(_mm512_mul_ps(old1, beta1), _mm512_mul_ps(g, rest1));
+            const __m512 new2 = _mm512_add_ps(_mm512_mul_ps(old2, beta2), _mm512_mul_ps(_mm512_mul_ps(g, g), rest2));
+            const __m512 below = _mm512_add_ps(_mm512_mul_ps(_mm512_sqrt_ps(new2), root), epsilon);
+            const __m512 step = _mm512_mul_ps(rate, _mm512_div_ps(new1, below));
+            _mm512_storeu_ps(weight + j, _mm512_sub_ps(_mm512_mul_ps(w, keep), step));
+            _mm512_store_ps(m + j, new1);
+            _mm512_store_ps(v + j, new2);
+            first = _mm512_max_ps(first, _mm512_abs_ps(new1));
+            second = _mm512_max_ps(second, new2);
+        }
+        if (kBefore) {
+            encoded<true>(before.m + i, inverse1, with, before.first + i);
+            encoded<false>(before.v + i, inverse2, with, before.second + i);
+        }
+    }
+    maxima[0] = _mm512_reduce_max_ps(first);
+    maxima[1] = _mm512_reduce_max_ps(second);
+}
+
+TARGET(VBMI) void written(const Pending& block, const Tables& with, int size) {
+    for (int i = 0; i < size; i += kStep) {
+        encoded<true>(block.m + i, _mm512_set1_ps(block.inverse[0]), with, block.first + i);
+        encoded<false>(block.v + i, _mm512_set1_ps(block.inverse[1]), with, block.second + i);
+    }
+}
+
+// Whole blocks `from` to `to` of one parameter.
+void adam_run(const Parameter& at, const Tables& with, int64_t from, int64_t to, int size) {
+    alignas(64) float m[2][kLargestBlock], v[2][kLargestBlock];
+    Pending before = {};
+    for (int64_t number = from; number < to; ++number) {
+        const int side = number & 1;
+        float maxima[2];
+        (number > from ? adam_vbmi<true> : adam_vbmi<false>)(at, with, number * size, size, number, m[side], v[side], before,
+                                                             maxima);
+        const float kept[2] = {kept_maximum(maxima[0]), kept_maximum(maxima[1])};
+        at.first_max[number] = kept[0];
+        at.second_max[number] = kept[1];
+        before = {m[side], v[side], at.first + number * size, at.second + number * size,
+                  {kept[0] > 0 ? 1 / kept[0] : 0, kept[1] > 0 ? 1 / kept[1] : 0}};
+    }
+    if (to > from) written(before, with, size);
+}
+
+#endif
+
 const Path* path_of(int name) {
     switch (name) {
         case 0:
@@ -497,15 +613,34 @@ int edgeq_optim_unsound(int name, const Parameter* parameters, int count, int th
 void edgeq_optim_step(int name, int kind, const Parameter* parameters, const int64_t* first_block, int count, int size,
                       const Map* signed_map, const Map* unsigned_map, int threads) {
     const Path& path = *path_of(name);
-#pragma omp parallel for schedule(static) num_threads(threads) if (first_block[count] > 1)
-    for (int64_t number = 0; number < first_block[count]; ++number) {
-        int low = 0, high = count;  // the parameter that the block is of
-        while (high - low > 1) {
-            const int middle = (low + high) / 2;
-            (first_block[middle] <= number ? low : high) = middle;
+    const int64_t total = first_block[count];
+    const int64_t pieces = threads < total ? threads : total;
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (pieces > 1)
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+        const int64_t end = total * (piece + 1) / pieces;
+        int64_t number = total * piece / pieces;
+        int of = 0;
+#if defined(__x86_64__)
+        const bool fused = name == 3 && kind == kAdam;
+        alignas(64) unsigned char room[sizeof(Tables)];
+        if (fused) new (room) Tables(tables(*signed_map, *unsigned_map));
+#endif
+        while (number < end) {
+            while (first_block[of + 1] <= number) ++of;
+            const Parameter& at = parameters[of];
+            const int64_t own = number - first_block[of];
+#if defined(__x86_64__)
+            const int64_t whole = at.count / size, left = end - first_block[of];
+            const int64_t to = whole < left ? whole : left;
+            if (fused && own < to) {
+                adam_run(at, *reinterpret_cast<const Tables*>(room), own, to, size);
+                number = first_block[of] + to;
+                continue;
+            }
+#endif
+            block(path, static_cast<Kind>(kind), at, *signed_map, *unsigned_map, own * size, size, own);
+            ++number;
         }
-        const int64_t own = number - first_block[low];
-        block(path, static_cast<Kind>(kind), parameters[low], *signed_map, *unsigned_map, own * size, size, own);
     }
 }
 

@@ -116,7 +116,7 @@ def input_grid(activations: str) -> QParams:
     captured, target = capture(Sparse().eval(), (heavy(0),)), backends.target("simulated")
     annotation = annotate(captured, target, default_plan(captured, target, "minmax", "w8a4"))
     recipe = dataclasses.replace(RECIPES["minmax"], activations=activations)
-    resolved = calibrate(captured, annotation, recipe, [(heavy(i),) for i in range(12)], api.silent)
+    _, resolved = calibrate(captured, annotation, recipe, [(heavy(i),) for i in range(12)], api.silent)
     (node,) = [n for n in captured.module.graph.nodes if n.op == "placeholder"]
     return resolved.activations[annotation.tensors.find(node)]
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from edgeq.graph.far import sqnr_db
 from edgeq.graph.package import plain
 from edgeq.run.condition import NAMES, condition, conditions, holding
 from edgeq.run.metric import evaluate
-from edgeq.run.verify import _compare, sqnr_db
+from edgeq.run.verify import _compare
 from edgeq.spec import EdgeqError, TensorInfo
 from edgeq.task import Task
 

@@ -72,7 +72,7 @@ def measure(network: str, names: Sequence[str]) -> list[list[str]]:
             (forward_s(captured, data), calibrate_s(captured, annotation, RECIPES[name], data)) for _ in range(REPEATS)
         ]
         bare, whole = (statistics.median(p[i] for p in pairs) for i in (0, 1))
-        resolved = calibrate(captured, annotation, RECIPES[name], data[:1], api.silent)
+        _, resolved = calibrate(captured, annotation, RECIPES[name], data[:1], api.silent)
         start = time.perf_counter()
         api.assemble(task, captured, annotation, resolved, plan)
         convert_s = time.perf_counter() - start

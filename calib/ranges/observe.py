@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -42,6 +43,26 @@ class Observer:
         self.start = 0
         self.exponent: int | None = None  # width = 2**exponent; None until a value other than 0 is seen
         self.counts: NDArray[np.int64] | None = np.zeros(BINS, np.int64) if histogram else None
+
+    @classmethod
+    def merged(cls, parts: Sequence[Observer]) -> Observer:
+        """What one observer of all tensors that `parts` observed would hold; per-batch extremes are the widest average.
+
+        The name is the first one's.
+        """
+        whole = cls(parts[0].name, histogram=parts[0].counts is not None)
+        whole.low, whole.low_batch = min((p.low, p.low_batch) for p in parts)
+        whole.high, negative = max((p.high, -p.high_batch) for p in parts)
+        whole.high_batch = -negative
+        whole.average_low = min(p.average_low for p in parts)
+        whole.average_high = max(p.average_high for p in parts)
+        whole.batches, whole.count = max(p.batches for p in parts), sum(p.count for p in parts)
+        whole.zeros = sum(p.zeros for p in parts)
+        if whole.counts is not None:
+            whole._grow()
+            for part in parts:
+                whole._add(part)
+        return whole
 
     @property
     def width(self) -> float:
@@ -99,11 +120,22 @@ class Observer:
             exponent += 1
         start = math.floor(math.ldexp(self.low, -exponent))
         if self.exponent is not None and (exponent, start) != (self.exponent, self.start):
-            filled = np.flatnonzero(self.counts)
-            moved = np.zeros_like(self.counts)
-            np.add.at(moved, ((filled + self.start) >> (exponent - self.exponent)) - start, self.counts[filled])
-            self.counts = moved
+            self.counts = self._rebinned(exponent, start)
         self.exponent, self.start = exponent, start
+
+    def _rebinned(self, exponent: int, start: int) -> NDArray[np.int64]:
+        """The histogram in wider bins, the first of which is number `start`."""
+        assert self.counts is not None and self.exponent is not None
+        filled = np.flatnonzero(self.counts)
+        moved = np.zeros_like(self.counts)
+        np.add.at(moved, ((filled + self.start) >> (exponent - self.exponent)) - start, self.counts[filled])
+        return moved
+
+    def _add(self, part: Observer) -> None:
+        """Take in the histogram of `part`, whose range lies in this one's."""
+        assert self.counts is not None and part.counts is not None
+        if part.exponent is not None and self.exponent is not None:
+            self.counts += part._rebinned(self.exponent, self.start)
 
     def _fill(self, sample: Tensor) -> None:
         assert self.counts is not None

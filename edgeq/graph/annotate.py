@@ -7,7 +7,7 @@ Driven by the target's table and the plan alone. The result is data that calibra
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -21,6 +21,7 @@ from edgeq.spec import EdgeqError, OpSupport, Precision, QParams, QuantPlan, Qua
 ALWAYS = frozenset({*WEIGHTED, "softmax", "sigmoid", "tanh", "matmul"})  # worth a quantize of their own
 HALVES = frozenset({*WEIGHTED, "matmul"})  # what float16 makes faster; everything between them stays float32
 EVERYTHING_FUSES = ("relu", "relu6", "clamp")
+Apart = frozenset[tuple[str, Node]]  # (layer key, input)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +76,10 @@ class Tensors:
         if second in self.fixed:
             self.fixed[first] = self.fixed.pop(second)
 
-    def mixes(self, nodes: tuple[Node, ...]) -> bool:
-        """Whether one set of all `nodes` would hold a tensor whose numbers are fixed beside others that need their own."""
-        roots = {self.find(n) for n in nodes}
-        held = {self.find(n) for n in self.parent if n not in self.derived} & roots
-        numbers = {self.fixed.get(root) for root in held}
-        return len(numbers) > 1
+    def unjoinable(self, nodes: tuple[Node, ...]) -> set[Node]:
+        """Those of `nodes` whose numbers are fixed, where one set of all of them would hold others beside."""
+        numbers = {n: self.fixed.get(self.find(n)) for n in nodes}
+        return {n for n, fixed in numbers.items() if fixed is not None} if len(set(numbers.values())) > 1 else set()
 
     def sets(self) -> dict[Node, list[Node]]:
         """Representative → the members whose values must be observed."""
@@ -98,6 +97,8 @@ class Annotation:
 
     weight_only: layer key → (node, precision) of operators whose weights alone are quantized.
     halves: operators that compute in float16. islands: layer key → reason.
+    apart: (layer key, input) where the layer shares one scale among its tensors, and this input, which keeps its own, is
+        requantized on the way in. kept: what `annotate` was told to keep in float beside the plan's layers.
     """
 
     groups: tuple[Group, ...]
@@ -105,6 +106,8 @@ class Annotation:
     weight_only: dict[str, tuple[Node, Precision]]
     halves: tuple[Node, ...]
     islands: dict[str, str]
+    apart: Apart = frozenset()
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
 def default_plan(captured: Captured, target: Target, recipe: str, name: str = "w8a8") -> QuantPlan:
@@ -145,28 +148,17 @@ def in_float(plan: QuantPlan, patterns: Sequence[str]) -> QuantPlan:
     return QuantPlan(plan.target, plan.recipe, {k: "fp32" if k in kept else v for k, v in plan.layers.items()})
 
 
-def annotate(captured: Captured, target: Target, plan: QuantPlan) -> Annotation:
+def annotate(
+    captured: Captured, target: Target, plan: QuantPlan, kept: Mapping[str, str] = {}, apart: Apart = frozenset()
+) -> Annotation:
     """Follow `plan` on `captured` as far as `target` can.
+
+    kept: layer key → why it stays in float whatever the plan says. apart: inputs that keep a scale of their own.
 
     Raises:
         EdgeqError: the plan names an unknown layer, or a precision the target's kernels do not compute.
     """
     _check_keys(captured, plan)
-    kept: dict[str, str] = {}
-    while True:  # an operator that stays in float changes what may follow it, so every find starts anew
-        found, mixed = _followed(captured, target, plan, kept)
-        if mixed is None:
-            return found
-        kept[mixed.key] = (
-            f"it would force one scale on its inputs, and the target's kernels fix that of one of them at another: "
-            f"values of {', '.join(captured.keys.get(n.name, n.name) for n in mixed.inputs)}"
-        )
-
-
-def _followed(
-    captured: Captured, target: Target, plan: QuantPlan, kept: dict[str, str]
-) -> tuple[Annotation, Group | None]:
-    """The annotation with the layers of `kept` in float, and the first operator whose set would mix fixed numbers."""
     graph = captured.module.graph
     groups: list[Group] = []
     by_output: dict[Node, Group] = {}
@@ -212,8 +204,8 @@ def _followed(
         groups.append(group)
         by_output[output] = group
     groups = _prune(groups, islands)
-    tensors, mixed = _tensors(groups)
-    return Annotation(tuple(groups), tensors, weight_only, tuple(halves), islands), mixed
+    tensors, apart = _tensors(groups, apart)
+    return Annotation(tuple(groups), tensors, weight_only, tuple(halves), islands, apart, kept)
 
 
 def _support(kind: str | None, target: Target) -> OpSupport | None:
@@ -279,9 +271,9 @@ def _prune(groups: list[Group], islands: dict[str, str]) -> list[Group]:
     return kept
 
 
-def _tensors(groups: list[Group]) -> tuple[Tensors, Group | None]:
-    """The sets, and the first group (None where there is none) that would join a fixed tensor with others."""
-    tensors = Tensors()
+def _tensors(groups: list[Group], apart: Apart) -> tuple[Tensors, Apart]:
+    """The sets, and which inputs are requantized into one: those of `apart`, and fixed ones that others stand beside."""
+    tensors, found = Tensors(), set()
     for group in groups:
         spec = group.precision.activation
         assert spec is not None
@@ -289,16 +281,18 @@ def _tensors(groups: list[Group]) -> tuple[Tensors, Group | None]:
             if source not in tensors.parent:
                 tensors.add(source, spec)
         shared = group.support.shared_scale
-        tensors.add(group.output, spec, derived=shared)
-        if shared:
-            if tensors.mixes(group.inputs):
-                return tensors, group
-            for source in group.inputs:
+        own = tensors.unjoinable(group.inputs) if shared else set()
+        own |= {source for source in group.inputs if (group.key, source) in apart}
+        tensors.add(group.output, spec, derived=shared and not own)
+        for source in group.inputs if shared else ():
+            if source in own:
+                found.add((group.key, source))
+            else:
                 tensors.join(group.output, source)
         if group.support.fixed_output is not None:
             scale, zero_point = group.support.fixed_output
             tensors.fixed[tensors.find(group.output)] = QParams((scale,), (zero_point,), spec.qmin, spec.qmax)
-    return tensors, None
+    return tensors, frozenset(found)
 
 
 def _why_float(kind: str | None, target: Target, planned: bool, known_target: bool) -> str:

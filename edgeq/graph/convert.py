@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 from edgeq.graph.annotate import Annotation, Group
 from edgeq.graph.capture import Captured
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
+from edgeq.graph.legal import check
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg, set_constant
 from edgeq.graph.quiet import quiet
 from edgeq.spec import QParams, QuantSpec
@@ -48,7 +49,11 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
 
     Returns the program and its node name → layer key map (an integer operator's nodes, its quantize included, carry
     the operator's key).
+
+    Raises:
+        IllegalNumbers: an operator's kernel does not take the numbers; a fault of whoever chose them.
     """
+    check(annotation, resolved.activations, resolved.scales, resolved.weights)
     with quiet():  # copying a graph warns about torch's own internals
         module, mapped = _copy(captured.module)
     graph = module.graph
@@ -66,6 +71,11 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
     for tensor in annotation.tensors.parent:
         qparams = resolved.activations[annotation.tensors.find(tensor)]
         _quantize_tensor(graph, mapped[tensor], tensor, qparams, annotation, mapped, labels)
+    for group in annotation.groups:
+        for source in dict.fromkeys(group.inputs):
+            if (group.key, source) in annotation.apart:
+                shared = resolved.activations[annotation.tensors.find(group.output)]
+                _requantize(graph, mapped[group.node], mapped[source], shared, group.key, labels)
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
@@ -219,13 +229,36 @@ def _quantize_tensor(
             readers.setdefault(source, []).append(group)
     maker = makers.get(tensor)
     users = list(producer.users) if maker else [mapped[g.node] for g in readers.get(tensor, [])]
-    numbers = (qparams.scale[0], qparams.zero_point[0], qparams.qmin, qparams.qmax, torch.int8)
+    numbers = _numbers(qparams)
     with graph.inserting_after(producer):
         quantize = graph.call_function(QUANTIZE, (producer, *numbers))
     if maker is not None:
         labels[quantize] = maker.key
     for user in dict.fromkeys(users):
         _replace_edges(graph, user, producer, quantize, numbers)
+
+
+def _requantize(
+    graph: torch.fx.Graph, user: Node, source: Node, qparams: QParams, key: str, labels: dict[Node, str]
+) -> None:
+    """Bring what `user` (layer `key`) reads of `source`, which has numbers of its own, to the numbers `qparams`."""
+    for edge in [n for n in user.all_input_nodes if n.target is DEQUANTIZE and _quantized(n) is source]:
+        with graph.inserting_before(user):
+            quantize = graph.call_function(QUANTIZE, (edge, *_numbers(qparams)))
+            again = graph.call_function(DEQUANTIZE, (quantize, *_numbers(qparams)))
+        user.replace_input_with(edge, again)
+        labels[quantize] = key
+
+
+def _quantized(dequantize: Node) -> object:
+    """The node whose value the integers behind a dequantize node stand for."""
+    (quantize,) = dequantize.all_input_nodes
+    return quantize.args[0]
+
+
+def _numbers(qparams: QParams) -> tuple[float | int | torch.dtype, ...]:
+    """What follows the tensor in a quantize or dequantize call."""
+    return qparams.scale[0], qparams.zero_point[0], qparams.qmin, qparams.qmax, torch.int8
 
 
 def _replace_edges(graph: torch.fx.Graph, user: Node, old: Node, quantize: Node, numbers: tuple[object, ...]) -> None:

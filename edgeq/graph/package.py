@@ -63,6 +63,7 @@ class Manifest:
     islands: dict[str, str]
     labels: dict[str, str]
     twin_labels: dict[str, str]
+    far: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class QuantizedModel:
 
     program: QDQ ExportedProgram. twin: the float network it came from. labels: node name → layer key, of `program`;
     twin_labels those of `twin`. qparams: tensor key (`input x` or the layer that computes it) → scale and zero point.
-    islands: layer key → why it stays in float. folder: where it is saved; None until then.
+    islands: layer key → why it stays in float. far: sentences about outputs that are far from the float network's, however
+    exactly a runtime computes them. folder: where it is saved; None until then.
     """
 
     name: str
@@ -107,6 +109,7 @@ class QuantizedModel:
     task: str | None = None
     task_sha256: str | None = None
     preprocessing: dict[str, Any] | None = None
+    far: tuple[str, ...] = ()
     folder: Path | None = None
 
     @cached_property
@@ -176,6 +179,7 @@ class QuantizedModel:
             islands=self.islands,
             labels=self.labels,
             twin_labels=self.twin_labels,
+            far=self.far,
         )
         (part / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
         for path in part.iterdir():  # safetensors lets nobody but the owner read its files
@@ -217,6 +221,7 @@ def load(folder: str | Path) -> QuantizedModel:
         task=manifest.task,
         task_sha256=manifest.task_sha256,
         preprocessing=manifest.preprocessing,
+        far=manifest.far,
         folder=root.absolute(),  # a task file may change the current folder
     )
 

@@ -29,7 +29,7 @@ def shortcut(module: GraphModule) -> GraphModule:
         if node.target is DEQUANTIZE and _pair(node):
             source = node.args[0]
             value, scale, zero, low, high, _ = source.args
-            if kinds[value] == "relu" and zero == low and len(value.users) == 1:
+            if kinds.get(value) == "relu" and zero == low and len(value.users) == 1:
                 value = value.args[0]  # the grid begins at 0
             with module.graph.inserting_before(node):
                 short = module.graph.call_function(fake_quantize, (value, scale, zero, low, high))

@@ -211,7 +211,10 @@ def _verdicts(
 ) -> list[tuple[str, str]]:
     """(mark, sentence), what is wrong first: a slower backend, then parity beyond 1 LSB."""
     shown = [("warn", sentence) for sentence in words.slower(latency)]
-    shown += words.parity((parity or {}).get("backends", {}))
+    verified = (parity or {}).get("backends", {})
+    shown += words.parity(verified)
+    if sentence := words.far((parity or {}).get("far", model.far), verified):
+        shown.append(("warn", sentence))
     if parity and parity["float_metric"]:
         shown.append(("info", _accuracy_verdict(parity)))
     shown += [("good", sentence) for sentence in words.faster(latency)]

@@ -19,6 +19,7 @@ from edgeq.pages.words import (
     decibel,
     differing,
     duration,
+    far,
     grouped,
     grouped_digits,
     join,
@@ -192,6 +193,8 @@ def parity_table(found: Found) -> list[RenderableType]:
         parts.append(Text("* the output is computed in float: LSB is 1/255 of its range", style="dim"))
     parts.append(Text("max LSB, equal: against the runtime's own simulation; SQNR: against float", style="dim"))
     parts.extend(partings)
+    if sentence := far(found.get("far", ()), found["backends"]):
+        parts.append(Text.assemble(("! ", "bold red"), sentence))
     parts.extend(Text(sentence, style="dim") for sentence in _skipped(found))
     parts.extend(failed)
     parts.extend(

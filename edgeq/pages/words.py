@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,6 +179,15 @@ def parity(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     if near:
         said.append(("good", f"Within 1 LSB of its simulation: {join(near)}."))
     return said
+
+
+def far(sentences: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """What `sentences` say of a program that is far from its network, beside how exactly runtimes compute it; or nothing."""
+    if not sentences:
+        return ""
+    exact = rows and all(row["max_lsb"] == 0 for row in rows.values())
+    begin = "The runtimes compute the integers exactly, but they" if exact else "The integers"
+    return f"{begin} are far from float: {'; '.join(sentences)}."
 
 
 @dataclass(slots=True)

@@ -7,23 +7,24 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from edgeq.graph.far import FAR_DB, lost, sqnr_db
 from edgeq.graph.package import QuantizedModel
 from edgeq.run.tensors import tensors
-from edgeq.run.verify import sqnr_db
+from edgeq.task import Predict
 
-FAR_DB = 10.0  # error beyond a tenth of an output's power: no decision survives that
 LOST_DB = 3.0  # error beyond half of the power of one slice of an output: its values are gone
-SLICES, VALUES = 256, 32  # axes of at most so many slices are looked along, and slices of at least so many values
 NAMED = 3  # layers that a sentence names
 
 
-def far(model: QuantizedModel, batches: Sequence[tuple[Tensor, ...]]) -> Iterator[str]:
+def far(model: QuantizedModel, batches: Sequence[tuple[Tensor, ...]], network: Predict | None = None) -> Iterator[str]:
     """One sentence for each output of the QDQ program that is far from the float network's on flat `batches`.
 
     As a whole below FAR_DB, or in single slices along an axis below LOST_DB: boxes in pixels may be right beside scores that
-    are all 0. The layers named are those where the error is largest, from the front.
+    are all 0. The layers named are those where the error is largest, from the front. network: computes what `model.float` does.
     """
-    wanted = [torch.stack(outputs) for outputs in zip(*(model.float(batch) for batch in batches), strict=True)]
+    with torch.no_grad():
+        floats = [network(*batch) if network is not None else model.float(batch) for batch in batches]
+    wanted = [torch.stack(outputs) for outputs in zip(*floats, strict=True)]
     given = [torch.stack(outputs) for outputs in zip(*(model.qdq(batch) for batch in batches), strict=True)]
     for info, want, got in zip(model.outputs, wanted, given, strict=True):
         if not want.is_floating_point() or not bool(want.isfinite().all()) or not bool(want.any()):
@@ -34,29 +35,14 @@ def far(model: QuantizedModel, batches: Sequence[tuple[Tensor, ...]]) -> Iterato
                 f"output {info.name!r} is far from the float network's: {whole:.1f} dB{_where(model, batches[0])}; try "
                 "--recipe dfq, or keep the layers named in float with --keep-float"
             )
-        elif lost := _lost(want, got):
-            axis, slices = lost
+        elif found := lost(want, got, LOST_DB):
+            axis, slices = found
             numbers = f"{slices[0]}" if len(slices) == 1 else f"{slices[0]} … {slices[-1]} ({len(slices)} of them)"
             yield (
                 f"output {info.name!r}, axis {axis}, index {numbers}: lost in quantization, though the output as a whole is "
                 f"{whole:.1f} dB from float: values of other size share their scale; keep what joins them in float with "
                 "--keep-float, or return them apart"
             )
-
-
-def _lost(want: Tensor, got: Tensor) -> tuple[int, list[int]] | None:
-    """An axis of an output [batches, …] and its slices whose error is beyond LOST_DB; None where there are none."""
-    for axis in range(1, want.dim()):
-        count = want.shape[axis]
-        if not 1 < count <= SLICES or want.numel() // count < VALUES:
-            continue
-        apart = [a for a in range(want.dim()) if a != axis]
-        power = want.double().square().sum(apart)
-        error = (got.double() - want.double()).square().sum(apart)
-        slices = (error > power * 10 ** (-LOST_DB / 10)).nonzero().flatten().tolist()
-        if slices:
-            return axis - 1, slices
-    return None
 
 
 def _where(model: QuantizedModel, batch: tuple[Tensor, ...]) -> str:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from edgeq.graph.integer import DEQUANTIZE_CHANNEL, QUANTIZE, tensor_qparams
+from edgeq.graph.far import sqnr_db
+from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, tensor_qparams
 from edgeq.graph.ops import WEIGHTED, constant, kind_of
 from edgeq.graph.package import QuantizedModel
 from edgeq.graph.simulate import dequantize
-from edgeq.run.verify import sqnr_db
 from edgeq.spec import QParams
 
 
@@ -58,7 +58,7 @@ def tensors(model: QuantizedModel, batch: Sequence[Tensor], bins: int = 96) -> l
     twin, program = _module(model.twin), _module(model.program)
     twin_nodes = {model.twin_labels[n.name]: n for n in twin.graph.nodes if n.name in model.twin_labels}
     twin_inputs = {n.name: n for n in twin.graph.nodes if n.op == "placeholder"}
-    quantizes = [n for n in program.graph.nodes if n.target is QUANTIZE]
+    quantizes = [n for n in program.graph.nodes if n.target is QUANTIZE and n.args[0].target is not DEQUANTIZE]
     origin = {q: _twin_of(q, model, twin_nodes, twin_inputs) for q in quantizes}
     wanted = set(origin.values())
     floats: dict[Node, Tensor] = {}
@@ -70,7 +70,7 @@ def tensors(model: QuantizedModel, batch: Sequence[Tensor], bins: int = 96) -> l
             floats[node] = value
 
     def compare(node: Node, value: Any) -> None:
-        if node.target is not QUANTIZE:
+        if node not in origin:  # a tensor that is requantized has its row already
             return
         source = origin[node]
         key = model.labels.get(node.name) or _key_of(source, model.twin_labels)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from edgeq import backends
 from edgeq.graph.excerpt import excerpt
+from edgeq.graph.far import apart, sqnr_db
 from edgeq.graph.integer import tensor_qparams
 from edgeq.graph.package import QuantizedModel
 from edgeq.run.files import size
@@ -149,22 +150,6 @@ def verify(
     return Parity(artifact.backend, tuple(reports), len(inputs))
 
 
-def sqnr_db(reference: Tensor, other: Tensor) -> float:
-    """Signal to quantization noise ratio in dB: 10·log10(Σ reference² / Σ (reference − other)²), the signal's NaN and Inf
-    left out."""
-    noise = _apart(reference.double(), other.double()).square().sum().item()
-    signal = reference[reference.isfinite()].double().square().sum().item()
-    if noise == 0 or math.isinf(noise):
-        return math.inf if noise == 0 else -math.inf
-    return 10 * math.log10(max(signal, 1e-300) / noise)
-
-
-def _apart(a: Tensor, b: Tensor) -> Tensor:
-    """|a − b|: 0 where both are the same infinity or both NaN, infinite where only one is."""
-    same = (a == b) | (a.isnan() & b.isnan())
-    return (a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(same, 0)
-
-
 def _compare(
     info: TensorInfo, got: list[Tensor], wanted: list[Tensor], qdq: list[Tensor], floats: list[Tensor]
 ) -> OutputParity:
@@ -175,10 +160,10 @@ def _compare(
         )
     grid = info.qparams is not None
     step = info.qparams.scale[0] if info.qparams is not None else max(_range(b) / 255, _rounding(b))
-    difference = _apart(a, b) / step
+    difference = apart(a, b) / step
     if grid:
         difference = difference.round()
-    far = (_apart(a, c) / step).max().item()
+    far = (apart(a, c) / step).max().item()
     return OutputParity(
         info.name,
         round(difference.max().item(), 4),
@@ -233,7 +218,7 @@ def first_parting(
     from edgeq.graph.simulate import simulate
 
     simulate(model.integers, batch, arithmetic, watch=lambda node, q: wanted.__setitem__(node.name, q))
-    names = [n for n in wanted if n in model.integers.ops]
+    names = [n for n in wanted if n in model.integers.ops and model.integers.ops[n].kind != "requantize"]
 
     def parts(index: int) -> Parting | None:
         name = names[index]

@@ -23,9 +23,9 @@ from edgeq.backends.tvm.profile import profile
 from edgeq.backends.tvm.run import load, use_threads
 from edgeq.backends.tvm.target import TARGET
 from edgeq.backends.tvm.tir import flat, prim_func
+from edgeq.graph.far import sqnr_db
 from edgeq.graph.integer import read
 from edgeq.graph.simulate import simulate
-from edgeq.run.verify import sqnr_db
 from edgeq.spec import Artifact, EdgeqError
 
 torch.set_num_threads(1)

@@ -1,0 +1,72 @@
+"""What a Core ML package cannot hold, whose floats are float16: values beyond its end, scales that vanish in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from edgeq import backends
+from edgeq.graph.capture import unlift
+from edgeq.graph.package import QuantizedModel
+
+LARGEST, SMALLEST = 65504.0, 2.0**-24  # finite values of float16
+NAMED = 4  # tensors that the sentence names
+
+
+def beyond_half(model: QuantizedModel, batch: Sequence[Tensor]) -> Iterator[str]:
+    """A sentence where the target includes Core ML and tensors, or scales, of `model` have no float16.
+
+    Calibrated tensors are judged by their ranges, those of float islands by their values on flat `batch`.
+    """
+    if "coreml" not in backends.target(model.plan.target).runtimes:
+        return
+    reach = {
+        key: max(abs(q.scale[0] * (end - q.zero_point[0])) for end in (q.qmin, q.qmax))
+        for key, q in model.qparams.items()
+    }
+    reach.update(_islands(model, batch))
+    large = [f"{key!r} reaches {value:.3g}" for key, value in reach.items() if value > LARGEST]
+    if large:
+        yield (
+            f"Core ML's packages compute in float16, which ends at {LARGEST:.0f}: {_first(large)}, so their outputs will be of "
+            "no use there; give the network such values in another unit or scale, or leave Core ML out"
+        )
+    small = [f"{key!r} has {q.scale[0]:.3g}" for key, q in model.qparams.items() if 0 < q.scale[0] < SMALLEST]
+    if small:
+        yield (
+            f"Core ML's packages store scales in float16, where those below {SMALLEST:.2g} vanish: {_first(small)}; scale such "
+            "values up inside the network, or leave Core ML out"
+        )
+
+
+def _islands(model: QuantizedModel, batch: Sequence[Tensor]) -> dict[str, float]:
+    """Layer key → largest value it computes, of the layers that stay in float, and of the inputs."""
+    found = {
+        f"input {info.name}": float(x.abs().max())
+        for info, x in zip(model.inputs, batch, strict=True)
+        if x.is_floating_point() and x.numel() and info.qparams is None
+    }
+    if not model.islands:
+        return found
+
+    class Watched(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            value = super().run_node(n)
+            key = model.twin_labels.get(n.name)
+            if key in model.islands and isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                seen = value[value.isfinite()]  # infinities of its own, as a mask's, are meant
+                found[str(key)] = max(found.get(str(key), 0.0), float(seen.abs().max()) if seen.numel() else 0.0)
+            return value
+
+    with torch.no_grad():
+        Watched(unlift(model.twin)).run(*batch)
+    return found
+
+
+def _first(clauses: Sequence[str]) -> str:
+    rest = len(clauses) - NAMED
+    return ", ".join(clauses[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

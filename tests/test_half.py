@@ -1,0 +1,50 @@
+"""What a Core ML package in float16 cannot hold is said at quantize, with the tensor's name."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeq import quantize
+from edgeq.spec import EdgeqWarning
+
+
+class Pressure(nn.Module):
+    """Pascals in and out; `wide` is in the middle, where it stays in float or not."""
+
+    def __init__(self, wide: float, island: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.island = nn.Linear(4, 8, bias=False), nn.Linear(8, 4), island
+        with torch.no_grad():
+            self.first.weight *= wide
+            self.second.weight /= wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(y * torch.sigmoid(y) if self.island else torch.relu(y))
+
+
+def told(network: nn.Module, unit: float, target: str) -> str:
+    data = [(torch.randn(2, 4) * unit,) for _ in range(4)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quantize(network.eval(), example_inputs=data[0], calibration=data, target=target)
+    said = [str(w.message) for w in caught if issubclass(w.category, EdgeqWarning)]
+    return "; ".join(s for s in said if "float16" in s)
+
+
+@pytest.mark.parametrize("target", ["portable", "coreml"])
+def test_tensors_beyond_float16_are_named(target: str) -> None:
+    assert "'first/linear' reaches" in told(Pressure(1e6, island=False), 1.0, target)
+    assert "'mul' reaches" in told(Pressure(1e6, island=True), 1.0, target)
+    assert "'input x' reaches" in told(Pressure(1.0, island=False), 1e6, target)
+    assert "'first/linear' has" in told(Pressure(1e-9, island=False), 1.0, target)
+
+
+def test_what_float16_holds_or_coreml_never_sees_is_not_told() -> None:
+    assert told(Pressure(100.0, island=True), 100.0, "portable") == ""
+    assert told(Pressure(1e6, island=True), 1.0, "litert") == ""
