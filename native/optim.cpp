@@ -432,6 +432,15 @@ const Path kVbmi = {decode_vbmi<true>, decode_vbmi<false>, encode_vbmi<true>, en
                     sound_avx512};
 #endif
 
+// What a block's values are multiplied by to have ratios. Where the largest is too small to have a normal inverse, the
+// values are first brought up by a power of two, which changes no ratio.
+float inverse_of(float maximum, float* values, int count) {
+    if (!(maximum > 0)) return 0;
+    if (maximum >= 0x1p-64f) return 1 / maximum;
+    for (int i = 0; i < count; ++i) values[i] *= 0x1p64f;
+    return 1 / (maximum * 0x1p64f);
+}
+
 // One block: `codes` may be a short last one, which is worked on in a copy that is filled up with zeros.
 void block(const Path& path, Kind kind, const Parameter& at, const Map& signed_map, const Map& unsigned_map, int64_t start,
            int size, int64_t number) {
@@ -466,13 +475,12 @@ void block(const Path& path, Kind kind, const Parameter& at, const Map& signed_m
     for (int state = 0; state < 2; ++state) {
         uint8_t* given = state ? second : first;
         if (!given) continue;
-        const float maximum = maxima[state] < 0x1p-126f ? 0 : maxima[state];  // denormal blocks are zeros
-        const float inverse = maximum > 0 ? 1 / maximum : 0;
+        const float inverse = inverse_of(maxima[state], state ? v : m, padded);
         if (state)
             path.encode_unsigned(v, padded, unsigned_map, inverse, given);
         else
             path.encode_signed(m, padded, signed_map, inverse, given);
-        (state ? at.second_max : at.first_max)[number] = maximum;
+        (state ? at.second_max : at.first_max)[number] = maxima[state];
     }
     if (!whole) {
         std::memcpy(at.weight + start, weight, 4 * count);
@@ -489,8 +497,6 @@ struct Pending {
     uint8_t *first, *second;
     float inverse[2];
 };
-
-float kept_maximum(float maximum) { return maximum < 0x1p-126f ? 0 : maximum; }
 
 // Adam on one whole block, and the codes of the one before: the roots and quotients of one overlap with the permutes of the
 // other. The same operations as `update<kAdam>`.
@@ -551,11 +557,10 @@ void adam_run(const Parameter& at, const Tables& with, int64_t from, int64_t to,
         float maxima[2];
         (number > from ? adam_vbmi<true> : adam_vbmi<false>)(at, with, number * size, size, number, m[side], v[side], before,
                                                              maxima);
-        const float kept[2] = {kept_maximum(maxima[0]), kept_maximum(maxima[1])};
-        at.first_max[number] = kept[0];
-        at.second_max[number] = kept[1];
+        at.first_max[number] = maxima[0];
+        at.second_max[number] = maxima[1];
         before = {m[side], v[side], at.first + number * size, at.second + number * size,
-                  {kept[0] > 0 ? 1 / kept[0] : 0, kept[1] > 0 ? 1 / kept[1] : 0}};
+                  {inverse_of(maxima[0], m[side], size), inverse_of(maxima[1], v[side], size)}};
     }
     if (to > from) written(before, with, size);
 }
@@ -654,8 +659,7 @@ void edgeq_optim_encode(int name, const float* in, int64_t count, int size, cons
         std::memcpy(padded, in + start, 4 * here);
         float maximum = 0;
         for (int i = 0; i < here; ++i) maximum = larger(maximum, std::fabs(padded[i]));
-        maximum = maximum < 0x1p-126f ? 0 : maximum;
-        const float inverse = maximum > 0 ? 1 / maximum : 0;
+        const float inverse = inverse_of(maximum, padded, here);
         (map->is_signed ? path.encode_signed : path.encode_unsigned)(padded, (here + kStep - 1) / kStep * kStep, *map, inverse,
                                                                      made);
         std::memcpy(codes + start, made, here);

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 DECADES = 7  # exponents 10^-6 … 10^0: the paper's dynamic tree with seven bits beside the sign
-LEAST = 2.0**-126  # a block whose largest magnitude is below is stored as zeros: float32 has no normal inverse for it
+# a block whose largest magnitude is below is brought up by 1 / LEAST first: the inverse of a denormal number is infinite
+LEAST = 2.0**-64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -17,7 +18,8 @@ class Map:
     """256 values in ascending order, and how the nearest one is found.
 
     magnitudes: the values from 0 up: all of an unsigned map, 129 of the signed one (-1 is no value of it). thresholds:
-    float32 midpoints between neighbouring magnitudes; on one, the smaller magnitude is taken. zero: the code of 0.
+    midpoints between neighbouring magnitudes, rounded down to float32, so that a float32 above one is nearer to the larger
+    magnitude; on a midpoint, the smaller is taken. zero: the code of 0.
     slope, offset: of a line for each decade, whose least value at a magnitude t, rounded down, is the nearest magnitude's
     index or one less; the kernel starts there.
     """
@@ -52,7 +54,9 @@ def dynamic_map(signed: bool) -> Map:
     magnitudes = torch.cat([torch.zeros(1), positive])
     values = torch.cat([-positive[:-1].flip(0), magnitudes]) if signed else magnitudes
     double = magnitudes.double()
-    thresholds = ((double[1:] + double[:-1]) / 2).float()
+    middle = (double[1:] + double[:-1]) / 2  # exact
+    near = middle.float()
+    thresholds = torch.where(near.double() > middle, torch.nextafter(near, torch.zeros_like(near)), near)
     zero = 127 if signed else 0
     return Map(values, magnitudes, thresholds, zero, torch.tensor(slope), torch.tensor(offset))
 
@@ -69,9 +73,9 @@ def encode(x: Tensor, which: Map, size: int) -> tuple[Tensor, Tensor]:
     """
     flat = _blocked(x, size)
     maxima = flat.abs().amax(1)
-    maxima = torch.where(maxima < LEAST, torch.zeros_like(maxima), maxima)
-    inverse = torch.where(maxima > 0, 1 / maxima, torch.zeros_like(maxima))
-    scaled = (flat * inverse[:, None]).abs()
+    up = torch.where(maxima < LEAST, torch.full_like(maxima, 1 / LEAST), torch.ones_like(maxima))
+    inverse = torch.where(maxima > 0, 1 / (maxima * up), torch.zeros_like(maxima))
+    scaled = (flat * up[:, None] * inverse[:, None]).abs()
     index = torch.bucketize(scaled, which.thresholds.to(x.device))
     codes = torch.where(flat < 0, which.zero - index.clamp(max=which.zero), which.zero + index)
     return codes.to(torch.uint8).flatten()[: x.numel()].view(x.shape), maxima
