@@ -8,7 +8,7 @@ their own and are requantized on their way into the set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,13 +20,11 @@ from edgeq.calib.floats import Floats
 from edgeq.calib.ranges import Method
 from edgeq.calib.ranges.affine import affine
 from edgeq.calib.ranges.observe import Observer
-from edgeq.calib.ranges.weights import channel_scales
-from edgeq.calib.rounding.nearest import integers
 from edgeq.calib.twins import on_grid
 from edgeq.calib.ways import Ways
 from edgeq.graph.annotate import Annotation, Apart, Group
 from edgeq.graph.capture import Captured
-from edgeq.graph.far import FAR_DB, lost, sqnr_db
+from edgeq.graph.far import FAR_DB, LOST_DB, lost
 from edgeq.graph.legal import CONVERTS
 from edgeq.graph.ops import WEIGHTED, constant
 from edgeq.spec import QParams
@@ -129,13 +127,13 @@ class Unlike:
         groups = [g for g in self.annotation.groups if not g.support.shared_scale and self._looked_at(g.output)]
         self.looked.prepare(n for g in groups for n in (*g.inputs, g.output))
         for group in groups:
-            if self._harmed(group, set()):
+            if self._harmed(group, set(), channels=False):
                 self._keep(
                     group, "its weights are of unlike size from input to input, and the smaller ones would be lost"
                 )
                 continue
             for node in dict.fromkeys(group.inputs):
-                if not self._harmed(group, {node}):
+                if not self._harmed(group, {node}, channels=False):
                     continue
                 why = f"the scale of {self._name(node)} loses what {group.key!r} computes of it"
                 self._keep(group, why)
@@ -225,9 +223,9 @@ class Unlike:
         ratio = own.scale[0] / self._grid(shared).scale[0]
         return CONVERTS[0] < ratio < CONVERTS[1]
 
-    def _harmed(self, group: Group, reach: set[Node]) -> bool:
+    def _harmed(self, group: Group, reach: set[Node], *, channels: bool = True) -> bool:
         """Whether what `group` computes with quantized weights is lost where it reads the quantized values of `reach` and all
-        else in float."""
+        else in float: as a whole, or in single `channels`."""
         values = self.looked.values
         self.looked.prepare([*group.inputs, group.output])
         if any(not isinstance(v, Tensor) or not bool(v.isfinite().all()) for v in values[group.output]):
@@ -244,7 +242,13 @@ class Unlike:
                 if group.output is not group.node:
                     made[group.output] = floats.node(group.output, made.__getitem__)
             got.append(made[group.output])
-        return _far(values[group.output], got, self._grid(group.output).scale[0])
+        a, b = torch.stack(values[group.output]), torch.stack(got)
+        ignored = QUIET * self._grid(group.output).scale[0] ** 2
+        if _far(a, b, ignored):
+            return True
+        axis = a.dim() - 2 if group.kind == "linear" else 1 if a.dim() > 2 else 0
+        seen = channels and group.kind in WEIGHTED
+        return seen and lost(a, b, LOST_DB, axes=(axis,), ignored=ignored) is not None
 
     def _weights(self, groups: Iterable[Group]) -> dict[Node, Tensor]:
         """The weights of `groups` on grids of their own channels' ranges."""
@@ -256,9 +260,9 @@ class Unlike:
                 node = group.node.args[at]
                 assert isinstance(node, Node)
                 weight = constant(self.captured.module, node)
-                scale = channel_scales(weight, axis, spec, "minmax")
-                along = [-1 if a == axis else 1 for a in range(weight.dim())]
-                found[node] = integers(weight, scale, axis, spec).float() * scale.view(along)
+                along = [a for a in range(weight.dim()) if a != axis]
+                scale = (weight.abs().amax(along, keepdim=True) / spec.qmax).clamp(min=torch.finfo(torch.float32).tiny)
+                found[node] = torch.round(weight / scale) * scale
         return found
 
     def _is_lost(self, node: Node, grid: QParams) -> bool:
@@ -266,7 +270,9 @@ class Unlike:
         values = self.looked.values[node]
         if any(not bool(v.isfinite().all()) for v in values):
             return False
-        return _far(values, [on_grid(v, grid) for v in values], 0.0)
+        a, b = torch.stack(values), torch.stack([on_grid(v, grid) for v in values])
+        few = FEWEST * grid.scale[0] * (grid.qmax - grid.qmin)
+        return _far(a, b) or lost(a, b, FAR_DB, reach=few) is not None
 
     def _outputs_lost(self) -> bool:
         """Whether outputs of the network are lost where every activation and every weight is put on its grid."""
@@ -283,7 +289,7 @@ class Unlike:
         for node, got in found.items():
             want = self.looked.values[node][: len(judged)]
             sound = all(isinstance(v, Tensor) and v.is_floating_point() and bool(v.isfinite().all()) for v in want)
-            if sound and _far(want, got, 0.0):
+            if sound and (_far(a := torch.stack(want), b := torch.stack(got)) or lost(a, b, LOST_DB) is not None):
                 return True
         return False
 
@@ -334,11 +340,10 @@ def _span(seen: Observer) -> float:
     return max(seen.high, 0.0) - min(seen.low, 0.0)
 
 
-def _far(want: Sequence[Tensor], got: Sequence[Tensor], step: float) -> bool:
-    """Whether values are lost that are more than the rounding on a grid of `step`."""
-    a, b = torch.stack(list(want)), torch.stack(list(got))
-    heard = bool(a.any()) and float((a - b).double().square().mean()) > QUIET * step**2
-    return (heard and sqnr_db(a, b) < FAR_DB) or lost(a, b, FAR_DB, QUIET * step**2) is not None
+def _far(want: Tensor, got: Tensor, ignored: float = 0.0) -> bool:
+    """Whether values are lost as a whole; a mean squared error of `ignored` is no loss."""
+    signal, noise = float(want.double().square().mean()), float((got - want).double().square().mean())
+    return 0 < signal * 10 ** (-FAR_DB / 10) < noise > ignored
 
 
 def apart(

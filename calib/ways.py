@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from edgeq.graph.annotate import Annotation, Group
 from edgeq.graph.capture import Captured
+from edgeq.graph.ops import kind_of
 
 
 class Ways:
@@ -72,11 +73,16 @@ class Ways:
         return any(user not in self.integer for n in reach for user in n.users)
 
     def leaving(self) -> list[Node]:
-        """Integers that outputs of the network are, or are computed of in float alone."""
+        """Integers that outputs of the network are, or are computed of in float, value by value or joined: not in sums, whose
+        other terms may outweigh them."""
         found, pending = dict.fromkeys([self.output]), [self.output]
         leaving: dict[Node, None] = {}
         while pending:
-            for source in pending.pop().all_input_nodes:
+            node = pending.pop()
+            sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
+            if len(sources) > 1 and node is not self.output and kind_of(node) != "cat":
+                continue
+            for source in sources:
                 if source in self.makers:
                     leaving[source] = None
                 elif source not in found:

@@ -33,7 +33,7 @@ class BoxesAndScores(nn.Module):
         return torch.cat((torch.relu(self.box(y)), self.score(y)), 1)
 
 
-UNITS = torch.tensor([1.0, 0.01, 1e5])
+UNITS = torch.tensor([1.0, 0.01, 1e4])
 
 
 class Policy(nn.Module):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 from torch import Tensor
 
+LOST_DB: Final = 3.0  # error beyond half of the power of one slice of a tensor: its values are gone
 FAR_DB: Final = 10.0  # error beyond a tenth of a tensor's power: no decision survives that
-SLICES, VALUES = 256, 32  # axes of at most so many slices are looked along, and slices of at least so many values
+SLICES, VALUES = 256, 8  # axes of at most so many slices are looked along, and slices of at least so many values
 
 
 def sqnr_db(reference: Tensor, other: Tensor) -> float:
@@ -27,21 +29,33 @@ def apart(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).abs().nan_to_num(nan=math.inf, posinf=math.inf).masked_fill(same, 0)
 
 
-def lost(want: Tensor, got: Tensor, limit_db: float, ignored: float = 0.0) -> tuple[int, list[int]] | None:
+def lost(
+    want: Tensor,
+    got: Tensor,
+    limit_db: float,
+    *,
+    axes: Sequence[int] | None = None,
+    ignored: float = 0.0,
+    reach: float = math.inf,
+) -> tuple[int, list[int]] | None:
     """An axis of `want` [batches, …], counted behind the first, and its slices whose error is beyond `limit_db`; None
     where there are none.
 
-    ignored: mean squared error that is no loss, however little power a slice has.
+    axes: those to look along; None for all. ignored: mean squared error that is no loss, however little power a slice has.
+    reach: slices with values larger than this are not lost.
     """
-    for axis in range(1, want.dim()):
+    signal, noise = want.double().square(), (got.double() - want.double()).square()
+    if not noise.numel() or float(noise.max()) <= ignored:
+        return None
+    for axis in range(1, want.dim()) if axes is None else [a + 1 for a in axes]:
         count = want.shape[axis]
         values = want.numel() // max(count, 1)
         if not 1 < count <= SLICES or values < VALUES:
             continue
         others = [a for a in range(want.dim()) if a != axis]
-        power = want.double().square().sum(others)
-        error = (got.double() - want.double()).square().sum(others)
-        slices = ((error > power * 10 ** (-limit_db / 10)) & (error > ignored * values)).nonzero().flatten().tolist()
+        power, error = signal.sum(others), noise.sum(others)
+        beyond = (error > power * 10 ** (-limit_db / 10)) & (error > ignored * values)
+        slices = (beyond & (signal.amax(others) <= reach**2)).nonzero().flatten().tolist()
         if slices:
             return axis - 1, slices
     return None

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from edgeq.graph.far import FAR_DB, lost, sqnr_db
+from edgeq.graph.far import FAR_DB, LOST_DB, lost, sqnr_db
 from edgeq.graph.package import QuantizedModel
 from edgeq.run.tensors import tensors
 from edgeq.task import Predict
 
-LOST_DB = 3.0  # error beyond half of the power of one slice of an output: its values are gone
 NAMED = 3  # layers that a sentence names
 
 
