@@ -267,7 +267,9 @@ def export(
         raise EdgeqError(
             f"{to} has nothing to tune: schedules are searched for tvm, on the computer that will run them"
         )
-    options = {} if io is None or float_twin else {"io": io}
+    options: dict[str, Any] = {} if io is None or float_twin else {"io": io}
+    if to == "litert":
+        options["outputs"] = tuple(info.name for info in model.outputs)
     if tune and engine.tune is not None:
         for each, keys in ((model.program, model.labels), (model.twin, model.twin_labels)):
             engine.tune(each, where, trials=tune, layers=keys, progress=progress)

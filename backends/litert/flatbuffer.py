@@ -8,42 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeq.backends.litert.versions import SINCE, lowest, newest
 from edgeq.spec import EdgeqError
 
 ALIGNMENT = (
     16  # bytes, `force_align` of Buffer.data in tensorflow/lite/schema/schema.fbs; kernels load weights with vectors
 )
 
-# Lowest operator version that has int8 kernels (tflite/tools/versioning/op_version.cc); 1 elsewhere.
-VERSIONS = {
-    "ADD": 2,
-    "AVERAGE_POOL_2D": 2,
-    "BATCH_MATMUL": 2,
-    "CONCATENATION": 2,
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 3,
-    "DEQUANTIZE": 2,
-    "FULLY_CONNECTED": 5,
-    "GATHER": 2,
-    "LOGISTIC": 2,
-    "MAXIMUM": 2,
-    "MAX_POOL_2D": 2,
-    "MEAN": 2,
-    "MINIMUM": 2,
-    "MUL": 2,
-    "PAD": 2,
-    "PADV2": 2,
-    "QUANTIZE": 2,
-    "RELU": 2,
-    "RELU6": 2,
-    "RESIZE_NEAREST_NEIGHBOR": 2,
-    "SOFTMAX": 2,
-    "STRIDED_SLICE": 2,
-    "SUB": 2,
-    "TANH": 2,
-    "TRANSPOSE": 2,
-    "TRANSPOSE_CONV": 4,
-}
+RUNTIME = b"min_runtime_version"  # metadata, by the converter's name
+RUNTIME_BYTES = 16  # of its buffer, zeros behind the text
 
 
 def schema() -> Any:
@@ -80,6 +53,7 @@ class ModelWriter:
         self.operators: list[Any] = []
         self.codes: list[Any] = []
         self.others: list[Any] = []  # subgraphs behind the main one, which composite operators refer to
+        self.runtimes: set[str] = set()  # releases that first had what is in the file
         self._shared: dict[bytes, int] = {}
         self._code_index: dict[tuple[int, bytes, int], int] = {}
 
@@ -129,7 +103,9 @@ class ModelWriter:
     def operator(self, code: str, inputs: Sequence[int], outputs: Sequence[int], **options: Any) -> None:
         """Append a builtin operator. `options` are the fields of its options table, `table` the table's name."""
         op = self.schema.OperatorT()
-        op.opcodeIndex = self.code(getattr(self.schema.BuiltinOperator, code), b"", VERSIONS.get(code, 1))
+        version = lowest(code, [self.tensors[i] for i in inputs], [self.tensors[i] for i in outputs], options)
+        self.runtimes.add(SINCE[code][version])
+        op.opcodeIndex = self.code(getattr(self.schema.BuiltinOperator, code), b"", version)
         op.inputs = np.asarray(inputs, np.int32)
         op.outputs = np.asarray(outputs, np.int32)
         table = options.pop("table", None)
@@ -155,11 +131,18 @@ class ModelWriter:
         return self._code_index[key]
 
     def serialize(self, inputs: Sequence[tuple[str, int]], outputs: Sequence[tuple[str, int]]) -> bytes:
-        """The finished file. `inputs` and `outputs` are (signature name, tensor index), in the program's order."""
+        """The finished file. `inputs` and `outputs` are (signature name, tensor index), in the program's order.
+
+        Tensors of outputs are named as the signature names them.
+        """
         s = self.schema
         graph = s.SubGraphT()
         graph.name = b"main"
-        _name_apart([*(t for other in self.others for t in other.tensors), *self.tensors])
+        ports = [self.tensors[index] for _, index in (*outputs, *inputs)]
+        for (name, _), tensor in zip(outputs, ports, strict=False):
+            tensor.name = name.encode()
+        inner = [t for t in self.tensors if all(t is not port for port in ports)]
+        _name_apart([*(t for other in self.others for t in other.tensors), *inner, *ports])
         graph.tensors = self.tensors
         graph.operators = _topological(self.operators, {index for _, index in inputs})
         graph.inputs = np.asarray([index for _, index in inputs], np.int32)
@@ -175,7 +158,16 @@ class ModelWriter:
         model.subgraphs = [graph, *self.others]
         model.signatureDefs = [signature]
         model.buffers = self.buffers
+        model.metadata = [
+            self._metadata(RUNTIME, newest(["1.5.0", *self.runtimes]).encode().ljust(RUNTIME_BYTES, b"\0"))
+        ]
+        _drop_unread(model)
         return pack(model)
+
+    def _metadata(self, name: bytes, data: bytes) -> Any:
+        entry = self.schema.MetadataT()
+        entry.name, entry.buffer = name, self.buffer(np.frombuffer(data, np.uint8))
+        return entry
 
     def _named(self, name: str, index: int) -> Any:
         entry = self.schema.TensorMapT()
@@ -200,6 +192,16 @@ class _AlignedBuffer:
         if vector is not None:
             self.schema.BufferAddData(builder, vector)
         return self.schema.BufferEnd(builder)
+
+
+def _drop_unread(model: Any) -> None:
+    """Leave out buffers that no tensor reads, as those of float weights that are stored as int8 instead."""
+    entries = [*(t for graph in model.subgraphs for t in graph.tensors), *model.metadata]
+    kept = sorted({0, *(entry.buffer for entry in entries)})
+    place = {old: new for new, old in enumerate(kept)}
+    for entry in {id(e): e for e in entries}.values():
+        entry.buffer = place[entry.buffer]
+    model.buffers = [model.buffers[old] for old in kept]
 
 
 def _name_apart(tensors: Sequence[Any]) -> None:

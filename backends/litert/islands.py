@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-from edgeq.backends.litert.flatbuffer import ModelWriter
+from edgeq.backends.litert.flatbuffer import RUNTIME, ModelWriter
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, IntegerProgram
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, value
 from edgeq.graph.quiet import quiet
@@ -115,6 +115,9 @@ def merge(writer: ModelWriter, model: Any, inputs: Sequence[int]) -> list[int]:
     main = model.subgraphs[0]
     signature = model.signatureDefs[0]
     position = {int(m.tensorIndex): int(m.name.decode().rsplit("_", 1)[1]) for m in signature.inputs}
+    for entry in model.metadata or ():
+        if entry.name == RUNTIME:
+            writer.runtimes.add(bytes(model.buffers[entry.buffer].data).rstrip(b"\0").decode() or "1.5.0")
     codes = [
         writer.code(c.builtinCode or c.deprecatedBuiltinCode, c.customCode or b"", c.version)
         for c in model.operatorCodes

@@ -7,7 +7,7 @@ bytes; `check` reads them back. litert-torch sees the float islands only (a floa
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,19 +34,21 @@ def lower(
     name: str = "model",
     layers: Mapping[str, str] = {},
     io: Literal["int8", "float"] = "int8",
+    outputs: Sequence[str] = (),
 ) -> Artifact:
     """Write `folder/name.tflite` and return it with its coverage, read off the file.
 
     layers: node name → layer key. io: `int8` takes and gives integers wherever the program quantizes its inputs and
     outputs (scale and zero point are in the file); `float` keeps float32 there. Integer inputs stay what they are.
+    outputs: their names, where they have any; else output_0, output_1, ...
 
     Raises:
         EdgeqError: an operator has no LiteRT form, or the litert packages are missing.
     """
     integers = read(program, layers)
-    walk = _Walk(integers, io, layers)
+    walk = _Walk(integers, io, layers, outputs)
     data = walk.write()
-    problems = check(data, integers)
+    problems = check(data, integers, walk.renamed)
     if problems:
         raise EdgeqError(
             f"{name}.tflite does not hold the program's numbers: {problems[0]}; please report this as a bug"
@@ -56,7 +58,8 @@ def lower(
     beside = path.with_suffix(f".tmp{os.getpid()}")
     beside.write_bytes(data)
     beside.replace(path)
-    rows = coverage(data, members(integers, layers) | walk.origins)
+    of = members(integers, layers) | walk.origins
+    rows = coverage(data, of | {port: _keys(name, of) for name, port in walk.renamed.items()})
     transposes = sum(row.kind == LAYOUT and row.status == "integer" for row in rows)
     notes = [f"{transposes} int8 TRANSPOSE operators between torch's axis order and LiteRT's"] if transposes else []
     return Artifact("litert", path, rows, tuple(notes))
@@ -65,8 +68,8 @@ def lower(
 class _Walk:
     """One pass over the program's nodes; `emitter` holds the file that comes of it."""
 
-    def __init__(self, program: IntegerProgram, io: str, layers: Mapping[str, str]) -> None:
-        self.program, self.io, self.layers = program, io, layers
+    def __init__(self, program: IntegerProgram, io: str, layers: Mapping[str, str], names: Sequence[str]) -> None:
+        self.program, self.io, self.layers, self.names = program, io, layers, names
         self.graph = program.module.graph
         self.writer = ModelWriter()
         self.emitter = Emitter(self.writer)
@@ -74,6 +77,9 @@ class _Walk:
         self.floats: dict[Node, int] = {}  # float tensors, by node (or by the int8 value's node, dequantized)
         self.islands: list[Node] = []
         self.origins: dict[str, tuple[str, ...]] = {}  # tensor of an island → layers that its operator computes
+        self.renamed: dict[
+            str, str
+        ] = {}  # tensors of outputs: what they stand for in the program → their name in the file
 
     def write(self) -> bytes:
         placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
@@ -84,7 +90,8 @@ class _Walk:
             if node.target is QUANTIZE and node not in self.values:
                 op = self.program.ops.get(node.name)
                 self.values[node] = self._quantize(node) if op is None else self._integer(op)
-        outputs = [(f"output_{i}", self._output(node)) for i, node in enumerate(results)]
+        names = self.names or [f"output_{i}" for i in range(len(results))]
+        outputs = [(name, self._output(node)) for name, node in zip(names, results, strict=True)]
         return self._finish(inputs, outputs, len(placeholders))
 
     def _input(self, node: Node) -> int:
@@ -162,7 +169,9 @@ class _Walk:
             if source in self.values:
                 plain = self.emitter.plain(self.values[source])
                 self.writer.operator("DEQUANTIZE", [plain.index], [index], table="DequantizeOptions")
-        return self.writer.serialize(inputs, self._distinct(inputs, outputs))
+        outputs = self._distinct(inputs, outputs)
+        self.renamed = {self.writer.tensors[index].name.decode(): name for name, index in outputs}
+        return self.writer.serialize(inputs, outputs)
 
     def _distinct(self, inputs: list[tuple[str, int]], outputs: list[tuple[str, int]]) -> list[tuple[str, int]]:
         """Copies where an output is an input or is given twice: the interpreter wants tensors of their own."""
@@ -190,15 +199,18 @@ class _Walk:
         return result
 
 
-def check(data: bytes, program: IntegerProgram) -> list[str]:
-    """Differences between the numbers in a file and the program's, one sentence each; none when all are the same."""
+def check(data: bytes, program: IntegerProgram, renamed: Mapping[str, str] = {}) -> list[str]:
+    """Differences between the numbers in a file and the program's, one sentence each; none when all are the same.
+
+    renamed: tensors that bear another name in the file.
+    """
     from edgeq.backends.litert.operators import bias_scale
 
     model = schema().ModelT.InitFromPackedBuf(data, 0)
     tensors = {t.name.decode(): t for t in model.subgraphs[0].tensors}
     problems = []
     for op in program.ops.values():
-        problems += _differs(tensors.get(op.name), op.layer, op.output_qparams)
+        problems += _differs(tensors.get(renamed.get(op.name, op.name)), op.layer, op.output_qparams)
         if op.weight is None or op.weight_scale is None:
             continue
         weight, bias = tensors[f"{op.name}_weight"], tensors[f"{op.name}_bias"]

@@ -398,9 +398,10 @@ class Emitter:
             raise _unsupported(op, "nearest upsampling by a fraction picks other pixels in LiteRT: use whole factors")
         out = self._value(op.name, shape, x.perm, x.qparams)
         size = self._ints(shape[2:])
-        table = "ResizeNearestNeighborOptions"
+        # the same pixels with and without for whole factors; other readers (Arm's TOSA) round half a pixel away without
+        options = {"table": "ResizeNearestNeighborOptions", "halfPixelCenters": True}
         self._rescaled(
-            op, out, lambda target: self._operator("RESIZE_NEAREST_NEIGHBOR", [x.index, size], target, table=table)
+            op, out, lambda target: self._operator("RESIZE_NEAREST_NEIGHBOR", [x.index, size], target, **options)
         )
         return Value(out.index, shape, out.perm, op.output_qparams)
 

@@ -1,0 +1,78 @@
+"""What other programs read of a `.tflite`: names, versions of operators, the oldest runtime, no bytes that nobody reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import edgeq
+from edgeq.backends.litert.flatbuffer import schema
+from edgeq.backends.litert.run import load
+
+
+class Heads(nn.Module):
+    """Outputs by name: integers, an upsampled map, floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.up = nn.ConvTranspose2d(8, 4, 2, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.stem(x)
+        up = F.interpolate(y, scale_factor=2, mode="nearest")
+        return {"scores": y.mean((2, 3)), "mask": up, "turned": self.up(y), "odds": torch.exp(y)}
+
+
+def exported(network: nn.Module, shape: tuple[int, ...], folder: Path, **options: Any) -> tuple[Any, Any, Path]:
+    """A network's quantized model, its `.tflite` as a schema object, and the file."""
+    torch.manual_seed(0)
+    batches = [(torch.randn(shape),) for _ in range(3)]
+    model = edgeq.quantize(network.eval(), example_inputs=batches[0], calibration=batches, output=folder, **options)
+    path = edgeq.export(model, "litert").path
+    return model, schema().ModelT.InitFromPackedBuf(path.read_bytes(), 0), path
+
+
+def test_names_versions_and_the_oldest_runtime(tmp_path: Path) -> None:
+    model, file, path = exported(Heads(), (1, 3, 6, 6), tmp_path / "heads")
+    graph, signature = file.subgraphs[0], file.signatureDefs[0]
+    wanted = [b"scores", b"mask", b"turned", b"odds"]
+    assert [m.name for m in signature.outputs] == wanted
+    assert [graph.tensors[int(i)].name for i in graph.outputs] == wanted
+    assert [graph.tensors[m.tensorIndex].name for m in signature.outputs] == wanted
+    codes = schema().BuiltinOperator
+    versions = {c.builtinCode: c.version for c in file.operatorCodes}
+    assert versions[codes.TRANSPOSE_CONV] == 3  # a bias and no activation; 4 would ask for runtime 2.13
+    assert versions[codes.RESIZE_NEAREST_NEIGHBOR] == 3
+    told = {m.name: bytes(file.buffers[m.buffer].data) for m in file.metadata}
+    assert told[b"min_runtime_version"] == b"2.3.0".ljust(16, b"\0")
+    x = torch.randn(1, 3, 6, 6)
+    scale, zero_point = model.inputs[0].qparams.scale[0], model.inputs[0].qparams.zero_point[0]
+    on_grid = (torch.round(x / scale).clamp(-128 - zero_point, 127 - zero_point)) * scale
+    for kernels in ("xnnpack", "builtin", "reference"):
+        got = load(path, kernels=kernels)([on_grid])
+        assert [tuple(t.shape) for t in got] == [(1, 8), (1, 8, 12, 12), (1, 4, 12, 12), (1, 8, 6, 6)]
+        # half pixel centres pick the pixels that torch does: every pixel of 2×2 blocks is the same
+        assert torch.equal(got[1][..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2), got[1])
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(96, 96), nn.Conv2d(16, 64, 3)])
+def test_files_of_fewer_bits_are_smaller_and_hold_no_buffer_that_nobody_reads(layer: nn.Module, tmp_path: Path) -> None:
+    shape = {"Linear": (1, 96), "Conv2d": (1, 16, 8, 8)}[type(layer).__name__]
+    sizes = {}
+    for precision in ("fp32", "w8", "w8a8"):
+        _, file, path = exported(nn.Sequential(layer, nn.ReLU()), shape, tmp_path / precision, precision=precision)
+        sizes[precision] = path.stat().st_size
+        read = {t.buffer for graph in file.subgraphs for t in graph.tensors} | {m.buffer for m in file.metadata}
+        assert read | {0} == set(range(len(file.buffers)))
+    weights = sum(p.numel() for p in layer.parameters() if p.dim() > 1)
+    saved = (
+        2 * weights if isinstance(layer, nn.Linear) else 0
+    )  # convolutions have no int8 weights beside float kernels here
+    assert sizes["w8"] <= sizes["fp32"] - saved, sizes
+    assert sizes["w8a8"] < sizes["fp32"] - 2 * weights, sizes
