@@ -90,7 +90,7 @@ class Optimizer8bit(Optimizer):
 
     def _numbers(self, group: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
         """The scalars of the parameter's next step, `state["step"]` counted from 1; for edgeq.optim.update.Numbers."""
-        raise NotImplementedError  # every optimizer says it
+        raise EdgeqError(f"{type(self).__name__} has no rule of its own: use one of the optimizers of edgeq.optim")
 
     def _begin(self, p: Tensor, state: dict[str, Any], bits: int) -> None:
         """States of zeros: codes with a largest magnitude a block, or float32."""
