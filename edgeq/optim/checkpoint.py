@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from edgeq.optim.maps import blocks
+from edgeq.optim.maps import blocks, dynamic_map, encode
 from edgeq.spec import EdgeqError
 
 if TYPE_CHECKING:
     from edgeq.optim.optimizers import Optimizer8bit
+
+WRAPPED = "__bnb_optimizer_quant_state__"  # where bitsandbytes puts a parameter's tensors, out of FSDP's sight
+SAME = 1e-6  # relative: maps that differ by less are one, computed elsewhere
 
 
 def read(optimizer: Optimizer8bit, state_dict: Any) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
@@ -34,6 +37,8 @@ def read(optimizer: Optimizer8bit, state_dict: Any) -> tuple[list[dict[str, Any]
             f"this is another model's state: its groups have {', '.join(str(len(g['params'])) for g in groups)} parameters, "
             f"the optimizer's {', '.join(str(len(g['params'])) for g in ours)}"
         )
+    if any(g.get("amsgrad") for g in groups):
+        raise EdgeqError("this state is of AMSGrad, whose largest second moments have no 8-bit form here: start anew")
     parameters = [p for g in ours for p in g["params"]]
     numbers = {key: index for index, key in enumerate(key for g in groups for key in g["params"])}
     found: dict[int, dict[str, Any]] = {}
@@ -41,11 +46,53 @@ def read(optimizer: Optimizer8bit, state_dict: Any) -> tuple[list[dict[str, Any]
         if key not in numbers:
             raise EdgeqError(f"this state_dict is not whole: it has a state of parameter {key!r}, which no group names")
         p = parameters[numbers[key]]
-        found[numbers[key]] = _checked(optimizer, p, dict(held))
+        found[numbers[key]] = _checked(optimizer, p, _ours(optimizer, p, held))
     kept = [
-        {**mine, **{k: v for k, v in theirs.items() if k in mine}} for mine, theirs in zip(ours, groups, strict=True)
+        {**mine, **{k: _number(v) for k, v in theirs.items() if k in mine or k == "initial_lr"}}
+        for mine, theirs in zip(ours, groups, strict=True)
     ]
     return [{**group, "params": theirs["params"]} for group, theirs in zip(kept, groups, strict=True)], found
+
+
+def _number(option: Any) -> Any:
+    """torchao's learning rate is a tensor."""
+    return float(option) if isinstance(option, Tensor) and option.numel() == 1 else option
+
+
+def _ours(optimizer: Optimizer8bit, p: Tensor, held: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's state under our names: bitsandbytes has state1, qmap1 and absmax1, torchao a tensor with codes."""
+    found = {**held, **held.get(WRAPPED, {})}
+    for place, name in enumerate(optimizer.states, 1):
+        value, qmap, scale = found.get(f"state{place}"), found.get(f"qmap{place}"), found.get(f"absmax{place}")
+        if value is None:
+            value = found.get(name, found.get({"exp_avg": "momentum_buffer", "exp_avg_sq": "sum"}[name]))
+            if not hasattr(value, "codes"):
+                found[name] = value
+                continue
+            value, qmap, scale = value.codes, value.qmap, value.scale
+        found[name] = value
+        if value.dtype == torch.uint8 and isinstance(scale, Tensor):
+            found[name], found[f"{name}_max"] = _recoded(optimizer, p, name, value, qmap, scale)
+    return found
+
+
+def _recoded(
+    optimizer: Optimizer8bit, p: Tensor, name: str, codes: Tensor, qmap: Any, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Codes and scales in our map: as they are where theirs is the same, else their values encoded anew."""
+    size, which = optimizer.block_size, dynamic_map(name == "exp_avg")
+    if scale.numel() != blocks(p.numel(), size) and codes.numel() == p.numel():
+        theirs = 1 << (-(-codes.numel() // max(1, scale.numel())) - 1).bit_length()
+        raise EdgeqError(
+            f"{name} of {optimizer._name(p)} has blocks of {theirs} values, the optimizer of {size}: make it with "
+            f"block_size={theirs}"
+        )
+    if not isinstance(qmap, Tensor) or qmap.shape != which.values.shape:
+        raise EdgeqError(f"{name} of {optimizer._name(p)} has codes without the map of 256 values that they count")
+    if torch.allclose(qmap.float().cpu(), which.values, rtol=SAME, atol=0) or codes.shape != p.shape:
+        return codes, scale
+    values = qmap.float()[codes.flatten().long()] * scale.float().repeat_interleave(size)[: codes.numel()]
+    return encode(values.view(codes.shape), which, size)
 
 
 def _checked(optimizer: Optimizer8bit, p: Tensor, held: dict[str, Any]) -> dict[str, Any]:
