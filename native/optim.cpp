@@ -152,11 +152,14 @@ TARGET(AVX512) void decode_avx512(const uint8_t* codes, int count, const Map& ma
     }
 }
 
-// What finds the candidate: a factor that brings a magnitude into its decade's multiple of [0.1, 2), and back.
+// What finds the candidate: a factor that brings a magnitude into its decade's multiple of [0.1, 2), and back, by exponent
+// from 2^-24 on; what is smaller is treated like that.
 struct Finder {
     __m512 up[2], down[2];
-    __m512 least, slope[2], offset[2], shift;
+    __m512 slope[2], offset[2], shift;
 };
+
+constexpr int kLeastExponent = 127 - 24;
 
 TARGET(AVX512) Finder finder512(const Map& map) {
     alignas(64) float up[32] = {}, down[32] = {};
@@ -164,16 +167,14 @@ TARGET(AVX512) Finder finder512(const Map& map) {
         int decade = kLines - 1;
         double factor = 1;
         while (decade > 0 && std::ldexp(factor, exponent) < 0.1) factor *= 10, --decade;
-        const int entry = (127 + exponent) & 31;
-        up[entry] = static_cast<float>(factor);
-        down[entry] = std::ldexp(map.is_signed ? 1.0f : 2.0f, decade - (kLines - 1));
+        up[exponent + 24] = static_cast<float>(factor);
+        down[exponent + 24] = std::ldexp(map.is_signed ? 1.0f : 2.0f, decade - (kLines - 1));
     }
     Finder made;
     for (int i = 0; i < 2; ++i) {
         made.up[i] = _mm512_load_ps(up + 16 * i);
         made.down[i] = _mm512_load_ps(down + 16 * i);
     }
-    made.least = _mm512_set1_ps(0x1p-24f);
     // the signed map's magnitudes in its highest decade and the one that would follow: 64 and 128 cells
     made.slope[0] = _mm512_set1_ps(64 / 0.9f);
     made.offset[0] = _mm512_set1_ps(64 - 6.4f / 0.9f);
@@ -184,10 +185,11 @@ TARGET(AVX512) Finder finder512(const Map& map) {
 }
 
 // The magnitude's index or one less, as `Map`'s lines give it; exact enough in any rounding, as the threshold decides.
+// t: 0 or above.
 TARGET(AVX512) INLINE __m512i candidate512(__m512 t, const Finder& by) {
-    const __m512 held = _mm512_max_ps(t, by.least);
-    const __m512i exponent = _mm512_srli_epi32(_mm512_castps_si512(held), 23);
-    const __m512 u = _mm512_mul_ps(held, _mm512_permutex2var_ps(by.up[0], exponent, by.up[1]));
+    const __m512i exponent =
+        _mm512_subs_epu16(_mm512_srli_epi32(_mm512_castps_si512(t), 23), _mm512_set1_epi32(kLeastExponent));
+    const __m512 u = _mm512_mul_ps(t, _mm512_permutex2var_ps(by.up[0], exponent, by.up[1]));
     const __m512 f = _mm512_min_ps(_mm512_fmadd_ps(by.slope[0], u, by.offset[0]), _mm512_fmadd_ps(by.slope[1], u, by.offset[1]));
     return _mm512_cvttps_epi32(_mm512_fmadd_ps(f, _mm512_permutex2var_ps(by.down[0], exponent, by.down[1]), by.shift));
 }
@@ -291,15 +293,20 @@ TARGET(VBMI) INLINE void decoded(const uint8_t* codes, const Tables& with, __m51
     woven(bytes, found);
 }
 
+TARGET(VBMI) INLINE __mmask64 joined(const __mmask16* parts) {
+    return _mm512_kunpackd(_mm512_kunpackw(parts[3], parts[2]), _mm512_kunpackw(parts[1], parts[0]));
+}
+
 // 64 values at `in` to codes.
 template <bool kSigned>
 TARGET(VBMI) INLINE void encoded(const float* in, __m512 inverse, const Tables& with, uint8_t* codes) {
-    const __m512i zero = _mm512_set1_epi32(kSigned ? 127 : 0), one = _mm512_set1_epi32(1);
-    __m512 x[4], t[4], threshold[4];
+    __m512 t[4], threshold[4];
     __m512i magnitude[4];
+    __mmask16 negative[4], above[4];
     for (int k = 0; k < 4; ++k) {
-        x[k] = _mm512_loadu_ps(in + 16 * k);
-        t[k] = _mm512_abs_ps(_mm512_mul_ps(x[k], inverse));
+        const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(in + 16 * k), inverse);
+        if (kSigned) negative[k] = _mm512_movepi32_mask(_mm512_castps_si512(x));
+        t[k] = kSigned ? _mm512_abs_ps(x) : x;
         magnitude[k] = candidate512(t[k], with.by[kSigned ? 0 : 1]);
     }
     const __m512i index = _mm512_packus_epi16(_mm512_packus_epi32(magnitude[0], magnitude[1]),
@@ -311,14 +318,14 @@ TARGET(VBMI) INLINE void encoded(const float* in, __m512 inverse, const Tables& 
     } else {
         lookup256(with.thresholds[1], with.thresholds[2], index, threshold);
     }
-    for (int k = 0; k < 4; ++k) {
-        const __mmask16 above = _mm512_cmp_ps_mask(t[k], threshold[k], _CMP_GT_OQ);
-        magnitude[k] = _mm512_mask_add_epi32(magnitude[k], above, magnitude[k], one);
-        if (kSigned) magnitude[k] = signed512(magnitude[k], x[k], zero);
+    for (int k = 0; k < 4; ++k) above[k] = _mm512_cmp_ps_mask(t[k], threshold[k], _CMP_GT_OQ);
+    __m512i code = turned(index);
+    code = _mm512_mask_add_epi8(code, joined(above), code, _mm512_set1_epi8(1));
+    if (kSigned) {  // magnitude 128 is no negative value's
+        const __m512i zero = _mm512_set1_epi8(127);
+        code = _mm512_mask_sub_epi8(_mm512_add_epi8(zero, code), joined(negative), zero, _mm512_min_epu8(code, zero));
     }
-    const __m512i code = _mm512_packus_epi16(_mm512_packus_epi32(magnitude[0], magnitude[1]),
-                                             _mm512_packus_epi32(magnitude[2], magnitude[3]));
-    _mm512_storeu_si512(codes, turned(code));
+    _mm512_storeu_si512(codes, code);
 }
 
 template <bool kSigned>
@@ -491,36 +498,30 @@ void block(const Path& path, Kind kind, const Parameter& at, const Map& signed_m
 
 #if defined(__x86_64__)
 
-// A block that is updated, and whose codes are still to be written.
-struct Pending {
-    const float *m, *v;
-    uint8_t *first, *second;
-    float inverse[2];
-};
-
-// Adam on one whole block, and the codes of the one before: the roots and quotients of one overlap with the permutes of the
-// other. The same operations as `update<kAdam>`.
-template <bool kBefore>
-TARGET(VBMI ",prefer-vector-width=512")
-void adam_vbmi(const Parameter& at, const Tables& with, int64_t start, int size, int64_t number, float* m, float* v,
-               const Pending& before, float* maxima) {
-    float* weight = at.weight + start;
-    const float* gradient = at.gradient + start;
+// `block` for Adam on a whole one, decoded where it is used; the same operations as `update<kAdam>`. kBare: the gradient is
+// neither scaled nor decayed, which at a scale of 1 and a decay of 0 gives the same bytes.
+template <bool kBare>
+TARGET(VBMI)
+void adam_vbmi(const Parameter& at, const Tables& with, int size, int64_t number) {
+    alignas(64) float m[kLargestBlock], v[kLargestBlock];
+    float* weight = at.weight + number * size;
+    const float* gradient = at.gradient + number * size;
+    uint8_t *codes1 = at.first + number * size, *codes2 = at.second + number * size;
     const __m512 scale = _mm512_set1_ps(at.scale), decay = _mm512_set1_ps(at.decay), keep = _mm512_set1_ps(at.keep);
     const __m512 beta1 = _mm512_set1_ps(at.beta1), rest1 = _mm512_set1_ps(at.rest1), beta2 = _mm512_set1_ps(at.beta2);
     const __m512 rest2 = _mm512_set1_ps(at.rest2), root = _mm512_set1_ps(at.root), epsilon = _mm512_set1_ps(at.epsilon);
     const __m512 rate = _mm512_set1_ps(at.rate);
     const __m512 first_max = _mm512_set1_ps(at.first_max[number]), second_max = _mm512_set1_ps(at.second_max[number]);
-    const __m512 inverse1 = _mm512_set1_ps(before.inverse[0]), inverse2 = _mm512_set1_ps(before.inverse[1]);
     __m512 first = _mm512_setzero_ps(), second = _mm512_setzero_ps();
     for (int i = 0; i < size; i += kStep) {
         __m512 a[4], b[4];
-        decoded<true>(at.first + start + i, with, a);
-        decoded<false>(at.second + start + i, with, b);
+        decoded<true>(codes1 + i, with, a);
+        decoded<false>(codes2 + i, with, b);
         for (int k = 0; k < 4; ++k) {
             const int j = i + 16 * k;
             const __m512 w = _mm512_loadu_ps(weight + j);
-            const __m512 g = _mm512_add_ps(_mm512_mul_ps(_mm512_loadu_ps(gradient + j), scale), _mm512_mul_ps(decay, w));
+            __m512 g = _mm512_loadu_ps(gradient + j);
+            if (!kBare) g = _mm512_add_ps(_mm512_mul_ps(g, scale), _mm512_mul_ps(decay, w));
             const __m512 old1 = _mm512_mul_ps(a[k], first_max), old2 = _mm512_mul_ps(b[k], second_max);
             const __m512 new1 = _mm512_add_ps(_mm512_mul_ps(old1, beta1), _mm512_mul_ps(g, rest1));
             const __m512 new2 = _mm512_add_ps(_mm512_mul_ps(old2, beta2), _mm512_mul_ps(_mm512_mul_ps(g, g), rest2));
@@ -532,37 +533,22 @@ void adam_vbmi(const Parameter& at, const Tables& with, int64_t start, int size,
             first = _mm512_max_ps(first, _mm512_abs_ps(new1));
             second = _mm512_max_ps(second, new2);
         }
-        if (kBefore) {
-            encoded<true>(before.m + i, inverse1, with, before.first + i);
-            encoded<false>(before.v + i, inverse2, with, before.second + i);
-        }
     }
-    maxima[0] = _mm512_reduce_max_ps(first);
-    maxima[1] = _mm512_reduce_max_ps(second);
-}
-
-TARGET(VBMI) void written(const Pending& block, const Tables& with, int size) {
+    at.first_max[number] = _mm512_reduce_max_ps(first);
+    at.second_max[number] = _mm512_reduce_max_ps(second);
+    const __m512 inverse1 = _mm512_set1_ps(inverse_of(at.first_max[number], m, size));
+    const __m512 inverse2 = _mm512_set1_ps(inverse_of(at.second_max[number], v, size));
     for (int i = 0; i < size; i += kStep) {
-        encoded<true>(block.m + i, _mm512_set1_ps(block.inverse[0]), with, block.first + i);
-        encoded<false>(block.v + i, _mm512_set1_ps(block.inverse[1]), with, block.second + i);
+        // the next block's, which nothing else reads ahead while this one is encoded
+        for (int line = 0; line < kStep; line += 16) {
+            _mm_prefetch(reinterpret_cast<const char*>(weight + size + i + line), _MM_HINT_T1);
+            _mm_prefetch(reinterpret_cast<const char*>(gradient + size + i + line), _MM_HINT_T1);
+        }
+        _mm_prefetch(reinterpret_cast<const char*>(codes1 + size + i), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(codes2 + size + i), _MM_HINT_T1);
+        encoded<true>(m + i, inverse1, with, codes1 + i);
+        encoded<false>(v + i, inverse2, with, codes2 + i);
     }
-}
-
-// Whole blocks `from` to `to` of one parameter.
-void adam_run(const Parameter& at, const Tables& with, int64_t from, int64_t to, int size) {
-    alignas(64) float m[2][kLargestBlock], v[2][kLargestBlock];
-    Pending before = {};
-    for (int64_t number = from; number < to; ++number) {
-        const int side = number & 1;
-        float maxima[2];
-        (number > from ? adam_vbmi<true> : adam_vbmi<false>)(at, with, number * size, size, number, m[side], v[side], before,
-                                                             maxima);
-        at.first_max[number] = maxima[0];
-        at.second_max[number] = maxima[1];
-        before = {m[side], v[side], at.first + number * size, at.second + number * size,
-                  {inverse_of(maxima[0], m[side], size), inverse_of(maxima[1], v[side], size)}};
-    }
-    if (to > from) written(before, with, size);
 }
 
 #endif
@@ -635,11 +621,10 @@ void edgeq_optim_step(int name, int kind, const Parameter* parameters, const int
             const Parameter& at = parameters[of];
             const int64_t own = number - first_block[of];
 #if defined(__x86_64__)
-            const int64_t whole = at.count / size, left = end - first_block[of];
-            const int64_t to = whole < left ? whole : left;
-            if (fused && own < to) {
-                adam_run(at, *reinterpret_cast<const Tables*>(room), own, to, size);
-                number = first_block[of] + to;
+            if (fused && (own + 1) * size <= at.count) {
+                (at.scale == 1 && at.decay == 0 ? adam_vbmi<true> : adam_vbmi<false>)(
+                    at, *reinterpret_cast<const Tables*>(room), size, own);
+                ++number;
                 continue;
             }
 #endif
