@@ -19,7 +19,8 @@ class Map:
 
     magnitudes: the values from 0 up: all of an unsigned map, 129 of the signed one (-1 is no value of it). thresholds:
     midpoints between neighbouring magnitudes, rounded down to float32, so that a float32 above one is nearer to the larger
-    magnitude; on a midpoint, the smaller is taken. zero: the code of 0.
+    magnitude; on a midpoint, the smaller is taken. In the unsigned map the first one is 0, so that zero alone becomes zero: a
+    second moment that is lost beside a momentum that is not would have the weight divided by epsilon. zero: the code of 0.
     slope, offset: of a line for each decade, whose least value at a magnitude t, rounded down, is the nearest magnitude's
     index or one less; the kernel starts there.
     """
@@ -57,6 +58,8 @@ def dynamic_map(signed: bool) -> Map:
     middle = (double[1:] + double[:-1]) / 2  # exact
     near = middle.float()
     thresholds = torch.where(near.double() > middle, torch.nextafter(near, torch.zeros_like(near)), near)
+    if not signed:
+        thresholds[0] = 0
     zero = 127 if signed else 0
     return Map(values, magnitudes, thresholds, zero, torch.tensor(slope), torch.tensor(offset))
 
@@ -69,7 +72,8 @@ def blocks(count: int, size: int) -> int:
 def encode(x: Tensor, which: Map, size: int) -> tuple[Tensor, Tensor]:
     """Codes (uint8, the shape of `x`) and the largest magnitude of each block of `size` values (float32).
 
-    x: float32, finite. A value becomes the nearest of which.values times its block's largest magnitude; zeros stay zeros.
+    x: float32, finite. A value becomes the nearest of which.values times its block's largest magnitude; zeros stay zeros, and
+    in the unsigned map nothing else becomes zero.
     """
     flat = _blocked(x, size)
     maxima = flat.abs().amax(1)

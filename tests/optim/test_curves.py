@@ -86,3 +86,19 @@ def test_rows_without_a_gradient_stay(zero_gradients: ModuleType) -> None:
     ours, exact = (zero_gradients.drift(name, 150) for name in ("edgeq.AdamW8bit", "torch.AdamW"))
     assert ours["unseen_largest"] == 0.0
     assert ours["seen_mean"] == pytest.approx(exact["seen_mean"], rel=0.05)
+
+
+def test_a_word_seen_once_beside_frequent_ones_moves_no_farther_than_in_32_bit() -> None:
+    """Its square is lost beside theirs, its momentum is not: a quotient by epsilon would be 10,000 learning rates."""
+    frequent = torch.arange(4096) % 1024 == 0
+    far = []
+    for make in (torch.optim.AdamW, AdamW8bit):
+        weight = nn.Parameter(torch.zeros(4096))
+        optimizer = make([weight], lr=1e-3)
+        for step in range(20):
+            weight.grad = torch.where(frequent, 1.0, 1e-4 if step == 0 else 0.0)
+            optimizer.step()
+        far.append(weight.detach().abs())
+    exact, quantized = far
+    assert (quantized <= 1.02 * exact).all()
+    assert (quantized > 0.05 * exact).all()
