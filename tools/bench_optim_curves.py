@@ -207,14 +207,17 @@ def zeros(folder: Path, steps: int) -> list[dict[str, Any]]:
 
 
 def zeros_table(found: Sequence[dict[str, Any]]) -> str:
-    """One line an optimizer, in thousandths of the weights' standard deviation at the start."""
-    header = ("optimizer", "unseen rows moved, mean", "largest", "their values that moved %", "seen rows moved, mean")
-    rows = [
-        [f["optimizer"], *(f"{1000 * f[k]:.3f}" for k in ("unseen_mean", "unseen_largest")), f"{100 * f['moved']:.1f}",
-         f"{1000 * f['seen_mean']:.0f}"]
-        for f in found
-    ]  # fmt: skip
-    return table(header, rows)
+    """One line an optimizer, in per cent of the weights' standard deviation at the start."""
+    header = (
+        "optimizer",
+        "unseen values that moved %",
+        "by, mean",
+        "by, largest",
+        "their mean moved by",
+        "seen values moved by",
+    )
+    numbers = ("moved", "unseen_mean", "unseen_largest", "unseen_shift", "seen_mean")
+    return table(header, [[f["optimizer"], *(f"{100 * f[n]:.2f}" for n in numbers)] for f in found])
 
 
 def main() -> None:
@@ -233,7 +236,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.zeros:
         records = zeros(args.peers, args.steps)
-        body = f"{args.steps} steps, thousandths of the initial standard deviation\n\n{zeros_table(records)}"
+        body = f"{args.steps} steps, distances in % of the initial standard deviation\n\n{zeros_table(records)}"
     else:
         names = args.training or list(TRAININGS)
         try:

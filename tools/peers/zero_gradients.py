@@ -54,12 +54,14 @@ def drift(optimizer: str, steps: int) -> dict[str, Any]:
         stepping.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call] # torch's
         stepping.step()
-    far = (table.weight.detach() - first).abs() / STD
+    way = (table.weight.detach() - first) / STD
+    far = way.abs()
     return {
         "optimizer": optimizer,
         "steps": steps,
         "unseen_mean": float(far[1::2].mean()),
         "unseen_largest": float(far[1::2].max()),
+        "unseen_shift": float(way[1::2].mean()),
         "moved": float((far[1::2] > 0).float().mean()),
         "seen_mean": float(far[::2].mean()),
         "loss": float(loss.detach()),
