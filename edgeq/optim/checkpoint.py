@@ -66,7 +66,7 @@ def _ours(optimizer: Optimizer8bit, p: Tensor, held: dict[str, Any]) -> dict[str
         value, qmap, scale = found.get(f"state{place}"), found.get(f"qmap{place}"), found.get(f"absmax{place}")
         if value is None:
             value = found.get(name, found.get({"exp_avg": "momentum_buffer", "exp_avg_sq": "sum"}[name]))
-            if not hasattr(value, "codes"):
+            if value is None or not hasattr(value, "codes"):
                 found[name] = value
                 continue
             value, qmap, scale = value.codes, value.qmap, value.scale
