@@ -365,7 +365,7 @@ INLINE void update(const Parameter& at, float* __restrict p, const float* __rest
         if (kind != kLion) g = g + at.decay * weight;
         weight = weight * at.keep;
         if (kind == kAdam) {
-            const float a = m[i] * at.beta1 + g * at.rest1;
+            const float a = (v[i] > 0 ? m[i] : 0.0f) * at.beta1 + g * at.rest1;
             const float b = v[i] * at.beta2 + (g * g) * at.rest2;
             m[i] = a;
             v[i] = b;
@@ -512,7 +512,8 @@ void adam_vbmi(const Parameter& at, const Tables& with, int size, int64_t number
     const __m512 rest2 = _mm512_set1_ps(at.rest2), root = _mm512_set1_ps(at.root), epsilon = _mm512_set1_ps(at.epsilon);
     const __m512 rate = _mm512_set1_ps(at.rate);
     const __m512 first_max = _mm512_set1_ps(at.first_max[number]), second_max = _mm512_set1_ps(at.second_max[number]);
-    __m512 first = _mm512_setzero_ps(), second = _mm512_setzero_ps();
+    const __m512 none = _mm512_setzero_ps();
+    __m512 first = none, second = none;
     for (int i = 0; i < size; i += kStep) {
         __m512 a[4], b[4];
         decoded<true>(codes1 + i, with, a);
@@ -522,7 +523,8 @@ void adam_vbmi(const Parameter& at, const Tables& with, int size, int64_t number
             const __m512 w = _mm512_loadu_ps(weight + j);
             __m512 g = _mm512_loadu_ps(gradient + j);
             if (!kBare) g = _mm512_add_ps(_mm512_mul_ps(g, scale), _mm512_mul_ps(decay, w));
-            const __m512 old1 = _mm512_mul_ps(a[k], first_max), old2 = _mm512_mul_ps(b[k], second_max);
+            const __m512 old2 = _mm512_mul_ps(b[k], second_max);
+            const __m512 old1 = _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(old2, none, _CMP_GT_OQ), a[k], first_max);
             const __m512 new1 = _mm512_add_ps(_mm512_mul_ps(old1, beta1), _mm512_mul_ps(g, rest1));
             const __m512 new2 = _mm512_add_ps(_mm512_mul_ps(old2, beta2), _mm512_mul_ps(_mm512_mul_ps(g, g), rest2));
             const __m512 below = _mm512_add_ps(_mm512_mul_ps(_mm512_sqrt_ps(new2), root), epsilon);

@@ -48,7 +48,9 @@ def update(
 ) -> None:
     """One step in place: `weight` and the float32 states `first` (momentum) and `second` (squares).
 
-    adam: Kingma and Ba 2015, algorithm 1; with `keep`, Loshchilov and Hutter 2019, algorithm 2. momentum, nesterov: as
+    adam: Kingma and Ba 2015, algorithm 1; with `keep`, Loshchilov and Hutter 2019, algorithm 2; where the second state is 0,
+    the first counts as 0 too: of float32 states it always is, of codes it may be that only the second was below its block's
+    least value, and first / epsilon would throw the weight far away. momentum, nesterov: as
     torch.optim.SGD. lion: Chen et al. 2023, algorithm 2. adagrad: Duchi et al. 2011, as torch.optim.Adagrad.
     """
     g = gradient * at.scale
@@ -57,7 +59,7 @@ def update(
     kept = weight * at.keep
     if kind == "adam":
         assert first is not None and second is not None
-        first.copy_(first * at.beta1 + g * at.rest1)
+        first.copy_(torch.where(second > 0, first, 0.0) * at.beta1 + g * at.rest1)
         second.copy_(second * at.beta2 + (g * g) * at.rest2)
         step = first / (_root(second) * at.root + at.epsilon)
     elif kind == "lion":
