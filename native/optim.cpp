@@ -602,38 +602,38 @@ int edgeq_optim_unsound(int name, const Parameter* parameters, int count, int th
     return found == count ? -1 : found;
 }
 
-// One step of all parameters, whose blocks are shared among the threads; blocks do not depend on each other.
+// Piece `piece` of `pieces` of one step of all parameters: a run of their blocks, which do not depend on each other.
+void edgeq_optim_piece(int name, int kind, const Parameter* parameters, const int64_t* first_block, int count, int size,
+                       const Map* signed_map, const Map* unsigned_map, int piece, int pieces) {
+    const Path& path = *path_of(name);
+    const int64_t total = first_block[count], end = total * (piece + 1) / pieces;
+    int of = 0;
+#if defined(__x86_64__)
+    const bool fused = name == 3 && kind == kAdam;
+    alignas(64) unsigned char room[sizeof(Tables)];
+    if (fused) new (room) Tables(tables(*signed_map, *unsigned_map));
+#endif
+    for (int64_t number = total * piece / pieces; number < end; ++number) {
+        while (first_block[of + 1] <= number) ++of;
+        const Parameter& at = parameters[of];
+        const int64_t own = number - first_block[of];
+#if defined(__x86_64__)
+        if (fused && (own + 1) * size <= at.count) {
+            (at.scale == 1 && at.decay == 0 ? adam_vbmi<true> : adam_vbmi<false>)(
+                at, *reinterpret_cast<const Tables*>(room), size, own);
+            continue;
+        }
+#endif
+        block(path, static_cast<Kind>(kind), at, *signed_map, *unsigned_map, own * size, size, own);
+    }
+}
+
+// One step, its pieces shared among `threads`.
 void edgeq_optim_step(int name, int kind, const Parameter* parameters, const int64_t* first_block, int count, int size,
                       const Map* signed_map, const Map* unsigned_map, int threads) {
-    const Path& path = *path_of(name);
-    const int64_t total = first_block[count];
-    const int64_t pieces = threads < total ? threads : total;
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (pieces > 1)
-    for (int64_t piece = 0; piece < pieces; ++piece) {
-        const int64_t end = total * (piece + 1) / pieces;
-        int64_t number = total * piece / pieces;
-        int of = 0;
-#if defined(__x86_64__)
-        const bool fused = name == 3 && kind == kAdam;
-        alignas(64) unsigned char room[sizeof(Tables)];
-        if (fused) new (room) Tables(tables(*signed_map, *unsigned_map));
-#endif
-        while (number < end) {
-            while (first_block[of + 1] <= number) ++of;
-            const Parameter& at = parameters[of];
-            const int64_t own = number - first_block[of];
-#if defined(__x86_64__)
-            if (fused && (own + 1) * size <= at.count) {
-                (at.scale == 1 && at.decay == 0 ? adam_vbmi<true> : adam_vbmi<false>)(
-                    at, *reinterpret_cast<const Tables*>(room), size, own);
-                ++number;
-                continue;
-            }
-#endif
-            block(path, static_cast<Kind>(kind), at, *signed_map, *unsigned_map, own * size, size, own);
-            ++number;
-        }
-    }
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1 && first_block[count] > 1)
+    for (int piece = 0; piece < threads; ++piece)
+        edgeq_optim_piece(name, kind, parameters, first_block, count, size, signed_map, unsigned_map, piece, threads);
 }
 
 // The codes of `count` values in blocks of `size`, and back.
