@@ -107,7 +107,7 @@ class Unlike:
     def _sets(self) -> None:
         """Whatever joins tensors on one scale."""
         for group in self.annotation.groups:
-            if group.support.shared_scale and len(set(group.inputs)) > 1 and self._looked_at(group.output):
+            if group.kind == "cat" and len(set(group.inputs)) > 1 and self._looked_at(group.output):
                 self._joined(group)
 
     def _ends(self) -> None:
@@ -148,18 +148,18 @@ class Unlike:
         members = {n: words for n, words in squeezed.items() if words}
         if not members:
             return
-        why = self._words(members, group.output)
+        why = self._words(members, group)
         reach = self.ways.behind({group.output})
         harmed = [g for g in self.ways.computing(reach) if self._harmed(g, reach)]
         beyond = {n for n in members if not self._convertible(n, group.output)}
         alone = {n for n in members if self.ways.read_elsewhere(n, group)}
         if any((group.key, n) in self.annotation.apart for n in beyond):  # whatever a person chose
             self.floats[group.key] = f"it joins {why}, further apart than kernels requantize"
-        if harmed or self.ways.leaves(reach) or alone & beyond:
+        if harmed or self.ways.leaves(reach) or (group.support.shared_scale and alone & beyond):
             self._keep(group, f"it joins {why}")
             for reader in harmed:
                 self._keep(reader, f"it reads {why}")
-        else:
+        elif group.support.shared_scale:
             self.apart.update((group.key, n) for n in alone if (group.key, n) not in self.annotation.apart)
 
     def _entering(self, node: Node) -> None:
@@ -313,10 +313,11 @@ class Unlike:
         key = self.ways.makers[node].key if node in self.ways.makers else self.captured.keys.get(node.name)
         return f"the input {node.name!r}" if key is None else f"{key!r}"
 
-    def _words(self, members: Mapping[Node, str], shared: Node) -> str:
-        """What members of the set of `shared` keep, and whose range that is due to."""
-        root = self.tensors.find(shared)
-        widest = max((n for n in self.tensors.parent if self.tensors.find(n) is root), key=self._reach)
+    def _words(self, members: Mapping[Node, str], joining: Group) -> str:
+        """What members of a concatenation keep, and whose range that is due to."""
+        root = self.tensors.find(joining.output)
+        same = [n for n in self.tensors.parent if self.tensors.find(n) is root and n is not joining.output]
+        widest = max((*joining.inputs, *same), key=self._reach)
         kept = " and ".join(dict.fromkeys(f"{self._name(n)}, which keeps {words}" for n, words in members.items()))
         return f"{kept} on one scale with {self._name(widest)}, whose values reach {self._reach(widest):.3g}"
 

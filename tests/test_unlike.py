@@ -148,6 +148,21 @@ def test_an_input_of_unlike_units_stays_in_float_where_it_is_read(name: str, rec
     assert slices_db(network, model, data) > 25
 
 
+@pytest.mark.parametrize("target", ["litert", "executorch", "coreml", "tvm"])
+def test_every_target_keeps_them_apart(target: str) -> None:
+    heads = Heads(JOINS["heard"])
+    model, sentence = told(heads, IMAGES, target=target)
+    assert "layer 'cat' stays in float: it joins 'score/conv2d'" in sentence and "'box/conv2d', whose" in sentence
+    assert slices_db(heads, model, IMAGES) > 25
+    generator = torch.Generator().manual_seed(1)
+    data: Batches = [
+        tuple(torch.randn(1, 2, generator=generator) * u for u in UNITS.view(3, 2).unbind()) for _ in range(32)
+    ]
+    policy = Policy(lambda x: torch.cat(x, 1))
+    model, _ = told(policy, data, target=target)
+    assert slices_db(policy, model, data) > 25
+
+
 def test_what_a_plan_says_is_left_alone_and_told() -> None:
     network = Heads(JOINS["channels"])
     plan = QuantPlan("portable", "default", {"cat": "w8a8"})
