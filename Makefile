@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # what neither times nor fits into a submission's checks: random networks, and public ones as they are
 nightly: $(STAMP)
 	mkdir -p build
+	$(BIN)/python tools/check_native.py --sanitize
 	$(BIN)/python tools/soak.py --count 1000 --jobs 2 --json build/soak.jsonl
 	$(BIN)/python tools/zoo.py --work build/zoo --json build/zoo.json
 

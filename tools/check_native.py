@@ -21,7 +21,7 @@ from edgeq.optim.maps import dynamic_map
 from edgeq.optim.native import _map
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = ("-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-pthread")
+FLAGS = ("-std=c++17", "-fopenmp-simd", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-pthread")
 SANITIZERS = ("address,undefined", "thread")
 
 
