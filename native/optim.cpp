@@ -14,6 +14,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define TARGET(features) __attribute__((target(features)))
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
@@ -349,6 +351,38 @@ void encode_vbmi(const float* in, int count, const Map& map, float inverse, uint
 
 #endif  // x86-64
 
+#if defined(__aarch64__)
+
+// ---------------------------------------------------------------- NEON: the tables by loads, four values at once
+
+void decode_neon(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
+    for (int i = 0; i < count; i += 4) {
+        const uint8_t* c = codes + i;
+        const float found[4] = {map.values[c[0]], map.values[c[1]], map.values[c[2]], map.values[c[3]]};
+        vst1q_f32(out + i, vmulq_n_f32(vld1q_f32(found), maximum));
+    }
+}
+
+void encode_neon(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
+    const int32x4_t zero = vdupq_n_s32(map.is_signed ? 127 : 0);
+    for (int i = 0; i < count; i += 4) {
+        const float32x4_t x = vld1q_f32(in + i), t = vabsq_f32(vmulq_n_f32(x, inverse));
+        float32x4_t f = vaddq_f32(vmulq_n_f32(t, map.slope[0]), vdupq_n_f32(map.offset[0]));
+        for (int line = 1; line < kLines; ++line)
+            f = vminq_f32(f, vaddq_f32(vmulq_n_f32(t, map.slope[line]), vdupq_n_f32(map.offset[line])));
+        int32x4_t magnitude = vcvtq_s32_f32(f);
+        int32_t at[4];
+        vst1q_s32(at, magnitude);
+        const float above[4] = {map.thresholds[at[0]], map.thresholds[at[1]], map.thresholds[at[2]], map.thresholds[at[3]]};
+        magnitude = vsubq_s32(magnitude, vreinterpretq_s32_u32(vcgtq_f32(t, vld1q_f32(above))));
+        const int32x4_t below = vsubq_s32(zero, vminq_s32(magnitude, zero));
+        vst1q_s32(at, vbslq_s32(vcltzq_f32(x), below, vaddq_s32(zero, magnitude)));
+        for (int k = 0; k < 4; ++k) codes[i + k] = static_cast<uint8_t>(at[k]);
+    }
+}
+
+#endif
+
 // ---------------------------------------------------------------- the update
 
 INLINE float larger(float a, float b) { return b > a ? b : a; }
@@ -426,9 +460,13 @@ INLINE bool sound_inline(const float* gradient, int64_t count) {
     {update_##name<kAdam>, update_##name<kMomentum>, update_##name<kNesterov>, update_##name<kLion>, update_##name<kAdagrad>}
 
 UPDATES(plain, )
+#if defined(__aarch64__)
+const Path kPlain = {decode_neon, decode_neon, encode_neon, encode_neon, NAMED(plain), sound_plain};
+#else
 void decode_any(const uint8_t* c, int n, const Map& map, float s, float* out) { decode_plain(c, n, map, s, out); }
 void encode_any(const float* in, int n, const Map& map, float s, uint8_t* c) { encode_plain(in, n, map, s, c); }
 const Path kPlain = {decode_any, decode_any, encode_any, encode_any, NAMED(plain), sound_plain};
+#endif
 
 #if defined(__x86_64__)
 UPDATES(avx2, TARGET("avx2"))
@@ -579,7 +617,7 @@ const Path* path_of(int name) {
 
 extern "C" {
 
-// Whether this processor can run path `name`: 0 any processor, 1 AVX2, 2 AVX-512, 3 AVX-512 with VBMI.
+// Whether this processor can run path `name`: 0 any processor (on Arm NEON, which every AArch64 has), 1 AVX2, 2 AVX-512, 3 AVX-512 with VBMI.
 int edgeq_optim_can(int name) { return path_of(name) != nullptr; }
 
 int edgeq_optim_largest_block() { return kLargestBlock; }
