@@ -53,6 +53,7 @@ def load_task(path: str | Path) -> Task:
     file = Path(path)
     if not file.is_file():
         raise EdgeqError(f"{file}: no such task file; copy one from examples/ and change its model")
+    place = file.resolve()  # before the file is run, which may change the current folder
     module = _execute(file)
     for needed in ("model", "example_inputs"):
         if not callable(getattr(module, needed, None)):
@@ -73,7 +74,7 @@ def load_task(path: str | Path) -> Task:
         evaluate=getattr(module, "evaluate", None),
         positives=getattr(module, "positives", None),
         preprocessing=preprocessing,
-        path=file.resolve(),
+        path=place,
     )
 
 
