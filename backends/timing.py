@@ -19,6 +19,7 @@ Seen = TypeVar("Seen")
 WAITING = "waiting for a core"
 LEAST_WAITING = 0.005  # of the total, from which on it is a row
 BLOCK = 5  # runs measured in a row before the other kind has its turn
+PERIOD_S = 0.2  # from one block's begin to the next one's, at least: what else runs comes and goes in tenths of seconds
 EventKind = Literal["kernel", "delegated", "delegate", "runtime"]
 
 
@@ -90,7 +91,8 @@ def alternate(
     """Each of `runs` calls after `warmup`, and what as many traced ones saw.
 
     They take turns in blocks, so that both see the same machine: its clock and what else runs on it drift. The first run
-    of a block is not measured, as the caches hold the other kind's weights.
+    of a block is not measured, as the caches hold the other kind's weights. Between blocks it waits, as a small network's
+    runs are over in milliseconds: they would all fall into one disturbance or all beside it, and know nothing of it.
     """
     for _ in range(warmup):
         call()
@@ -98,10 +100,13 @@ def alternate(
     spent: list[Run] = []
     seen: list[Seen] = []
     while len(spent) < runs:
+        begun = time.monotonic()
         count = min(BLOCK, runs - len(spent))
         spent += watched(call, 1, count)
         traced()
         seen += [traced() for _ in range(count)]
+        if len(spent) < runs:
+            time.sleep(max(0.0, begun + PERIOD_S - time.monotonic()))
     return spent, seen
 
 

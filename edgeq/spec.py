@@ -288,6 +288,7 @@ class LatencyReport:
     row_scale: below 1 where the traced runs took longer than the untraced: every row was multiplied by it.
     unattributed_ms: of the row of that kind; None without rows.
     measurement: its number among the kept measurements; None where it was not kept.
+    earlier_ms: medians of the latest profiles of the same file, device and threads that were kept before, the latest first.
     """
 
     device: str
@@ -302,6 +303,7 @@ class LatencyReport:
     row_scale: float = 1.0
     unattributed_ms: float | None = None
     measurement: int | None = None
+    earlier_ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import pytest
 from edgeq.backends.timing import report
 from edgeq.pages import words
 from edgeq.run import measurements
-from edgeq.run.compare import compare, ratio_of_medians
+from edgeq.run.compare import SHIFT, Ratio, compare, ratio_of_medians
 from edgeq.run.measurements import Subject, keep
 from edgeq.run.trace import chrome_trace
 from edgeq.spec import DeviceInfo, EdgeqError, InstructionReport, LatencyReport, OpLatency
@@ -35,21 +35,60 @@ def runs(median: float, spread: float, count: int, seed: int, drift: float = 0.0
 def test_a_clear_difference_is_seen_and_the_interval_holds_the_truth() -> None:
     found = ratio_of_medians(runs(10, 0.03, 40, 1), runs(8, 0.03, 40, 2))
     assert found.verdict == "faster" and found.low is not None and found.high is not None
-    assert found.low < 0.8 < found.high and found.high - found.low < 0.08
+    assert found.low < 0.8 < found.high and found.high - found.low < 0.12
     assert ratio_of_medians(runs(8, 0.03, 40, 2), runs(10, 0.03, 40, 1)).verdict == "slower"
 
 
+def profiles(count: int, shift: float, drift: float, seed: int, length: int = 30) -> list[list[float]]:
+    """Profiles of one file: runs that are each like the one before, around a median that lies elsewhere in each profile."""
+    generator = np.random.default_rng(seed)
+    medians = 5 * np.exp(generator.normal(0, shift, count))
+    seeds = generator.integers(0, 2**32, count)  # the first runs only warm the drift up
+    return [runs(m, 0.05, length + 20, int(s), drift)[20:] for m, s in zip(medians, seeds, strict=True)]
+
+
+def wrong(found: list[Ratio]) -> float:
+    return sum(ratio.verdict != "no difference seen" for ratio in found) / len(found)
+
+
+@pytest.mark.parametrize("shift", [0.0, SHIFT])
 @pytest.mark.parametrize("drift", [0.0, 0.5])
-@pytest.mark.parametrize("count", [10, 15, 30])
-def test_equal_programs_are_rarely_called_different(drift: float, count: int) -> None:
-    generator = np.random.default_rng(count)
-    trials = 200
-    verdicts = []
-    for seeds in generator.integers(0, 2**32, (trials, 2)):  # the first runs only warm the drift up
-        a, b = (runs(5, 0.05, count + 20, int(seed), drift)[20:] for seed in seeds)
-        verdicts.append(ratio_of_medians(a, b).verdict)
-    wrong = trials - verdicts.count("no difference seen")
-    assert wrong <= trials * (0.06 if drift == 0 else 0.11)  # 5 % wanted; blocks mend most of what drift does
+@pytest.mark.parametrize("length", [10, 15, 30])
+def test_profiles_of_one_file_are_rarely_called_different(shift: float, drift: float, length: int) -> None:
+    made = profiles(400, shift, drift, length, length)
+    most = 0.08 if drift and length == 10 else 0.05  # blocks of three do not tell all of what drifts
+    assert wrong([ratio_of_medians(a, b) for a, b in zip(made[::2], made[1::2], strict=True)]) <= most
+
+
+def test_a_restless_machine_is_known_by_its_earlier_profiles() -> None:
+    """Where medians lie further apart than the prior says, intervals are too narrow until some profiles are kept."""
+    made = profiles(200, 3 * SHIFT, 0.5, 1)
+    medians = [float(np.median(series)) for series in made]
+    alone, knowing = [], []
+    for i in range(10, len(made) - 1):
+        alone.append(ratio_of_medians(made[i], made[i + 1]))
+        knowing.append(ratio_of_medians(made[i], made[i + 1], earlier=(medians[i - 10 : i], medians[i - 9 : i + 1])))
+    assert wrong(alone) > 0.2
+    assert wrong(knowing) <= 0.06
+
+
+def test_a_difference_of_a_tenth_is_found_nine_times_of_ten() -> None:
+    """Where runs scatter by 5 % and profiles by the prior."""
+    made = profiles(200, SHIFT, 0.0, 3)
+    found = [ratio_of_medians(a, [1.1 * ms for ms in b]).verdict for a, b in zip(made[::2], made[1::2], strict=True)]
+    assert found.count("slower") >= 90
+
+
+def test_what_is_kept_tells_how_far_profiles_lie_apart(folder: Path) -> None:
+    """The same two profiles: told apart by themselves, not where each file's earlier profiles lay as far apart."""
+    slower = dataclasses.replace(FUSED, run_ms=tuple(1.1 * ms for ms in FUSED.run_ms))
+    restless = (2.0, 2.3, 1.8, 2.1, 2.5, 1.9)
+    for earlier, verdict in (((), "slower"), (restless, "no difference seen")):
+        for name, made in (("one", FUSED), ("two", slower)):
+            kept = as_profile(litert=dataclasses.replace(made, earlier_ms=earlier))
+            (folder / f"{name}.json").write_text(json.dumps(kept))
+        (pair,) = compare(f"{folder}/one.json", f"{folder}/two.json")["pairs"]
+        assert pair["total"]["verdict"] == verdict
 
 
 def test_noise_hides_a_small_difference_and_few_runs_say_nothing() -> None:

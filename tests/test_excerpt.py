@@ -115,6 +115,9 @@ def test_a_part_is_a_model_like_any_other(parts: tuple[QuantizedModel, Quantized
     assert edgeq.verify(again)["backends"]["litert"]["max_lsb"] == 0
     timed = edgeq.profile(again, warmup=1, runs=2)["backends"]["litert"]
     assert timed["total_ms"]["median"] > 0 and timed["float"]["total_ms"]["median"] > 0
+    later = edgeq.profile(again, warmup=1, runs=2)["backends"]["litert"]  # knows the former one, of the same file
+    assert list(later["earlier_ms"]) == [timed["total_ms"]["median"]]
+    assert list(later["float"]["earlier_ms"]) == [timed["float"]["total_ms"]["median"]]
     inner = excerpt(again, ("input permute",), ("convs.0.0/conv2d",), "inner")
     assert inner.inputs == dense.inputs and list(inner.plan.layers) == ["convs.0.0/conv2d", "convs.0.2/relu"]
 

@@ -24,6 +24,10 @@ Verdict = Literal["faster", "slower", "no difference seen", "too few runs"]
 LEVEL = 0.95  # of the interval for whole inferences
 LAYER_LEVEL = 0.999  # of a layer's: there are many, and none shall be named by chance
 RESAMPLES = 2_000
+SHIFT = (
+    0.015  # how far medians of one file's profiles lie apart, as a standard deviation in logarithms (docs/results.md)
+)
+SHIFT_FREEDOM = 4  # degrees of freedom of that, beside those of a file's own earlier profiles
 FEWEST = 10  # runs on each side below which no verdict is given: the blocks are too few to know the noise by
 TICK_MS = 0.001  # XNNPACK's profiler counts these; two of them are no difference
 
@@ -43,12 +47,21 @@ class Ratio:
     verdict: Verdict
 
 
-def ratio_of_medians(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Ratio:
+def ratio_of_medians(
+    a: Sequence[float],
+    b: Sequence[float],
+    level: float = LEVEL,
+    *,
+    earlier: tuple[Sequence[float], Sequence[float]] = ((), ()),
+) -> Ratio:
     """Is `b` faster than `a`? Both are milliseconds of runs in the order they were measured.
 
+    earlier: medians of former profiles of what `a` timed, and of what `b` timed, on the same device.
+
     Medians are drawn by the circular block bootstrap (Politis and Romano, 1992), as neighbouring runs are alike: blocks of
-    √n runs. Their spread, in logarithms and by Student's t of the blocks there are, is the interval; their own quantiles
-    are too narrow for so few. It knows the noise within the two measurements, not what changed between them.
+    √n runs. Their spread, in logarithms, is the noise within a profile; what two profiles of one file differ by beyond it
+    (memory laid out otherwise, clocks, neighbours) is added, see `between`. The interval has the quantile of Student's t,
+    its degrees of freedom by Welch and Satterthwaite.
     """
     medians = float(np.median(a)), float(np.median(b))
     ratio = medians[1] / medians[0] if medians[0] > 0 else None
@@ -57,16 +70,29 @@ def ratio_of_medians(a: Sequence[float], b: Sequence[float], level: float = LEVE
     if ratio is None or abs(medians[0] - medians[1]) <= 2 * TICK_MS:
         return Ratio(*medians, ratio, None, None, "no difference seen")
     generator = np.random.default_rng(0)
-    variance, freedom = 0.0, 0.0
+    parts = [between(found) for found in earlier]
     for runs in (a, b):
         drawn = np.log(np.maximum(_medians(runs, generator), TICK_MS))
         blocks = len(runs) / _length(len(runs))
-        variance += float(drawn.var()) * blocks / (blocks - 1)
-        freedom += blocks - 1
+        parts.append((float(drawn.var()) * blocks / (blocks - 1), blocks - 1))
+    variance = math.fsum(part for part, _ in parts)
+    freedom = variance**2 / math.fsum(part**2 / n for part, n in parts)
     half = _student((1 + level) / 2, freedom) * math.sqrt(variance)
     low, high = ratio * math.exp(-half), ratio * math.exp(half)
     verdict: Verdict = "faster" if high < 1 else "slower" if low > 1 else "no difference seen"
     return Ratio(*medians, ratio, low, high, verdict)
+
+
+def between(earlier: Sequence[float]) -> tuple[float, float]:
+    """Variance of a profile's median around those of its file's other profiles, in logarithms, and its degrees of freedom.
+
+    It cannot be seen in one profile. `SHIFT` is its prior (scaled inverse chi-squared), and the medians of `earlier`
+    profiles weigh as many as they are.
+    """
+    logarithms = np.log(np.maximum(earlier, TICK_MS)) if earlier else np.zeros(1)
+    freedom = SHIFT_FREEDOM + len(logarithms) - 1
+    spread = float(np.square(logarithms - logarithms.mean()).sum())
+    return (SHIFT_FREEDOM * SHIFT**2 + spread) / freedom, freedom
 
 
 def _length(runs: int) -> int:
@@ -143,7 +169,11 @@ def reports(source: str) -> dict[str, Found]:
 def _is_report(told: Any) -> bool:
     """Whether plain data has what is compared: a latency report, not counted instructions, a damaged row or another file's."""
     try:
-        numbers = [*told["run_ms"], *(ms for row in told["rows"] for ms in (row["ms"], *row["run_ms"]))]
+        numbers = [
+            *told["run_ms"],
+            *(told.get("earlier_ms") or ()),
+            *(ms for row in told["rows"] for ms in (row["ms"], *row["run_ms"])),
+        ]
         words = [told["backend"], told["device"], *(row["kind"] for row in told["rows"])]
         layers = [key for row in told["rows"] for key in row["layers"]]
         fits = isinstance(told["threads"], int) and isinstance(told["versions"], dict) and len(told["run_ms"]) > 0
@@ -155,13 +185,21 @@ def _is_report(told: Any) -> bool:
 
 def _pair(a: Found, b: Found) -> dict[str, Any]:
     sides = ("model", "backend", "device", "threads", "versions")
+    earlier = earlier_of(a), earlier_of(b)
     return {
         "a": {key: a.get(key) for key in sides},
         "b": {key: b.get(key) for key in sides},
         "same_network": _same_network(a, b),
-        "total": dataclasses.asdict(ratio_of_medians(a["run_ms"], b["run_ms"])),
-        "layers": [{"layers": list(layers), **dataclasses.asdict(r)} for layers, r in _layers(_scaled(a), _scaled(b))],
+        "total": dataclasses.asdict(ratio_of_medians(a["run_ms"], b["run_ms"], earlier=earlier)),
+        "layers": [
+            {"layers": list(layers), **dataclasses.asdict(r)} for layers, r in _layers(_scaled(a), _scaled(b), earlier)
+        ],
     }
+
+
+def earlier_of(report: Found) -> list[float]:
+    """Medians of its file's earlier profiles; none in reports of older versions."""
+    return [float(ms) for ms in report.get("earlier_ms") or ()]
 
 
 def _same_network(a: Found, b: Found) -> bool:
@@ -186,10 +224,13 @@ class _Part(NamedTuple):
     b: list[Found]
 
 
-def _layers(a: Sequence[Found], b: Sequence[Found]) -> list[tuple[tuple[str, ...], Ratio]]:
+def _layers(
+    a: Sequence[Found], b: Sequence[Found], earlier: tuple[Sequence[float], Sequence[float]]
+) -> list[tuple[tuple[str, ...], Ratio]]:
     """Rows of both joined where they share a layer, in A's order; those without one by their kind.
 
-    What one runtime fuses and the other does not is one entry, as no finer one is comparable.
+    What one runtime fuses and the other does not is one entry, as no finer one is comparable. A layer's time is taken to
+    shift between profiles as the whole's does.
     """
     if not a or not b:
         return []
@@ -207,7 +248,7 @@ def _layers(a: Sequence[Found], b: Sequence[Found]) -> list[tuple[tuple[str, ...
     for part in parts:
         runs_a, runs_b = _runs(part.a), _runs(part.b)
         if runs_a and runs_b:
-            ratio = ratio_of_medians(runs_a, runs_b, LAYER_LEVEL)
+            ratio = ratio_of_medians(runs_a, runs_b, LAYER_LEVEL, earlier=earlier)
         else:  # one side has no such row, or no runs of it, as unattributed time
             ms_a, ms_b = (math.fsum(row["ms"] for row in rows) for rows in (part.a, part.b))
             ratio = Ratio(ms_a, ms_b, ms_b / ms_a if ms_a > 0 else None, None, None, "too few runs")

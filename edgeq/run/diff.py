@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.graph.package import plain_name, read_json, read_manifest, recorded, result, unchanged
-from edgeq.run.compare import ratio_of_medians, reports
+from edgeq.run.compare import earlier_of, ratio_of_medians, reports
 from edgeq.run.files import size
 from edgeq.spec import EdgeqError
 
@@ -107,7 +107,9 @@ def _latency(old: Found | None, new: Found | None) -> dict[str, Any] | None:
     """The verdict on whole inferences with its interval; None unless both were timed on like devices and threads."""
     if old is None or new is None or (old["device"], old["threads"]) != (new["device"], new["threads"]):
         return None
-    return dataclasses.asdict(ratio_of_medians(old["run_ms"], new["run_ms"]))
+    return dataclasses.asdict(
+        ratio_of_medians(old["run_ms"], new["run_ms"], earlier=(earlier_of(old), earlier_of(new)))
+    )
 
 
 def _regressions(found: Found) -> Iterator[str]:

@@ -229,8 +229,9 @@ def latency(told: Mapping[str, Any]) -> LatencyReport:
         OpLatency(**{**row, "layers": tuple(row["layers"]), "run_ms": tuple(row["run_ms"])}) for row in told["rows"]
     )
     known = {f.name: told[f.name] for f in dataclasses.fields(LatencyReport) if f.name in told}
+    runs, earlier = tuple(told["run_ms"]), tuple(told.get("earlier_ms") or ())
     return LatencyReport(
-        **{**known, "total_ms": Spread(**told["total_ms"]), "run_ms": tuple(told["run_ms"]), "rows": rows}
+        **{**known, "total_ms": Spread(**told["total_ms"]), "run_ms": runs, "rows": rows, "earlier_ms": earlier}
     )
 
 

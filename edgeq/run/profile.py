@@ -15,10 +15,12 @@ from edgeq.graph.package import QuantizedModel
 from edgeq.graph.signatures import signatures
 from edgeq.run.benchmark import benchmark
 from edgeq.run.compare import ratio_of_medians
-from edgeq.run.measurements import Subject, Variant, keep
+from edgeq.run.measurements import Subject, Variant, keep, totals
 from edgeq.run.place import Place
 from edgeq.run.remote import Timing
 from edgeq.spec import Artifact, DeviceInfo, EdgeqError, LatencyReport
+
+EARLIER = 10  # profiles of a file, the latest, that tell how far its medians lie apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,9 @@ class Pair:
         """Of the speed-up, at 95 %; None where too few runs were measured to know their noise."""
         if self.int8 is None or self.twin is None:
             return None
-        found = ratio_of_medians(self.int8.run_ms, self.twin.run_ms)
+        found = ratio_of_medians(
+            self.int8.run_ms, self.twin.run_ms, earlier=(self.int8.earlier_ms, self.twin.earlier_ms)
+        )
         return None if found.low is None or found.high is None else (found.low, found.high)
 
 
@@ -120,7 +124,9 @@ def from_result(artifact: Artifact, result: Mapping[str, Any], device: str, *, w
 
 
 def kept(pair: Pair, model: QuantizedModel, artifacts: tuple[Artifact, Artifact | None], device: DeviceInfo) -> Pair:
-    """The pair with the numbers under which both reports are kept; artifacts: of int8, and of float where there is one.
+    """The pair with the numbers under which both reports are kept, and the medians of their files that were kept before.
+
+    artifacts: of int8, and of float where there is one.
 
     Raises:
         EdgeqError: the measurements cannot be written.
@@ -131,6 +137,8 @@ def kept(pair: Pair, model: QuantizedModel, artifacts: tuple[Artifact, Artifact 
         if found is None or artifact is None:
             return found
         subject = Subject(model.name, variant, artifact.path, told, model.plan.layers)
+        before = totals(device, found.backend, artifact=artifact.path, threads=found.threads)[:EARLIER]
+        found = dataclasses.replace(found, earlier_ms=tuple(before))
         return dataclasses.replace(found, measurement=keep(found, device, subject))
 
     int8, twin = artifacts
