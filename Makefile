@@ -11,7 +11,6 @@ nightly: $(STAMP)
 	$(BIN)/python tools/check_native.py --sanitize
 	$(BIN)/python tools/soak.py --count 1000 --jobs 2 --json build/soak.jsonl
 	$(BIN)/python tools/zoo.py --work build/zoo --json build/zoo.json
-	$(BIN)/python tools/check_native.py --sanitize
 
 .PHONY: demo test nightly device-test lint types floors clean
 
