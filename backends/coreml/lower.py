@@ -23,6 +23,8 @@ from edgeq.spec import Artifact, EdgeqError, OpPlacement, Status
 
 aten = torch.ops.aten
 CLAMPS = (aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default)
+POOLS = frozenset(getattr(aten, f"{kind}_pool{axes}d").default for kind in ("max", "avg") for axes in (1, 2, 3))
+NARROW = (torch.uint8, torch.int8, torch.int16)  # integer inputs that a package has no type for
 CLIPS = frozenset({"relu", "relu6", "clip"})
 VALUES = frozenset({"fp16", "fp32", "int8", "uint8"})  # activations; every other type holds indices or truth values
 PLUMBING = frozenset({"quantize", "dequantize", "constexpr_affine_dequantize", "cast"})
@@ -53,7 +55,7 @@ def lower(
 ) -> Artifact:
     """Write `folder/name.mlpackage` for iOS 17, macOS 14 and later.
 
-    program: at torch.export's own level, static shapes; int64 inputs become int32. Inputs keep their names, outputs
+    program: at torch.export's own level, static shapes; inputs of other integers become int32. Inputs keep their names, outputs
         are named by their keys in the program's result, else `output`, `output_1`, ...
     compute: the float type of the package. Only `fp16` may run on the Neural Engine; a float32 package stays on CPU
         and GPU, which dequantise (coremltools guide, "Typed Execution"). Inputs and outputs are float32 either way.
@@ -65,6 +67,8 @@ def lower(
     with quiet():
         decomposed = program.run_decompositions({aten.gelu.default: _gelu, aten.reciprocal.default: _reciprocal})
         _float_bounds(decomposed)
+        _strides(decomposed)
+        _wide_inputs(decomposed)
         names = _output_names(program)
         _check_outputs(decomposed, names)
         keys = _keys(decomposed, layers)
@@ -112,6 +116,21 @@ def _float_bounds(program: ExportedProgram) -> None:
     for node in program.graph.nodes:
         if node.target in CLAMPS and node.meta["val"].is_floating_point():
             node.args = (node.args[0], *(None if bound is None else float(bound) for bound in node.args[1:]))
+
+
+def _strides(program: ExportedProgram) -> None:
+    """A pool's stride in words where it is the window, torch's default: coremltools wants it for some kinds."""
+    for node in program.graph.nodes:
+        if node.target in POOLS and (len(node.args) == 2 or not node.args[2]):
+            node.args = (node.args[0], node.args[1], node.args[1], *node.args[3:])
+
+
+def _wide_inputs(program: ExportedProgram) -> None:
+    """Bytes as inputs become int32, as int64 does: a package takes no narrower integers."""
+    taken = program.graph_signature.user_inputs
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in taken and node.meta["val"].dtype in NARROW:
+            node.meta["val"] = node.meta["val"].to(torch.int32)
 
 
 def _check_outputs(program: ExportedProgram, names: list[str]) -> None:

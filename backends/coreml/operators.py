@@ -349,6 +349,54 @@ def gather_nd(a: Parameters) -> Tensor:
     return a["x"][tuple(a["indices"].to(torch.int64).unbind(-1))]  # type: ignore[no-any-return] # parameters are Any
 
 
+def scatter(a: Parameters) -> Tensor:
+    """data with slices along `axis` at `indices` combined with those of `updates`."""
+    axis = (int(a["axis"]) if "axis" in a else 0) % a["data"].dim()
+    at = a["indices"].to(torch.int64)
+    _check_indices(at, a["data"].shape[axis])
+    return _scattered(a["data"], axis, at.reshape(-1, *[1] * (a["data"].dim() - axis - 1)), a["updates"], a)
+
+
+def scatter_along_axis(a: Parameters) -> Tensor:
+    """data with elements along `axis` at the places that `indices` names combined with those of `updates`."""
+    axis = (int(a["axis"]) if "axis" in a else 0) % a["data"].dim()
+    at = a["indices"].to(torch.int64)
+    _check_indices(at, a["data"].shape[axis])
+    return _scattered(a["data"], axis, at, a["updates"], a)
+
+
+def scatter_nd(a: Parameters) -> Tensor:
+    """data with slices at index vectors along its first axes combined with those of `updates`."""
+    x, vectors = a["data"], a["indices"].to(torch.int64)
+    count = vectors.shape[-1]
+    inside, rest = x.shape[:count], x.shape[count:]
+    for axis, part in enumerate(vectors.unbind(-1)):
+        _check_indices(part, inside[axis])
+    places = sum((part * math.prod(inside[i + 1 :]) for i, part in enumerate(vectors.unbind(-1))), torch.tensor(0))
+    flat, updates = x.reshape(-1, *rest), a["updates"].reshape(-1, *rest)
+    return _scattered(flat, 0, places.reshape(-1, *[1] * len(rest)), updates, a).reshape(x.shape)
+
+
+def _scattered(x: Tensor, axis: int, at: Tensor, updates: Tensor, a: Parameters) -> Tensor:
+    """`updates` put into x at `at` along `axis`, by the `mode` of MIL's scatters (which add where none is named)."""
+    mode, at = str(a.get("mode", "add")), at.expand(updates.shape)
+    if mode == "update":
+        return x.scatter(axis, at, updates)
+    if mode not in SCATTERS:
+        raise EdgeqError(f"scatter with mode {mode} is not interpreted")
+    name, prepared = SCATTERS[mode]
+    return x.scatter_reduce(axis, at, prepared(updates), name)
+
+
+SCATTERS: Mapping[str, tuple[str, Callable[[Tensor], Tensor]]] = {  # mode → torch's reduction, of what
+    "add": ("sum", lambda u: u),
+    "sub": ("sum", torch.neg),
+    "mul": ("prod", lambda u: u),
+    "max": ("amax", lambda u: u),
+    "min": ("amin", lambda u: u),
+}
+
+
 def _check_indices(at: Tensor, size: int) -> None:
     if at.numel() and (int(at.min()) < 0 or int(at.max()) >= size):
         raise EdgeqError(f"an index lies outside 0..{size - 1}: check the tokens or tables given as inputs")
@@ -552,6 +600,9 @@ OPERATORS: dict[str, Operator] = {
     "gather": gather,
     "gather_along_axis": gather_along_axis,
     "gather_nd": gather_nd,
+    "scatter": scatter,
+    "scatter_along_axis": scatter_along_axis,
+    "scatter_nd": scatter_nd,
     "topk": topk,
     "argsort": lambda a: torch.sort(
         a["x"], dim=int(a.get("axis", -1)), descending=not flag(a, "ascending"), stable=True

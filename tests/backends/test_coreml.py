@@ -316,6 +316,47 @@ def test_float_operators_of_cnns_and_detectors(tmp_path: Path) -> None:
         torch.testing.assert_close(got.to(want.dtype), want, rtol=1e-4, atol=1e-5)
 
 
+def test_values_are_written_into_slices_and_places(tmp_path: Path) -> None:
+    places = torch.tensor([[[2, 0, 1, 3]]]).expand(1, 5, 4)
+
+    def network(x: Tensor) -> tuple[Tensor, ...]:
+        part, row = x + 0, x + 0
+        part[:, :2] = 0.5
+        row[:, :, 1] = x[:, :, 0]
+        return (
+            part,
+            row,
+            x.scatter(2, places, x * 2),
+            x.scatter_add(2, places, x * 3),
+        )
+
+    x = torch.randn(1, 5, 4)
+    artifact = lower(exported(network, x), tmp_path, compute="fp32")
+    for got, want in zip(run.load(artifact.path)([x]), network(x), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_pools_along_one_axis_have_their_window_as_stride(tmp_path: Path) -> None:
+    def network(x: Tensor) -> tuple[Tensor, ...]:
+        return F.max_pool1d(x, 2), F.avg_pool1d(x, 3)
+
+    x = torch.randn(1, 4, 9)
+    artifact = lower(exported(network, x), tmp_path, compute="fp32")
+    for got, want in zip(run.load(artifact.path)([x]), network(x), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_narrow_integers_come_in_as_int32(dtype: torch.dtype, tmp_path: Path) -> None:
+    def network(x: Tensor) -> Tensor:
+        return x.float() / 255 - 0.5
+
+    x = torch.tensor([[0, 1, 100, 127]], dtype=dtype)
+    artifact = lower(exported(network, x), tmp_path, compute="fp32")
+    assert [v.dtype for v in read(artifact.path).inputs] == ["int32"]
+    torch.testing.assert_close(run.load(artifact.path)([x])[0], network(x))
+
+
 @pytest.mark.parametrize(
     ("network", "sentence"),
     [

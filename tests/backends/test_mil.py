@@ -136,6 +136,27 @@ def test_gather_with_batch_dims() -> None:
     assert got.tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
 
 
+def test_scatters_update_or_combine_and_refuse_what_lies_outside() -> None:
+    x = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
+    rows = {"data": x, "indices": [1, 0], "updates": [[5.0, 6, 7], [8, 9, 10]], "axis": 0}
+    assert call("scatter", **rows, mode="add").tolist() == [[9, 11, 13], [9, 11, 13]]  # coremltools' own example
+    assert call("scatter", **rows, mode="update").tolist() == [[8, 9, 10], [5, 6, 7]]
+    assert call("scatter", data=x, indices=[2], updates=[[5.0], [1]], axis=1, mode="max").tolist() == [
+        [1, 2, 5],
+        [4, 5, 6],
+    ]
+    along = {"data": x, "indices": [[2, 2], [0, 1]], "updates": [[10.0, 20], [2, 3]], "axis": 1}
+    assert call("scatter_along_axis", **along, mode="sub").tolist() == [[1, 2, -27], [2, 2, 6]]
+    assert call("scatter_along_axis", **along, mode="mul").tolist() == [[1, 2, 600], [8, 15, 6]]
+    single = {"data": x, "indices": [[0, 2], [1, 0]], "updates": [7.0, 8]}
+    assert call("scatter_nd", **single, mode="update").tolist() == [[1, 2, 7], [8, 5, 6]]
+    assert call("scatter_nd", data=x, indices=[[1]], updates=[[1.0, 1, 1]]).tolist() == [[1, 2, 3], [5, 6, 7]]
+    with pytest.raises(EdgeqError, match=r"outside 0\.\.1"):
+        call("scatter", data=x, indices=[2], updates=[[0.0, 0, 0]])
+    with pytest.raises(EdgeqError, match="mode div is not interpreted"):
+        call("scatter", data=x, indices=[0], updates=[[1.0, 1, 1]], mode="div")
+
+
 def test_normalisation_and_activations(tmp_path: Path) -> None:
     gamma = np.float32([1, 2, 3, 4])
 
