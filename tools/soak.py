@@ -306,12 +306,19 @@ def main() -> int:
     parser.add_argument("--to", default=",".join(RUNTIMES))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json", type=Path, help="one line a network, appended")
+    parser.add_argument(
+        "--inside",
+        action="store_true",
+        help="leave the run at an export's end to verify, in the same process: several times as many networks an hour",
+    )
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     last, known = options.seed + options.count, _known(options.json)
     runtimes = tuple(options.to.split(","))
     if options.worker is not None:
         torch.set_num_threads(1)
+        if options.inside:
+            api.run_once = lambda artifact, inputs: None  # verify loads the same file, here
         work(options.seed + options.worker, options.jobs, last, set(known), runtimes, sys.stdout)
         return 0
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -349,6 +356,7 @@ def _supervised(index: int, options: argparse.Namespace) -> list[dict[str, Any]]
                 "--json",
                 str(path),
             ]
+            words += ["--inside"] if options.inside else []
             command = [sys.executable, __file__, *words, "--jobs", str(options.jobs), "--worker", str(index)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
                 begun = None
