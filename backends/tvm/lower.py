@@ -21,6 +21,7 @@ from edgeq.backends.tvm.indices import from_start
 from edgeq.backends.tvm.inspection import placement
 from edgeq.backends.tvm.schedule import HVX, Machine, host_target, machine
 from edgeq.backends.tvm.target import VARIANTS
+from edgeq.graph.arithmetic.tvm import MISSING
 from edgeq.graph.integer import (
     DEQUANTIZE,
     DEQUANTIZE_CHANNEL,
@@ -30,6 +31,7 @@ from edgeq.graph.integer import (
     members,
     read,
     tensor_qparams,
+    without,
 )
 from edgeq.graph.ops import WEIGHTED, constant, value
 from edgeq.graph.quiet import quiet
@@ -58,7 +60,7 @@ def lower(
     """
     tvm = tvm_package()
     described = _described(target)
-    emitter = _Emitter(read(program, layers), machine(described), layers)
+    emitter = _Emitter(_integers(program, layers), machine(described), layers)
     alone = emitter.device is HVX
     linker: dict[str, Any] = {} if alone else _linker(described)
     if alone:
@@ -102,9 +104,13 @@ def tune(
     tvm_package()
     described = _described(None)
     with quiet():
-        module = _Emitter(read(program, layers), machine(described), layers).module()
+        module = _Emitter(_integers(program, layers), machine(described), layers).module()
     use_threads(1)
     tuning.search(module, described, folder / tuning.FOLDER, trials, progress)
+
+
+def _integers(program: ExportedProgram, layers: Mapping[str, str]) -> IntegerProgram:
+    return without(read(program, layers), MISSING)
 
 
 def _described(target: str | Mapping[str, Any] | None) -> Any:

@@ -88,18 +88,26 @@ def read(program: ExportedProgram, labels: Mapping[str, str] = {}) -> IntegerPro
     module = program.module(check_guards=False)
     assert isinstance(module, GraphModule)
     ops: dict[str, IntegerOp] = {}
-    absorbed: set[str] = set()
     for node in module.graph.nodes:
         if node.target is QUANTIZE and (op := _group(module, node, labels)) is not None:
             ops[node.name] = op
-            absorbed.update(op.absorbed)
+    return IntegerProgram(module, ops, _floats(module, ops))
+
+
+def without(program: IntegerProgram, kinds: frozenset[str]) -> IntegerProgram:
+    """`program` for a runtime that has no integer kernels of `kinds`: such an operator between two integers is an island."""
+    ops = {name: op for name, op in program.ops.items() if op.kind not in kinds}
+    return IntegerProgram(program.module, ops, _floats(program.module, ops))
+
+
+def _floats(module: GraphModule, ops: Mapping[str, IntegerOp]) -> tuple[Node, ...]:
     plumbing = {QUANTIZE, DEQUANTIZE, DEQUANTIZE_CHANNEL}
-    floats = tuple(
+    absorbed = {name for op in ops.values() for name in op.absorbed}
+    return tuple(
         n
         for n in module.graph.nodes
         if n.op == "call_function" and n.target not in plumbing and n.name not in absorbed and not integral(n)
     )
-    return IntegerProgram(module, ops, floats)
 
 
 def members(program: IntegerProgram, labels: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, tensor_qparams
+from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, tensor_qparams, without
 from edgeq.graph.ops import constant
 from edgeq.spec import QParams
 
@@ -26,7 +26,8 @@ def simulate(
 ) -> tuple[Tensor, ...]:
     """Run `program` on flat `inputs` as the kernel set `arithmetic` would.
 
-    Integer operators go through edgeq.graph.arithmetic.<arithmetic>; float islands run in torch float32.
+    Integer operators go through edgeq.graph.arithmetic.<arithmetic>, but for the kinds that it names as MISSING; these and
+    other float islands run in torch float32.
     watch: called with every quantize node and its int8 value, in order. Returns the outputs, float where the program
     dequantizes them.
     """
@@ -34,6 +35,7 @@ def simulate(
     compute: Compute = rule.compute
     quantize: Callable[[Tensor, QParams], Tensor] = getattr(rule, "quantize", quantize_float)
     stored: Callable[[Tensor], Tensor] = getattr(rule, "constant", lambda tensor: tensor)
+    program = without(program, getattr(rule, "MISSING", frozenset()))
     needed = _needed(program)
     values: dict[Node, Any] = {}
     feed = iter(inputs)

@@ -24,6 +24,7 @@ from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import ACTIVATIONS, MOVES, WEIGHTED, node_arg, value
 from edgeq.spec import EdgeqError
 
+MISSING = frozenset({"softmax", "sigmoid", "tanh", "matmul"})  # computed in float, though between integers
 FRACTION = 20  # the larger of an addition's two multipliers has this many bits below its leading one
 
 

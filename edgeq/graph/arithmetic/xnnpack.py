@@ -21,6 +21,7 @@ from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import ACTIVATIONS, MOVES, WEIGHTED, clip_bounds, kind_of
 from edgeq.spec import EdgeqError, QParams
 
+MISSING = frozenset({"softmax", "sigmoid", "tanh", "matmul"})  # computed in float, though between integers
 ADD_BITS = 20  # bits of the larger multiplier of an addition
 
 

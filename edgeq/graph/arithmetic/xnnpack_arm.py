@@ -14,6 +14,8 @@ from torch import Tensor
 from edgeq.graph.arithmetic import xnnpack
 from edgeq.graph.integer import IntegerOp
 
+MISSING = xnnpack.MISSING
+
 
 def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     """The int8 output of `op` on int8 `inputs` in torch layout.

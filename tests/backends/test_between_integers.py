@@ -1,0 +1,50 @@
+"""Operators that only some runtimes compute in integers, between two that all do: float islands where no kernel has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgeq
+from edgeq import backends
+from edgeq.graph.integer import read
+from edgeq.graph.simulate import simulate
+
+RUNTIMES = [name for name in ("tvm", "executorch") if backends.runs_here(name) == "yes"]
+CURVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softmax": lambda x: x.softmax(1),
+    "a product with itself": lambda x: x @ x.transpose(-1, -2),
+}
+
+
+class Gate(nn.Module):
+    """A convolution, a curve, a convolution."""
+
+    def __init__(self, curve: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.curve, self.last = nn.Conv2d(3, 4, 1), curve, nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.curve(self.first(x)))  # type: ignore[no-any-return] # modules return Any
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_curve_between_two_convolutions_is_an_island_where_no_kernel_has_it(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Gate(CURVES[name]).eval()
+    data = [(torch.randn(1, 3, 5, 5),) for _ in range(4)]
+    model = edgeq.quantize(net, example_inputs=data[0], calibration=data)
+    for runtime in RUNTIMES:
+        engine = backends.backend(runtime)
+        artifact = engine.lower(model.program, tmp_path, name=runtime, layers=model.labels)
+        assert [row.status for row in artifact.coverage].count("float island") == 1
+        (got,) = engine.load(artifact.path, threads=1)(data[1])
+        (want,) = simulate(read(model.program), data[1], engine.target.arithmetic)
+        assert torch.equal(got, want), runtime
+        assert (got - net(*data[1])).square().sum() < 0.01 * net(*data[1]).square().sum()
