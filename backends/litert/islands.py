@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
+from edgeq.backends.litert.decompositions import rewritten
 from edgeq.backends.litert.flatbuffer import RUNTIME, ModelWriter
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, IntegerProgram
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, value
@@ -54,7 +55,7 @@ def cut_out(program: IntegerProgram, wanted: Sequence[Node]) -> tuple[GraphModul
             made[node] = graph.get_attr(name)
         else:
             name = f"{MARK}{node.name}"
-            module.add_submodule(name, _Operator(node.target))
+            module.add_submodule(name, _Operator(rewritten(node) or node.target))
             args, kwargs = map_arg((node.args, node.kwargs), lambda n: made[n])
             made[node] = graph.call_module(name, args, kwargs)
     graph.output(tuple(made[n] for n in wanted))

@@ -104,7 +104,7 @@ def resamplings(rank: int, rng: np.random.Generator) -> list[Callable[[Tensor], 
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
 def test_islands_of_tvm_in_every_rank(rank: int, tmp_path: Path) -> None:
     """What the importer lacks, or takes and computes otherwise, on random shapes."""
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(rank)
     shape = ((2, 4, *rng.integers(5, 9, 3)) if rank > 1 else (6, 0))[: max(rank, 1)]
     axis = int(rng.integers(0, rank))
     functions: list[Callable[[Tensor], Tensor]] = [
@@ -123,3 +123,62 @@ def test_islands_of_tvm_in_every_rank(rank: int, tmp_path: Path) -> None:
     artifact = engine.lower(float_program(capture(net.eval(), (x,)))[0], tmp_path, name="model", layers={})
     for number, (got, right) in enumerate(zip(engine.load(artifact.path)([x]), wanted, strict=True)):
         torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"{shape}, {n}: {m}")
+
+
+def convolutions(rng: np.random.Generator, axes: int) -> list[nn.Module]:
+    """Grouped, strided, dilated ones of an image of so many axes and 6 channels, and their transposes."""
+    made: list[nn.Module] = []
+    for kind in ((nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1],) * 2:
+        groups = int(rng.choice([2, 3, 6]))
+        made.append(
+            kind(
+                6,
+                6,
+                2,
+                int(rng.integers(1, 3)),
+                int(rng.integers(0, 2)),
+                int(rng.integers(1, 3)) if axes < 3 else 1,
+                groups,
+            )
+        )
+    for dilation in (1, 2 if axes < 3 else 1):
+        groups, padding = int(rng.choice([1, 2, 3])), int(rng.integers(0, 4))  # 3: more than the kernel reaches
+        kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[axes - 1]
+        made.append(kind(6, 6, 2, 2, padding, 1, groups, bool(rng.integers(0, 2)), dilation))
+    return made
+
+
+PARTS: list[Callable[[Tensor], Tensor]] = [
+    lambda x: (x + 1).chunk(2, 0)[0],
+    lambda x: (x + 1).unbind(0)[0],
+    lambda x: (x + 1).split(9, 1)[0],
+    lambda x: torch.cat([x + 1]),
+]
+
+
+@pytest.mark.parametrize(("axes", "seed"), [(1, 0), (2, 1), (2, 2), (3, 3)])
+def test_islands_of_litert_at_random(axes: int, seed: int, tmp_path: Path) -> None:
+    """Resampling, convolutions of every kind, lists of one tensor: what its converter got wrong, refused or died of."""
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    shape = (1, 6, *(int(n) for n in rng.integers(4, 8, axes)))
+    sampled = [f for f in resamplings(axes + 2, rng) if not isinstance(f, nn.Module)]
+    picked = [sampled[i] for i in rng.choice(len(sampled), 10, replace=False)] if axes < 3 else []
+    nearest = sampled[:4]  # by a whole factor, by fractions, to sizes
+    functions: list[Callable[[Tensor], Tensor]] = [*nearest, *picked, *convolutions(rng, axes), *PARTS]
+    net = Net(lambda x: tuple(function(x) for function in functions))
+    net.layers = nn.ModuleList(f for f in functions if isinstance(f, nn.Module))
+    x = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    engine = backends.backend("litert")
+    artifact = engine.lower(float_program(capture(net.eval(), (x,)))[0], tmp_path, name="model", layers={})
+    with torch.no_grad():
+        wanted = net(x)
+    for number, (got, right) in enumerate(zip(engine.load(artifact.path)([x]), wanted, strict=True)):
+        torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"{shape}, {n}: {m}")
+
+
+@pytest.mark.parametrize("layer", [nn.Conv3d(4, 4, 2, 2, 1, 2, 4), nn.ConvTranspose3d(4, 4, 2, 2, dilation=2)])
+def test_a_dilated_convolution_of_three_axes_is_a_sentence(layer: nn.Module, tmp_path: Path) -> None:
+    program = float_program(capture(layer.eval(), (torch.randn(1, 4, 5, 5, 5),)))[0]
+    with pytest.raises(EdgeqError, match="no operator for a dilated 3-D convolution; write it without dilation"):
+        backends.backend("litert").lower(program, tmp_path, name="model", layers={})
