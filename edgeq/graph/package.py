@@ -201,11 +201,17 @@ def load(folder: str | Path) -> QuantizedModel:
     if hashlib.sha256(dump_plan(plan).encode()).hexdigest() != numbers.plan_sha256:
         raise EdgeqError(f"{root / 'qparams.json'}: its numbers were resolved for another plan.json; quantize again")
     for key, q in numbers.tensors.items():
-        if wrong := _wrong(q):
+        if wrong := wrong_numbers(q):
             raise EdgeqError(f"{root / 'qparams.json'}: {key}: {wrong}; quantize again")
+    for info in (*manifest.inputs, *manifest.outputs):
+        if info.qparams is not None and info.qparams not in numbers.tensors.values():
+            raise EdgeqError(f"{root / MANIFEST}: {info.name} has other numbers than qparams.json; quantize again")
     golden = _tensors(root / "golden.safetensors")
     if lacking := [i for i in range(len(manifest.inputs)) if f"input_{i}" not in golden]:
         raise EdgeqError(f"{root / 'golden.safetensors'}: has no input_{lacking[0]}; quantize again")
+    for i, info in enumerate(manifest.inputs):
+        if tuple(golden[f"input_{i}"].shape) != info.shape:
+            raise EdgeqError(f"{root / MANIFEST}: {info.name} has another shape than the golden input; quantize again")
     return QuantizedModel(
         name=manifest.name,
         plan=plan,
@@ -246,7 +252,7 @@ def read_manifest(root: Path) -> Manifest:
     for name in (*manifest.files, *manifest.artifacts):
         plain_name(name, path)
     for info in (*manifest.inputs, *manifest.outputs):
-        if info.qparams is not None and (wrong := _wrong(info.qparams)):
+        if info.qparams is not None and (wrong := wrong_numbers(info.qparams)):
             raise EdgeqError(f"{path}: {info.name}: {wrong}; quantize again")
     return manifest
 
@@ -352,12 +358,14 @@ def locked(root: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _wrong(q: QParams) -> str:
+def wrong_numbers(q: QParams) -> str:
     """Why these numbers are none of a quantized tensor; empty where they are."""
     if not q.scale or len(q.scale) != len(q.zero_point):
         return f"{len(q.scale)} scales and {len(q.zero_point)} zero points"
     if not all(0 < s < math.inf for s in q.scale):
         return "a scale that is not above 0"
+    if q.axis is not None and not 0 <= q.axis < 8:
+        return f"the axis {q.axis}"
     if not q.qmin < q.qmax or not all(q.qmin <= z <= q.qmax for z in q.zero_point):
         return f"a zero point outside {q.qmin} … {q.qmax}"
     return ""

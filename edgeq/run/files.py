@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from edgeq import backends, schema
-from edgeq.graph.package import SCHEMA, QuantizedModel, plain_name, record, recorded, write_json
+from edgeq.graph.package import SCHEMA, QuantizedModel, plain_name, record, recorded, write_json, wrong_numbers
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, TensorInfo
 
 
@@ -68,6 +68,9 @@ def find(model: QuantizedModel, backend: str, name: str = "model") -> Artifact:
         raise EdgeqError(
             f"{told}: names {described.artifact!r} of {described.backend}, which is not beside it; {remedy}"
         )
+    for info in (*described.inputs, *described.outputs):
+        if info.qparams is not None and (wrong := wrong_numbers(info.qparams)):
+            raise EdgeqError(f"{told}: {info.name}: {wrong}; {remedy}")
     path = recorded(root, told.with_name(described.artifact), remedy)
     return Artifact(backend, path, described.coverage, described.notes)
 
