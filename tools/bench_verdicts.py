@@ -29,13 +29,14 @@ from torch import nn
 import edgeq
 from edgeq import api
 from edgeq.devices import host
-from edgeq.run.compare import Ratio, ratio_of_medians
+from edgeq.run.compare import ratio_of_medians
 from edgeq.run.profile import EARLIER
 
 SIZE = 64  # pixels of the image, a side
 MOST_WRONG = 0.05
 SEEN = 0.8  # of pairs in which a difference shall be found
 PAIRS = 2_000  # drawn from all pairs of profiles, beside each with the next one
+Pair = tuple[Sequence[float], Sequence[float], tuple[Sequence[float], Sequence[float]]]  # runs, runs, earlier medians
 FORK = multiprocessing.get_context("fork")  # a process that has imported everything: a profile takes a second, not ten
 
 
@@ -97,10 +98,8 @@ def verdicts(series: Sequence[Sequence[float]]) -> dict[str, float]:
     draw = np.random.default_rng(0)
     drawn = [tuple(draw.choice(len(series), 2, replace=False)) for _ in range(PAIRS)]
     before = [medians[max(0, i - EARLIER) : i] for i in range(len(series))]
-    following = [
-        ratio_of_medians(series[i], series[i + 1], earlier=(before[i], before[i + 1])) for i in range(len(series) - 1)
-    ]
-    first = [ratio_of_medians(series[i], series[j]) for i, j in drawn]
+    first = [(series[i], series[j], ((), ())) for i, j in drawn]
+    following = [(series[i], series[i + 1], (before[i], before[i + 1])) for i in range(len(series) - 1)]
     middle = float(np.median(medians))
     return {
         "ms": middle,
@@ -111,15 +110,17 @@ def verdicts(series: Sequence[Sequence[float]]) -> dict[str, float]:
     }
 
 
-def _different(found: Sequence[Ratio]) -> float:
+def _different(pairs: Sequence[Pair]) -> float:
     """Share of pairs that are called different."""
+    found = [ratio_of_medians(a, b, earlier=earlier) for a, b, earlier in pairs]
     return sum(ratio.verdict in ("faster", "slower") for ratio in found) / len(found)
 
 
-def _found(found: Sequence[Ratio]) -> float:
-    """How much slower a file has to be to be called so in `SEEN` of the pairs: 1 + d times as slow, its interval begins at
-    (1 + d) · low, which has to be above 1."""
-    return float(np.quantile([1 / ratio.low - 1 for ratio in found if ratio.low], SEEN))
+def _found(pairs: Sequence[Pair]) -> float:
+    """How much slower a file has to be to be called so in `SEEN` of the pairs. The interval's lower end grows as the file
+    slows, and is asked where it is twice as slow, as next to nothing has no interval."""
+    found = [ratio_of_medians(a, [2 * ms for ms in b], earlier=earlier) for a, b, earlier in pairs]
+    return float(np.quantile([2 / ratio.low - 1 for ratio in found if ratio.low], SEEN))
 
 
 def _burn() -> None:
