@@ -237,12 +237,17 @@ class OpPlacement:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A lowered program on disk: `path` is a file, or a folder for an .mlpackage."""
+    """A lowered program on disk: `path` is a file, or a folder for an .mlpackage.
+
+    inputs, outputs: as the file has them, where they may be of other types than the program's; set by `lower` alone.
+    """
 
     backend: str
     path: Path
     coverage: tuple[OpPlacement, ...] = ()
     notes: tuple[str, ...] = ()
+    inputs: tuple[TensorInfo, ...] = ()
+    outputs: tuple[TensorInfo, ...] = ()
 
 
 # What a row of a latency report is: an operator of the artefact; one that the runtime put between them, for a layout or a

@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_leaves
 from edgeq.backends.litert import islands
 from edgeq.backends.litert.flatbuffer import ModelWriter, schema
 from edgeq.backends.litert.operators import Emitter, Value
+from edgeq.backends.litert.run import ports
 from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, members, read, tensor_qparams
 from edgeq.graph.ops import value
-from edgeq.spec import Artifact, EdgeqError, OpPlacement, QParams
+from edgeq.spec import Artifact, EdgeqError, OpPlacement, QParams, TensorInfo
 
 BOUNDARY = ("QUANTIZE", "DEQUANTIZE")
 LAYOUT = "TRANSPOSE"
@@ -62,7 +63,15 @@ def lower(
     rows = coverage(data, of | {port: _keys(name, of) for name, port in walk.renamed.items()})
     transposes = sum(row.kind == LAYOUT and row.status == "integer" for row in rows)
     notes = [f"{transposes} int8 TRANSPOSE operators between torch's axis order and LiteRT's"] if transposes else []
-    return Artifact("litert", path, rows, tuple(notes))
+    given, made = (tuple(_port(d) for d in details) for details in ports(path))
+    return Artifact("litert", path, rows, tuple(notes), given, made)
+
+
+def _port(detail: Mapping[str, Any]) -> TensorInfo:
+    """An input or output of the file, as an app meets it."""
+    scale, zero_point = detail["quantization"]
+    qparams = QParams((scale,), (zero_point,)) if scale else None
+    return TensorInfo(detail["name"], tuple(detail["shape"]), np.dtype(detail["dtype"]).name, qparams)
 
 
 class _Walk:

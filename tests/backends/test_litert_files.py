@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,23 @@ def test_files_of_fewer_bits_are_smaller_and_hold_no_buffer_that_nobody_reads(la
     )  # convolutions have no int8 weights beside float kernels here
     assert sizes["w8"] <= sizes["fp32"] - saved, sizes
     assert sizes["w8a8"] < sizes["fp32"] - 2 * weights, sizes
+
+
+def test_what_stands_beside_the_file_is_what_it_takes_and_gives(tmp_path: Path) -> None:
+    model, file, path = exported(Heads(), (1, 3, 6, 6), tmp_path / "heads")
+    told = json.loads(path.with_suffix(".json").read_text())
+    graph, types = file.subgraphs[0], schema().TensorType
+    names = {types.INT8: "int8", types.FLOAT32: "float32"}
+    for field, indices in (("inputs", graph.inputs), ("outputs", graph.outputs)):
+        for info, index in zip(told[field], indices, strict=True):
+            tensor = graph.tensors[int(index)]
+            assert (info["name"], info["dtype"]) == (tensor.name.decode(), names[tensor.type])
+            assert info["shape"] == tensor.shape.tolist()
+            if info["dtype"] == "int8":
+                assert info["qparams"]["scale"] == [float(tensor.quantization.scale[0])]
+                assert info["qparams"]["zero_point"] == [int(tensor.quantization.zeroPoint[0])]
+    assert [i["dtype"] for i in told["inputs"]] == ["int8"]
+    assert [o["dtype"] for o in told["outputs"]] == ["int8", "int8", "int8", "float32"]
+    edgeq.export(model, "litert", io="float")
+    told = json.loads(path.with_suffix(".json").read_text())
+    assert {i["dtype"] for i in (*told["inputs"], *told["outputs"])} == {"float32"}
