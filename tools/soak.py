@@ -264,7 +264,7 @@ def _stages(task: Task, out: Path, runtimes: tuple[str, ...]) -> Iterator[tuple[
     yield "quantize", lambda: api.quantize(task, output=out)
     for runtime in runtimes:
         yield f"export {runtime}", lambda runtime=runtime: api.export(out, runtime)  # type: ignore[misc] # bound at once
-        if (out / runtime).is_dir():
+        if (out / runtime / "model.json").is_file():
             yield f"verify {runtime}", lambda runtime=runtime: api.verify(out, to=[runtime])  # type: ignore[misc] # as above
 
 
