@@ -67,7 +67,8 @@ def page(runtimes: dict[str, Target], targets: dict[str, Target]) -> str:
 KERNELS = """\
 Each kernel set requantises by its own rule. `edgeq verify` runs an artefact with each set its runtime has, and compares
 it with the simulation that follows the same rule (`edgeq/graph/arithmetic/`). The last set of a runtime is what an app
-gets by default.
+gets by default; of LiteRT, `tflite-runtime` 2.14 runs `builtin` unless XNNPACK's delegate is asked for, and TensorFlow Lite
+for Microcontrollers equals the `reference` kernels of LiteRT 1.2, not of 2.3, in FULLY_CONNECTED.
 """
 
 RECIPES_HEAD = """\
