@@ -2,8 +2,8 @@
 # coremltools' default float16 raises every constant that is too small to 6e-8 instead of flushing it to zero.
 #
 # Expected: in float16, 1e-12 is 0, as in NumPy and torch; or the operator that holds it stays in float32.
-# Guess before running: operators whose constant does not fit stay in float32, as they do for a constant too large (1e6, -1e9). Half
-# right: only too large ones do.
+# Guess before running: too small ones are raised to the smallest float16, too large ones cut to the largest. Half right: too large
+# ones (1e6, -1e9) keep their operator in float32.
 # What happens: an epsilon of 1e-12 becomes 6e-8, the smallest float16. That saves LayerNorm and normalize from a division by zero,
 # but log(p + 1e-12), written to make log(0) a large penalty, answers -16.6 where torch answers -27.6, and a normalize
 # of small vectors is limited at 6e-8. Nothing is printed.

@@ -2,7 +2,7 @@
 # ONNX Runtime's quantizer divides Gemm's bias by beta instead of multiplying, and in one format multiplies it by alpha.
 #
 # Expected: a Gemm with alpha and beta (y = alpha A B + beta C) keeps its meaning when it is quantized, or stays in float.
-# Guess before running: beta is folded into the int32 bias, alpha kept. Wrong for both.
+# Guess before running: none was written down; it turned up in a sweep of alpha and beta.
 # What happens: the file runs and answers alpha A B + C / beta in both formats: with beta 0.5 the bias counts double where it should
 # count half. In the QOperator format the bias is multiplied by alpha as well. With alpha = beta = 1 all is right.
 # Checked below against just those two formulas.

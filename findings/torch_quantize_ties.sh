@@ -3,7 +3,7 @@
 #
 # Expected: torch.quantize_per_tensor, the quantized_decomposed operator of the same name that PT2E programs use and
 # fake_quantize_per_tensor_affine are one function of scale and zero point.
-# Guess before running: all equal, each round(x / scale) + zero_point. Wrong.
+# Guess before running: none was firm; where the zero point enters the rounding was the question.
 # What happens: on x86 (AVX-512, AVX2 and the plain build alike) torch.quantize_per_tensor adds the zero point BEFORE it rounds half
 # to even. With scale 0.5 and zero point 3 every tie lands one step away from what the other two say; with an even zero
 # point all three agree.
