@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/edgeq demo -o demo-out
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # packages from Debian (as root or by sudo), an Arm root and the runners in home(), which is ~/.cache/edgeq
 device-test: $(STAMP)
