@@ -20,6 +20,8 @@ Kernels = Literal["xnnpack", "builtin", "reference"]
 PORT_TYPES: dict[str, type[np.generic]] = {
     "FLOAT32": np.float32,
     "FLOAT16": np.float16,
+    "FLOAT64": np.float64,
+    "UINT8": np.uint8,
     "INT8": np.int8,
     "INT16": np.int16,
     "INT32": np.int32,

@@ -97,3 +97,25 @@ def test_what_stands_beside_the_file_is_what_it_takes_and_gives(tmp_path: Path) 
     edgeq.export(model, "litert", io="float")
     told = json.loads(path.with_suffix(".json").read_text())
     assert {i["dtype"] for i in (*told["inputs"], *told["outputs"])} == {"float32"}
+
+
+class Camera(nn.Module):
+    """An image of bytes, normalised inside; whole numbers go through too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conv(image.float() / 255 - 0.5), ids + 1
+
+
+@pytest.mark.parametrize("whole", [torch.int32, torch.int64])
+def test_an_image_of_bytes_is_said_to_be_one(whole: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randint(0, 256, (1, 3, 6, 6), dtype=torch.uint8), torch.arange(3, dtype=whole)) for _ in range(3)]
+    edgeq.quantize(Camera().eval(), example_inputs=batches[0], calibration=batches, output=tmp_path / "out")
+    path = edgeq.export(tmp_path / "out", "litert").path
+    told = json.loads(path.with_name("model.json").read_text())
+    assert [row["dtype"] for row in told["inputs"]] == ["uint8", str(whole).removeprefix("torch.")]
+    assert edgeq.verify(tmp_path / "out")["backends"]["litert"]["max_lsb"] == 0
