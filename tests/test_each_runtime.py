@@ -226,3 +226,26 @@ def test_on_a_terminal_no_finished_stage_keeps_its_spinner() -> None:
         bar("export", 0, None)
         bar.finish(failed=True)
         assert [task.description for task in progress.tasks if task.visible] == ["capture", "calibrate"]
+
+
+class Gated(nn.Module):
+    """An image and a number without axes, which gates it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(3, 4, 3), nn.Linear(1, 4)
+
+    def forward(self, number: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        return self.conv(image).relu() * self.gate(number.reshape(1, 1)).reshape(1, 4, 1, 1)
+
+
+@pytest.mark.parametrize("to", ["litert", "executorch", "coreml", "tvm"])
+def test_a_number_without_axes_is_an_input_everywhere(to: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = [(torch.rand(()), torch.randn(1, 3, 6, 6)) for _ in range(4)]
+    net = Gated().eval()
+    model = edgeq.quantize(net, example_inputs=batches[0], calibration=batches, output=tmp_path / "out")
+    got, wanted = model.qdq(batches[0])[0], net(*batches[0]).detach()
+    assert float((got - wanted).square().sum() / wanted.square().sum()) < 1e-3
+    edgeq.export(model, to)
+    assert edgeq.verify(model)["backends"][to]["max_lsb"] <= (1 if to == "coreml" else 0)

@@ -84,6 +84,8 @@ def accept(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
         raise EdgeqError(f"the package takes {len(program.inputs)} inputs, not {len(inputs)}")
     taken = []
     for variable, tensor in zip(program.inputs, inputs, strict=True):
+        if tensor.dim() == 0 and variable.shape == (1,):  # a package takes no number without axes
+            tensor = tensor.reshape(1)
         if tuple(tensor.shape) != variable.shape:
             raise EdgeqError(f"input {variable.name} has shape {tuple(tensor.shape)}, not {variable.shape}")
         taken.append(tensor.detach().to(DTYPES[variable.dtype]))

@@ -226,6 +226,8 @@ def _obstacle(node: Node, kind: str, support: OpSupport, integers: dict[Node, Gr
         return "it reads no tensor"
     if any(not value(s).is_floating_point() for s in sources):
         return "its input is no float tensor"
+    if any(value(tensor).dim() == 0 for tensor in (*sources, node)):
+        return "it reads or makes a number without axes, which integer kernels do not take"
     if kind in WEIGHTED:
         weight = node.args[WEIGHTED[kind][0]]
         bias = node.args[WEIGHTED[kind][1]] if len(node.args) > WEIGHTED[kind][1] else None
