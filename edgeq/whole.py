@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import os
 import re
 import shutil
@@ -50,7 +51,7 @@ def folder(path: Path) -> Iterator[Path]:
 
 def forget_parts(path: Path) -> None:
     """Remove what processes that are gone left of `path`."""
-    for found in path.parent.glob(f".{glob_escaped(path.name)}.*.part"):
+    for found in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         owner = re.fullmatch(r"\d+", found.name.removesuffix(".part").rsplit(".", 1)[-1])
         if owner is None or _alive(int(owner[0])):
             continue
@@ -58,11 +59,6 @@ def forget_parts(path: Path) -> None:
             shutil.rmtree(found, ignore_errors=True)
         else:
             found.unlink(missing_ok=True)
-
-
-def glob_escaped(name: str) -> str:
-    """`name` for a glob pattern that finds it as it is."""
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def _part(path: Path) -> Path:

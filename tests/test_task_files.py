@@ -110,13 +110,12 @@ def test_a_damaged_span_is_learned_again(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "weights.safetensors").read_bytes() == wanted
 
 
-def test_a_home_that_is_none_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_home_that_is_none_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEQ_HOME", "~there-is-no-such-user/x")
     with pytest.raises(EdgeqError, match="set EDGEQ_HOME to a folder, or to off"):
         home()
     monkeypatch.setenv("EDGEQ_HOME", "off")
     assert home() == home() and home().is_dir()
-    written(tmp_path)
     code = "from edgeq.home import home; print(home())"
     passing = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert passing and not Path(passing).exists()

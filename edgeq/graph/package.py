@@ -30,7 +30,7 @@ from edgeq.graph.integer import IntegerProgram, read
 from edgeq.graph.shortcut import shortcut
 from edgeq.graph.simulate import simulate
 from edgeq.schema import fit
-from edgeq.schema import load as read_plain
+from edgeq.schema import load as read_json
 from edgeq.schema import read as read_as
 from edgeq.spec import EdgeqError, EdgeqWarning, QParams, QuantPlan, TensorInfo
 
@@ -239,7 +239,7 @@ def read_manifest(root: Path) -> Manifest:
         EdgeqError: it is no such folder, was written by another version of edgeq, or the file was changed.
     """
     path = root / MANIFEST
-    raw = read_plain(path, f"{root}: not a quantized model (no {MANIFEST}); make one with edgeq quantize")
+    raw = read_json(path, f"{root}: not a quantized model (no {MANIFEST}); make one with edgeq quantize")
     written = raw.get("format") if isinstance(raw, dict) else None
     if written != FORMAT:
         raise EdgeqError(
@@ -290,7 +290,7 @@ def result(root: Path, name: str) -> Any:
         return None
     verb = name.split(".")[0]
     recorded(root, root / name, f"run edgeq {verb} {root} again")
-    return read_plain(root / name, "")
+    return read_json(root / name, "")
 
 
 def recorded(root: Path, path: Path, remedy: str) -> Path:
@@ -403,7 +403,7 @@ def load_plan(path: Path) -> QuantPlan:
     Raises:
         EdgeqError: the file is missing, no JSON, or lacks target, recipe or layers.
     """
-    raw = read_plain(path, f"{path}: no such plan; edgeq quantize writes one to edit")
+    raw = read_json(path, f"{path}: no such plan; edgeq quantize writes one to edit")
     if not isinstance(raw, dict) or not isinstance(raw.get("layers", {}), dict):
         raise EdgeqError(
             f"{path}: a plan is an object with target, recipe and layers (layer → precision); quantize again"
@@ -506,11 +506,6 @@ def _run(module: GraphModule, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor
     with torch.no_grad():
         outputs: tuple[Tensor, ...] = module(*inputs)
     return outputs
-
-
-def read_json(path: Path, missing: str) -> Any:
-    """Read JSON of any shape; EdgeqError(`missing`) where there is no file, and one naming the place where it is broken."""
-    return read_plain(path, missing)
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.graph.package import read_json
 from edgeq.run import measurements
+from edgeq.schema import load as read_json
 from edgeq.spec import EdgeqError, InstructionReport
 
 Found = Mapping[str, Any]

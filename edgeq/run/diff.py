@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeq.graph.package import plain_name, read_json, read_manifest, recorded, result, unchanged
+from edgeq.graph.package import plain_name, read_manifest, recorded, result, unchanged
 from edgeq.run.compare import earlier_of, ratio_of_medians, reports
 from edgeq.run.files import size
+from edgeq.schema import load as read_json
 from edgeq.spec import EdgeqError
 
 Found = Mapping[str, Any]
