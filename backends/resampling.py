@@ -38,7 +38,9 @@ def resampling(node: Node) -> Callable[..., Tensor]:
     return lambda x, *_, **__: _resampled(x, found)
 
 
-Tap = tuple[Tensor, Tensor | None]  # places int64 [out], weights [out, 1, ...] (None: 1)
+# places int64 [out], weights [out, 1, ...] (None: 1); contiguous, as litert-torch takes two constants that are not for one
+# where the second one's copy happens to lie where the first one's lay
+Tap = tuple[Tensor, Tensor | None]
 
 
 def _taps(node: Node, size: Sequence[int], axis: int) -> list[Tap]:
@@ -54,7 +56,7 @@ def _taps(node: Node, size: Sequence[int], axis: int) -> list[Tap]:
     if bool((weights == 1).all()):
         return [(places[:, 0].contiguous(), None)]
     behind = [1] * (len(size) - 1 - axis)
-    return [(places[:, k].contiguous(), weights[:, k].reshape(-1, *behind)) for k in range(count)]
+    return [(places[:, k].contiguous(), weights[:, k].reshape(-1, *behind).contiguous()) for k in range(count)]
 
 
 def _resampled(x: Tensor, taps: Sequence[Sequence[Tap]]) -> Tensor:

@@ -163,7 +163,7 @@ def test_islands_of_litert_at_random(axes: int, seed: int, tmp_path: Path) -> No
     torch.manual_seed(seed)
     shape = (1, 6, *(int(n) for n in rng.integers(4, 8, axes)))
     sampled = [f for f in resamplings(axes + 2, rng) if not isinstance(f, nn.Module)]
-    picked = [sampled[i] for i in rng.choice(len(sampled), 10, replace=False)] if axes < 3 else []
+    picked = [sampled[i] for i in rng.choice(len(sampled), 10, replace=False)]
     nearest = sampled[:4]  # by a whole factor, by fractions, to sizes
     functions: list[Callable[[Tensor], Tensor]] = [*nearest, *picked, *convolutions(rng, axes), *PARTS]
     net = Net(lambda x: tuple(function(x) for function in functions))
