@@ -47,6 +47,7 @@ from edgeq.run.profile import kept as keep_pair
 from edgeq.run.profile import pair_json
 from edgeq.run.profile import profile as profile_artifact
 from edgeq.run.source import task_of
+from edgeq.run.supervised import lowering
 from edgeq.run.trace import chrome_trace
 from edgeq.run.trial import run_once
 from edgeq.run.verify import Parity, first_parting, parity_json
@@ -275,7 +276,8 @@ def export(
             engine.tune(each, where, trials=tune, layers=keys, progress=progress)
         if not float_twin:
             export(model, to, folder=folder, float_twin=True)
-    artifact = engine.lower(program, where, name=name, layers=labels, **options)
+    with lowering(to):
+        artifact = engine.lower(program, where, name=name, layers=labels, **options)
     try:
         run_once(artifact, model.golden)
     except EdgeqError:

@@ -189,6 +189,8 @@ def export(
     from edgeq.pages.tables import coverage_tables
     from edgeq.run.condition import conditions, holding
     from edgeq.run.each import each
+    from edgeq.run.supervised import died
+    from edgeq.spec import EdgeqError
 
     if not to:
         raise typer.BadParameter("name at least one backend: --to litert, --to executorch, --to coreml, --to tvm")
@@ -202,6 +204,8 @@ def export(
 
         def row(name: str) -> dict[str, Any]:
             progress(f"export {name}", 0, None)
+            if name in died():
+                raise EdgeqError(died()[name])
             made = api.coverage(api.export(model, name, io=io, tune=tune, progress=progress), model)
             if bundle:
                 progress(f"bundle for {name}", 0, None)
@@ -374,8 +378,11 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _reuse_memory()
     from edgeq import fault
+    from edgeq.run.supervised import is_supervised, supervised
     from edgeq.spec import EdgeqError
 
+    if not is_supervised() and "export" in sys.argv[1:2]:  # its converters are native code, which may end the process
+        raise SystemExit(supervised([sys.executable, *sys.orig_argv[1:]]))
     try:
         app()  # typer itself answers Ctrl-C with exit code 130 and a closed pipe with 1; what was finished is untouched
     except EdgeqError as error:

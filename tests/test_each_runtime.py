@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -91,6 +92,45 @@ def test_a_fault_in_one_runtime_ends_in_three_and_the_others_export(model: Quant
     rows = json.loads(done.stdout)["backends"]
     assert done.returncode == 3 and rows["tvm"]["integer_ops"] == 1
     assert rows["litert"]["fault"] and "IndexError" in rows["litert"]["error"]
+
+
+def test_a_converter_that_ends_the_process_is_a_row_and_the_others_export(
+    model: QuantizedModel, tmp_path: Path
+) -> None:
+    patch = (
+        "import dataclasses, os, signal\n"
+        "from edgeq import backends\n"
+        "backend = backends.backend\n"
+        "def dies(*_, **__): os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "def deadly(name):\n"
+        "    engine = backend(name)\n"
+        "    return dataclasses.replace(engine, lower=dies) if name == 'litert' else engine\n"
+        "backends.backend = deadly"
+    )
+    folder = str(model.folder)
+    done = command(model, "export", folder, "--to", "litert", "--to", "tvm", "--json", patch=patch, home=tmp_path)
+    rows = json.loads(done.stdout)["backends"]
+    assert done.returncode == 1 and rows["tvm"]["integer_ops"] == 1
+    assert "litert's converter ended its process by SIGSEGV" in rows["litert"]["error"]
+    alone = command(model, "export", folder, "--to", "litert", patch=patch, home=tmp_path)
+    assert alone.returncode == 2 and "edgeq: litert's converter ended its process by SIGSEGV" in alone.stderr
+    edgeq.export(model, "litert")
+
+
+def test_a_signal_to_the_command_reaches_its_converter(model: QuantizedModel, tmp_path: Path) -> None:
+    """Somebody's SIGTERM ends both processes, and is no converter's doing."""
+    patch = (
+        "import os, signal\n"
+        "export = api.export\n"
+        "def asked(*given, **options):\n"
+        "    from edgeq.run.supervised import lowering\n"
+        "    with lowering('litert'):\n"
+        "        os.kill(os.getppid(), signal.SIGTERM)\n"
+        "        signal.pause()\n"
+        "api.export = asked"
+    )
+    done = command(model, "export", str(model.folder), "--to", "litert", patch=patch, home=tmp_path)
+    assert done.returncode == 128 + signal.SIGTERM and "converter" not in done.stderr
 
 
 def test_an_unknown_runtime_is_refused_before_the_first_is_exported(model: QuantizedModel, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from edgeq import backends
 from edgeq.devices.host import Host
+from edgeq.run.supervised import manner
 from edgeq.spec import Artifact, EdgeqError
 
 REFUSED = 4  # the child's exit code when it wrote why; others are the interpreter's or a signal's
@@ -47,19 +47,9 @@ def run_once(artifact: Artifact, inputs: Sequence[Tensor]) -> None:
         last = done.stderr.strip().splitlines()[-1:]
         said = f", saying {last[0][:200]!r}" if last else ""
         raise EdgeqError(
-            f"{name}'s runtime ended its process {_manner(done.returncode)} when it loaded or ran what was exported{said}; "
+            f"{name}'s runtime ended its process {manner(done.returncode)} when it loaded or ran what was exported{said}; "
             "keep the layers of its unusual operators in float (fp32 in plan.json), or export to another runtime"
         )
-
-
-def _manner(status: int) -> str:
-    """How a process ended: by a signal, or with a status."""
-    if status >= 0:
-        return f"with status {status}"
-    try:
-        return f"by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"by signal {-status}"
 
 
 def main(runtime: str, path: str, inputs: str, told: str, *sets: str) -> int:
