@@ -244,7 +244,8 @@ def export(
 
     tune: schedules to time on this host for each float kernel (TVM; 0: none), those of the float twin too, so that int8 is
         compared with a float at its best. What was found lies beside the artefact and serves every later export.
-    io: "int8" (LiteRT's default) or "float" inputs and outputs of a .tflite; the other runtimes take floats.
+    io: inputs and outputs of a .tflite: "int8" (the default), "uint8" (the same integers plus 128, for apps that hold
+        bytes) or "float"; the other runtimes take floats.
     float_twin: lower the float network instead, as `float.<ext>`, to time int8 beside it.
 
     Raises:
@@ -262,8 +263,10 @@ def export(
     where.mkdir(parents=True, exist_ok=True)
     program, labels = (model.twin, model.twin_labels) if float_twin else (model.program, model.labels)
     name = "float" if float_twin else "model"
-    if io not in (None, "int8", "float") or (io is not None and to != "litert"):
-        raise EdgeqError(f"{to} cannot be exported with io {io!r}: int8 or float, and only litert has the choice")
+    if io not in (None, "int8", "uint8", "float") or (io is not None and to != "litert"):
+        raise EdgeqError(
+            f"{to} cannot be exported with io {io!r}: int8, uint8 or float, and only litert has the choice"
+        )
     if tune and engine.tune is None:
         raise EdgeqError(
             f"{to} has nothing to tune: schedules are searched for tvm, on the computer that will run them"

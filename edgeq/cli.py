@@ -161,7 +161,7 @@ def export(
     to: To = None,
     io: Annotated[
         str | None,
-        typer.Option(help="int8 or float inputs and outputs of a .tflite (default int8).", show_default=False),
+        typer.Option(help="int8, uint8 or float inputs and outputs of a .tflite (default int8).", show_default=False),
     ] = None,
     bundle: Annotated[
         bool,

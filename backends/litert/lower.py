@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from edgeq.backends.litert import islands
 from edgeq.backends.litert.flatbuffer import ModelWriter, schema
 from edgeq.backends.litert.operators import Emitter, Value
-from edgeq.backends.litert.run import ports
+from edgeq.backends.litert.run import SHIFT, ports
 from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, members, read, tensor_qparams
 from edgeq.graph.ops import value
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, QParams, TensorInfo
@@ -34,13 +34,14 @@ def lower(
     *,
     name: str = "model",
     layers: Mapping[str, str] = {},
-    io: Literal["int8", "float"] = "int8",
+    io: Literal["int8", "uint8", "float"] = "int8",
     outputs: Sequence[str] = (),
 ) -> Artifact:
     """Write `folder/name.tflite` and return it with its coverage, read off the file.
 
     layers: node name → layer key. io: `int8` takes and gives integers wherever the program quantizes its inputs and
-    outputs (scale and zero point are in the file); `float` keeps float32 there. Integer inputs stay what they are.
+    outputs (scale and zero point are in the file); `uint8` the same integers plus 128, shifted by a QUANTIZE at the
+    file's edge; `float` keeps float32 there. Integer inputs stay what they are.
     outputs: their names, where they have any; else output_0, output_1, ...
 
     Raises:
@@ -70,7 +71,8 @@ def lower(
 def _port(detail: Mapping[str, Any]) -> TensorInfo:
     """An input or output of the file, as an app meets it."""
     scale, zero_point = detail["quantization"]
-    qparams = QParams((scale,), (zero_point,)) if scale else None
+    limits = (0, 255) if detail["dtype"] is np.uint8 else (-128, 127)
+    qparams = QParams((scale,), (zero_point,), *limits) if scale else None
     return TensorInfo(detail["name"], tuple(detail["shape"]), np.dtype(detail["dtype"]).name, qparams)
 
 
@@ -107,16 +109,27 @@ class _Walk:
         recorded = value(node)
         users = list(node.users)
         shape = tuple(recorded.shape)
-        if self.io == "int8" and users and all(u.target is QUANTIZE for u in users):
+        if self.io != "float" and users and all(u.target is QUANTIZE for u in users):
             numbers = {(u.args[1], u.args[2]) for u in users}
             if len(numbers) == 1:
-                made = self.emitter._value(node.name, shape, tuple(range(len(shape))), tensor_qparams(users[0]))
+                name = node.name if self.io == "int8" else f"{node.name}_int8"
+                made = self.emitter._value(name, shape, tuple(range(len(shape))), tensor_qparams(users[0]))
                 for user in users:
                     self.values[user] = made
-                return made.index
+                if self.io == "int8":
+                    return made.index
+                index = self._bytes(node.name, made)
+                self.writer.operator("QUANTIZE", [index], [made.index], table="QuantizeOptions")
+                return index
         index = self.writer.tensor(node.name, shape, str(recorded.dtype).removeprefix("torch."))
         self.floats[node] = index
         return index
+
+    def _bytes(self, name: str, of: Value) -> int:
+        """A uint8 tensor for the integers of `of`, which stand there plus 128."""
+        tensor = self.writer.tensors[of.index]
+        scale, zero_point = tensor.quantization.scale, int(tensor.quantization.zeroPoint[0])
+        return self.writer.tensor(name, tensor.shape, "uint8", scale, zero_point + SHIFT)
 
     def _convert_islands(self, results: list[Node]) -> None:
         """Convert everything the integer operators and the outputs want from float computation."""
@@ -167,8 +180,13 @@ class _Walk:
             return self.floats[node]
         source = node.args[0]
         assert isinstance(source, Node)
-        if self.io == "int8":
-            return self.emitter.plain(self.values[source]).index
+        if self.io != "float":
+            made = self.emitter.plain(self.values[source])
+            if self.io == "int8":
+                return made.index
+            index = self._bytes(f"{source.name}_uint8", made)
+            self.writer.operator("QUANTIZE", [made.index], [index], table="QuantizeOptions")
+            return index
         if source not in self.floats:
             self.floats[source] = self._float_tensor(f"{source.name}_float", node)
         return self.floats[source]
@@ -278,7 +296,10 @@ def coverage(data: bytes, layers: Mapping[str, tuple[str, ...]]) -> tuple[OpPlac
         name = graph.tensors[int(op.outputs[0])].name.decode()
         is_float = any(graph.tensors[t].type in reals for t in touched)
         keys = _keys(name, layers)
-        if not is_float:
+        shifts = {graph.tensors[t].type for t in touched} == {s.TensorType.INT8, s.TensorType.UINT8}
+        if shifts and kind == "QUANTIZE":
+            rows.append(OpPlacement(name, kind, "integer", "shifts between int8 and uint8 at the file's edge"))
+        elif not is_float:
             reason = "puts axes into LiteRT's order" if kind == LAYOUT and not keys else ""
             rows.append(OpPlacement(name, kind, "integer", reason, keys))
         elif kind in BOUNDARY:

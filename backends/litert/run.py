@@ -17,6 +17,7 @@ from edgeq.spec import EdgeqError, QParams
 
 Kernels = Literal["xnnpack", "builtin", "reference"]
 # types of inputs and outputs: LiteRT's name → numpy's
+SHIFT = 128  # from an int8 to the uint8 that stands for it at a file's edge
 PORT_TYPES: dict[str, type[np.generic]] = {
     "FLOAT32": np.float32,
     "FLOAT16": np.float16,
@@ -68,8 +69,8 @@ def load(
 ) -> Callable[[Sequence[Tensor]], tuple[Tensor, ...]]:
     """`path` as a function from the program's flat inputs to its flat outputs.
 
-    Float inputs are quantized where the file takes int8, as the same kernel set's QUANTIZE would; int8 outputs come
-    back dequantized, or as they are with `raw`.
+    Float inputs are quantized where the file takes int8 or uint8, as the same kernel set's QUANTIZE would; such outputs
+    come back dequantized, or as they are with `raw`.
 
     Raises:
         EdgeqError: see `interpreter`; the function raises it for inputs of another number or shape.
@@ -87,7 +88,7 @@ def load(
 
 
 def feed(path: Path, engine: Any, tensors: Sequence[Tensor], kernels: Kernels = "xnnpack") -> None:
-    """Set the inputs of `engine`, floats quantized where it takes int8.
+    """Set the inputs of `engine`, floats quantized where it takes integers.
 
     Raises:
         EdgeqError: another number of inputs, or another shape.
@@ -100,7 +101,7 @@ def feed(path: Path, engine: Any, tensors: Sequence[Tensor], kernels: Kernels = 
 def encode(
     path: Path, details: Sequence[dict[str, Any]], tensors: Sequence[Tensor], kernels: Kernels = "xnnpack"
 ) -> tuple[Tensor, ...]:
-    """`tensors` as the inputs in `details` (the interpreter's, or `ports`), floats quantized where they are int8.
+    """`tensors` as the inputs in `details` (the interpreter's, or `ports`), floats quantized where they are integers.
 
     Raises:
         EdgeqError: another number of inputs, or another shape.
@@ -113,17 +114,20 @@ def encode(
         wanted = tuple(int(d) for d in detail["shape"])
         if tuple(tensor.shape) != wanted:
             raise EdgeqError(f"{path}: input {detail['name']} is {wanted}, got {tuple(tensor.shape)}")
-        if detail["dtype"] is np.int8 and tensor.is_floating_point():
+        if _quantized(detail) and tensor.is_floating_point():
             tensor = quantize(tensor, _numbers(detail))
+            if detail["dtype"] is np.uint8:
+                tensor = tensor.to(torch.int16) + SHIFT
         made.append(torch.from_numpy(tensor.detach().contiguous().numpy().astype(detail["dtype"], copy=False)))
     return tuple(made)
 
 
 def decode(details: Sequence[dict[str, Any]], tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Outputs as the program's: int8 ones dequantized."""
+    """Outputs as the program's: quantized ones dequantized."""
+    shifts = [SHIFT if d["dtype"] is np.uint8 else 0 for d in details]
     return tuple(
-        dequantize(x, _numbers(d)) if d["dtype"] is np.int8 and d["quantization"][0] != 0.0 else x
-        for d, x in zip(details, tensors, strict=True)
+        dequantize((x.to(torch.int16) - shift).to(torch.int8), _numbers(d)) if _quantized(d) else x
+        for d, x, shift in zip(details, tensors, shifts, strict=True)
     )
 
 
@@ -152,9 +156,15 @@ def ports(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return [described(i) for i in graph.inputs], [described(i) for i in graph.outputs]
 
 
+def _quantized(detail: dict[str, Any]) -> bool:
+    """Whether an input or output holds quantized numbers; a network's own bytes have no scale."""
+    return detail["dtype"] in (np.int8, np.uint8) and detail["quantization"][0] != 0.0
+
+
 def _numbers(detail: dict[str, Any]) -> QParams:
+    """Scale and zero point of an input's or output's int8: those of a uint8 stand for the same numbers plus 128."""
     scale, zero_point = detail["quantization"]
-    return QParams((float(scale),), (int(zero_point),))
+    return QParams((float(scale),), (int(zero_point) - (SHIFT if detail["dtype"] is np.uint8 else 0),))
 
 
 def _verified(path: Path) -> bytes:

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from torch import Tensor, nn
 
 import edgeq
@@ -119,3 +121,58 @@ def test_an_image_of_bytes_is_said_to_be_one(whole: torch.dtype, tmp_path: Path)
     told = json.loads(path.with_name("model.json").read_text())
     assert [row["dtype"] for row in told["inputs"]] == ["uint8", str(whole).removeprefix("torch.")]
     assert edgeq.verify(tmp_path / "out")["backends"]["litert"]["max_lsb"] == 0
+
+
+class Two(nn.Module):
+    """An image and features in; integers out twice, once more by another name, and floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(6, 5)
+
+    def forward(self, image: Tensor, features: Tensor) -> dict[str, Tensor]:
+        scores = self.linear(features)
+        return {"map": self.conv(image), "scores": scores, "again": scores, "odds": torch.exp(scores)}
+
+
+def test_bytes_at_the_edge_are_the_same_integers_plus_128(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(1, 3, 6, 6), torch.rand(2, 6)) for _ in range(3)]
+    model = edgeq.quantize(Two().eval(), example_inputs=batches[0], calibration=batches, output=tmp_path / "out")
+    signed = edgeq.export(model, "litert", folder=tmp_path / "int8").path
+    made = edgeq.export(model, "litert", io="uint8")
+    ends = [row for row in made.coverage if row.kind == "QUANTIZE" and not row.layers]
+    assert len(ends) == 5 and {row.status for row in ends} == {"integer"}
+    for resolver in (OpResolverType.BUILTIN_REF, OpResolverType.AUTO):
+        ours, theirs = (Interpreter(str(path), experimental_op_resolver_type=resolver) for path in (signed, made.path))
+        for engine in (ours, theirs):
+            engine.allocate_tensors()
+        drawn = np.random.default_rng(0)
+        for a, b in zip(ours.get_input_details(), theirs.get_input_details(), strict=True):
+            (scale, zero_point), shifted = a["quantization"], b["quantization"]
+            assert b["dtype"] is np.uint8 and shifted == (scale, zero_point + 128) and a["name"] == b["name"]
+            q = drawn.integers(-128, 128, a["shape"]).astype(np.int8)
+            ours.set_tensor(a["index"], q)
+            theirs.set_tensor(b["index"], (q.astype(np.int16) + 128).astype(np.uint8))
+        ours.invoke()
+        theirs.invoke()
+        for a, b in zip(ours.get_output_details(), theirs.get_output_details(), strict=True):
+            x, y = ours.get_tensor(a["index"]), theirs.get_tensor(b["index"])
+            if a["dtype"] is np.float32:
+                np.testing.assert_array_equal(x, y)
+                continue
+            (scale, zero_point), shifted = a["quantization"], b["quantization"]
+            assert b["dtype"] is np.uint8 and shifted == (scale, zero_point + 128)
+            np.testing.assert_array_equal(x.astype(np.int16) + 128, y)
+    told = json.loads(made.path.with_suffix(".json").read_text())
+    assert [(row["name"], row["dtype"]) for row in told["outputs"]] == [
+        ("map", "uint8"),
+        ("scores", "uint8"),
+        ("again", "uint8"),
+        ("odds", "float32"),
+    ]
+    first = told["inputs"][0]["qparams"]
+    assert (first["qmin"], first["qmax"]) == (0, 255)
+    assert first["zero_point"] == [model.inputs[0].qparams.zero_point[0] + 128]
+    found = edgeq.verify(model)["backends"]["litert"]
+    assert (found["max_lsb"], found["exact_share"]) == (0, 1.0)
