@@ -235,6 +235,7 @@ def export(
     folder: str | Path | None = None,
     float_twin: bool = False,
     io: str | None = None,
+    channels_last: bool | None = None,
     tune: int = 0,
     progress: Progress = silent,
 ) -> Artifact:
@@ -246,6 +247,8 @@ def export(
         compared with a float at its best. What was found lies beside the artefact and serves every later export.
     io: inputs and outputs of a .tflite: "int8" (the default), "uint8" (the same integers plus 128, for apps that hold
         bytes) or "float"; the other runtimes take floats.
+    channels_last: whether the image among a .tflite's inputs has its channels last, as pixels lie and MediaPipe wants them;
+        None: with io "uint8", where PREPROCESSING says that it is an image.
     float_twin: lower the float network instead, as `float.<ext>`, to time int8 beside it.
 
     Raises:
@@ -271,7 +274,11 @@ def export(
         raise EdgeqError(
             f"{to} has nothing to tune: schedules are searched for tvm, on the computer that will run them"
         )
+    if channels_last is not None and to != "litert":
+        raise EdgeqError(f"{to} cannot be exported with channels last: only litert has the choice")
     options: dict[str, Any] = {} if io is None or float_twin else {"io": io}
+    if to == "litert" and not float_twin:
+        options |= {"preprocessing": model.preprocessing, "channels_last": channels_last}
     if to == "litert":
         options["outputs"] = tuple(info.name for info in model.outputs)
     if tune and engine.tune is not None:

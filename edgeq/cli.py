@@ -163,6 +163,14 @@ def export(
         str | None,
         typer.Option(help="int8, uint8 or float inputs and outputs of a .tflite (default int8).", show_default=False),
     ] = None,
+    channels_last: Annotated[
+        bool | None,
+        typer.Option(
+            "--channels-last/--channels-as-they-are",
+            help="Pixels of a .tflite's image in the order height, width, channels (default with --io uint8 and an image).",
+            show_default=False,
+        ),
+    ] = None,
     bundle: Annotated[
         bool,
         typer.Option("--bundle", help="Also write FOLDER/bundle/BACKEND: a lidar detector with all that runs it."),
@@ -206,7 +214,9 @@ def export(
             progress(f"export {name}", 0, None)
             if name in died():
                 raise EdgeqError(died()[name])
-            made = api.coverage(api.export(model, name, io=io, tune=tune, progress=progress), model)
+            made = api.coverage(
+                api.export(model, name, io=io, channels_last=channels_last, tune=tune, progress=progress), model
+            )
             if bundle:
                 progress(f"bundle for {name}", 0, None)
                 made["bundle"] = str(api.bundle(model, name, points=points))

@@ -54,6 +54,7 @@ class ModelWriter:
         self.codes: list[Any] = []
         self.others: list[Any] = []  # subgraphs behind the main one, which composite operators refer to
         self.runtimes: set[str] = set()  # releases that first had what is in the file
+        self.metadata: dict[bytes, bytes] = {}  # entries beside the oldest runtime, by name
         self._shared: dict[bytes, int] = {}
         self._code_index: dict[tuple[int, bytes, int], int] = {}
 
@@ -158,9 +159,8 @@ class ModelWriter:
         model.subgraphs = [graph, *self.others]
         model.signatureDefs = [signature]
         model.buffers = self.buffers
-        model.metadata = [
-            self._metadata(RUNTIME, newest(["1.5.0", *self.runtimes]).encode().ljust(RUNTIME_BYTES, b"\0"))
-        ]
+        runtime = newest(["1.5.0", *self.runtimes]).encode().ljust(RUNTIME_BYTES, b"\0")
+        model.metadata = [self._metadata(name, data) for name, data in ({RUNTIME: runtime} | self.metadata).items()]
         _drop_unread(model)
         return pack(model)
 

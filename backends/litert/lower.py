@@ -6,6 +6,7 @@ bytes; `check` reads them back. litert-torch sees the float islands only (a floa
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,14 +19,26 @@ from torch.utils._pytree import tree_leaves
 
 from edgeq.backends.litert import islands
 from edgeq.backends.litert.flatbuffer import ModelWriter, schema
-from edgeq.backends.litert.operators import Emitter, Value
-from edgeq.backends.litert.run import SHIFT, ports
+from edgeq.backends.litert.metadata import (
+    CHANNELS_LAST,
+    NAME,
+    image,
+    labelled,
+    labels,
+    metadata,
+    steps_off,
+    unbelieved,
+    with_files,
+)
+from edgeq.backends.litert.operators import Emitter, Perm, Value
+from edgeq.backends.litert.run import LAST, SHIFT, described, ports
 from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, members, read, tensor_qparams
 from edgeq.graph.ops import value
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, QParams, TensorInfo
 
 BOUNDARY = ("QUANTIZE", "DEQUANTIZE")
 LAYOUT = "TRANSPOSE"
+ROUNDING = 0.501  # of a step: what an input's own rounding may do to an image's bytes
 
 
 def lower(
@@ -36,19 +49,23 @@ def lower(
     layers: Mapping[str, str] = {},
     io: Literal["int8", "uint8", "float"] = "int8",
     outputs: Sequence[str] = (),
+    preprocessing: Mapping[str, Any] | None = None,
+    channels_last: bool | None = None,
 ) -> Artifact:
     """Write `folder/name.tflite` and return it with its coverage, read off the file.
 
     layers: node name → layer key. io: `int8` takes and gives integers wherever the program quantizes its inputs and
     outputs (scale and zero point are in the file); `uint8` the same integers plus 128, shifted by a QUANTIZE at the
     file's edge; `float` keeps float32 there. Integer inputs stay what they are.
-    outputs: their names, where they have any; else output_0, output_1, ...
+    outputs: their names, where they have any; else output_0, output_1, ... preprocessing: of the task; where it describes
+    an image, that becomes TFLite metadata. channels_last: whether that input (without one, every input of four axes) has its
+    channels last, as pixels lie; None: where it is an image of bytes.
 
     Raises:
         EdgeqError: an operator has no LiteRT form, or the litert packages are missing.
     """
     integers = read(program, layers)
-    walk = _Walk(integers, io, layers, outputs)
+    walk = _Walk(integers, io, layers, outputs, preprocessing, channels_last)
     data = walk.write()
     problems = check(data, integers, walk.renamed)
     if problems:
@@ -64,6 +81,7 @@ def lower(
     rows = coverage(data, of | {port: _keys(name, of) for name, port in walk.renamed.items()})
     transposes = sum(row.kind == LAYOUT and row.status == "integer" for row in rows)
     notes = [f"{transposes} int8 TRANSPOSE operators between torch's axis order and LiteRT's"] if transposes else []
+    notes += walk.notes
     given, made = (tuple(_port(d) for d in details) for details in ports(path))
     return Artifact("litert", path, rows, tuple(notes), given, made)
 
@@ -76,12 +94,34 @@ def _port(detail: Mapping[str, Any]) -> TensorInfo:
     return TensorInfo(detail["name"], tuple(detail["shape"]), np.dtype(detail["dtype"]).name, qparams)
 
 
+def _info(node: Node) -> TensorInfo:
+    """An input of the program, with its numbers where everything that reads it quantizes it by the same."""
+    recorded, users = value(node), list(node.users)
+    numbers = {(u.args[1], u.args[2]) if u.target is QUANTIZE else None for u in users}
+    qparams = tensor_qparams(users[0]) if len(numbers) == 1 and None not in numbers else None
+    return TensorInfo(node.name, tuple(recorded.shape), str(recorded.dtype).removeprefix("torch."), qparams)
+
+
 class _Walk:
     """One pass over the program's nodes; `emitter` holds the file that comes of it."""
 
-    def __init__(self, program: IntegerProgram, io: str, layers: Mapping[str, str], names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        program: IntegerProgram,
+        io: str,
+        layers: Mapping[str, str],
+        names: Sequence[str],
+        preprocessing: Mapping[str, Any] | None,
+        channels_last: bool | None,
+    ) -> None:
         self.program, self.io, self.layers, self.names = program, io, layers, names
         self.graph = program.module.graph
+        self.placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
+        self.picture = image(preprocessing, [_info(n) for n in self.placeholders])
+        self.classes = labels(preprocessing)
+        self.last = self._channels_last(channels_last)  # inputs whose channels stand last
+        self.perms: dict[Node, Perm] = {}  # float inputs that stand in another order than torch's
+        self.notes: list[str] = []
         self.writer = ModelWriter()
         self.emitter = Emitter(self.writer)
         self.values: dict[Node, Value] = {}  # int8, by quantize node (or placeholder)
@@ -93,9 +133,8 @@ class _Walk:
         ] = {}  # tensors of outputs: what they stand for in the program → their name in the file
 
     def write(self) -> bytes:
-        placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         results: list[Node] = tree_leaves(self.graph.output_node().args[0])
-        inputs = [(n.name, self._input(n)) for n in placeholders]
+        inputs = [(n.name, self._input(n)) for n in self.placeholders]
         self._convert_islands(results)
         for node in self.graph.nodes:
             if node.target is QUANTIZE and node not in self.values:
@@ -103,26 +142,51 @@ class _Walk:
                 self.values[node] = self._quantize(node) if op is None else self._integer(op)
         names = self.names or [f"output_{i}" for i in range(len(results))]
         outputs = [(name, self._output(node)) for name, node in zip(names, results, strict=True)]
-        return self._finish(inputs, outputs, len(placeholders))
+        return self._finish(inputs, outputs)
+
+    def _channels_last(self, wanted: bool | None) -> set[Node]:
+        """Inputs whose channels stand last in the file, and do not in the program.
+
+        Raises:
+            EdgeqError: it was asked for, and no input has four axes.
+        """
+        if wanted is None:
+            wanted = self.io == "uint8" and self.picture is not None
+        elif wanted and all(len(value(n).shape) != len(CHANNELS_LAST) for n in self.placeholders):
+            raise EdgeqError("no input has four axes, of which the channels could be last; leave --channels-last out")
+        if not wanted:
+            return set()
+        if self.picture is None:
+            return {n for n in self.placeholders if len(value(n).shape) == len(CHANNELS_LAST)}
+        already = self.picture.axes[2] == len(CHANNELS_LAST) - 1
+        return set() if already else {self.placeholders[self.picture.index]}
 
     def _input(self, node: Node) -> int:
         recorded = value(node)
-        users = list(node.users)
         shape = tuple(recorded.shape)
-        if self.io != "float" and users and all(u.target is QUANTIZE for u in users):
-            numbers = {(u.args[1], u.args[2]) for u in users}
-            if len(numbers) == 1:
-                name = node.name if self.io == "int8" else f"{node.name}_int8"
-                made = self.emitter._value(name, shape, tuple(range(len(shape))), tensor_qparams(users[0]))
-                for user in users:
-                    self.values[user] = made
-                if self.io == "int8":
-                    return made.index
-                index = self._bytes(node.name, made)
-                self.writer.operator("QUANTIZE", [index], [made.index], table="QuantizeOptions")
-                return index
-        index = self.writer.tensor(node.name, shape, str(recorded.dtype).removeprefix("torch."))
+        perm = CHANNELS_LAST if node in self.last else tuple(range(len(shape)))
+        grid = _info(node).qparams
+        if self.io != "float" and grid is not None:
+            name = node.name if self.io == "int8" else f"{node.name}_int8"
+            made = self.emitter._value(name, shape, perm, grid)
+            for user in node.users:
+                self.values[user] = made
+            if self.io == "int8":
+                return made.index
+            index = self._bytes(node.name, made)
+            self.writer.operator("QUANTIZE", [index], [made.index], table="QuantizeOptions")
+            return index
+        dtype = str(recorded.dtype).removeprefix("torch.")
+        index = self.writer.tensor(node.name, [shape[a] for a in perm], dtype)
         self.floats[node] = index
+        if node not in self.last:
+            return index
+        if grid is not None:
+            self.perms[node] = perm
+        else:
+            self.floats[node] = self.writer.tensor(f"{node.name}_channels_first", shape, dtype)
+            order = self.writer.constant("ints", np.asarray([perm.index(a) for a in range(len(perm))], np.int32))
+            self.writer.operator("TRANSPOSE", [index, order], [self.floats[node]], table="TransposeOptions")
         return index
 
     def _bytes(self, name: str, of: Value) -> int:
@@ -164,7 +228,8 @@ class _Walk:
         source = node.args[0]
         assert isinstance(source, Node)
         shape = tuple(value(node).shape)
-        made = self.emitter._value(node.name, shape, tuple(range(len(shape))), tensor_qparams(node))
+        perm = self.perms.get(source, tuple(range(len(shape))))
+        made = self.emitter._value(node.name, shape, perm, tensor_qparams(node))
         self.writer.operator("QUANTIZE", [self.floats[source]], [made.index], table="QuantizeOptions")
         return made
 
@@ -191,14 +256,46 @@ class _Walk:
             self.floats[source] = self._float_tensor(f"{source.name}_float", node)
         return self.floats[source]
 
-    def _finish(self, inputs: list[tuple[str, int]], outputs: list[tuple[str, int]], count: int) -> bytes:
+    def _finish(self, inputs: list[tuple[str, int]], outputs: list[tuple[str, int]]) -> bytes:
         for source, index in self.floats.items():
             if source in self.values:
                 plain = self.emitter.plain(self.values[source])
                 self.writer.operator("DEQUANTIZE", [plain.index], [index], table="DequantizeOptions")
         outputs = self._distinct(inputs, outputs)
         self.renamed = {self.writer.tensors[index].name.decode(): name for name, index in outputs}
-        return self.writer.serialize(inputs, outputs)
+        if self.last:
+            places = [place for place, node in enumerate(self.placeholders) if node in self.last]
+            self.writer.metadata[LAST] = bytes(places)
+        named = self.picture is not None and self._describe(inputs, outputs)
+        data = self.writer.serialize(inputs, outputs)
+        return with_files(data, self.classes) if named else data
+
+    def _describe(self, inputs: list[tuple[str, int]], outputs: list[tuple[str, int]]) -> bool:
+        """Write TFLite metadata of the image and of what comes of it; whether it names a file of labels."""
+        assert self.picture is not None
+        node = self.placeholders[self.picture.index]
+        if reason := unbelieved(self.picture, _info(node)):
+            self.notes.append(reason)
+            return False
+        picture = dataclasses.replace(self.picture, axes=(1, 2, 3)) if node in self.last else self.picture
+        tensors = self.writer.tensors
+        given, made = (
+            [_port(described(tensors[i]) | {"name": name}) for name, i in ends] for ends in (inputs, outputs)
+        )
+        named = labelled(made, self.classes)
+        if self.classes and not named:
+            self.notes.append(
+                f"PREPROCESSING's {len(self.classes)} labels stand for no output's last axis "
+                f"({', '.join(f'{o.name} {list(o.shape)}' for o in made)}) and are left out of the metadata"
+            )
+        off = steps_off(picture, given[picture.index])
+        if off > ROUNDING and given[picture.index].dtype == "uint8":
+            self.notes.append(
+                f"{node.name} takes normalised pixels by its scale, not the image's bytes as they are, which MediaPipe's Task "
+                f"library gives a uint8 input: they differ by up to {off:.3g} steps; export --io float for it"
+            )
+        self.writer.metadata[NAME] = metadata(picture, given, made, self.classes)
+        return named
 
     def _distinct(self, inputs: list[tuple[str, int]], outputs: list[tuple[str, int]]) -> list[tuple[str, int]]:
         """Copies where an output is an input or is given twice: the interpreter wants tensors of their own."""

@@ -17,6 +17,7 @@ from edgeq.spec import EdgeqError, QParams
 
 Kernels = Literal["xnnpack", "builtin", "reference"]
 # types of inputs and outputs: LiteRT's name → numpy's
+LAST = b"edgeq_channels_last"  # metadata: indices of inputs whose channels stand last, and in the program second
 SHIFT = 128  # from an int8 to the uint8 that stands for it at a file's edge
 PORT_TYPES: dict[str, type[np.generic]] = {
     "FLOAT32": np.float32,
@@ -76,10 +77,11 @@ def load(
         EdgeqError: see `interpreter`; the function raises it for inputs of another number or shape.
     """
     engine = interpreter(path, threads=threads, kernels=kernels)
-    outputs = engine.get_output_details()
+    inputs, outputs = _inputs(path, engine), engine.get_output_details()
 
     def predict(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        feed(path, engine, tensors, kernels)
+        for detail, tensor in zip(inputs, encode(path, inputs, tensors, kernels), strict=True):
+            engine.set_tensor(detail["index"], tensor.numpy())
         engine.invoke()
         results = [torch.from_numpy(np.asarray(engine.get_tensor(detail["index"]))) for detail in outputs]
         return tuple(results) if raw else decode(outputs, results)
@@ -93,15 +95,20 @@ def feed(path: Path, engine: Any, tensors: Sequence[Tensor], kernels: Kernels = 
     Raises:
         EdgeqError: another number of inputs, or another shape.
     """
-    inputs = engine.get_input_details()
+    inputs = _inputs(path, engine)
     for detail, tensor in zip(inputs, encode(path, inputs, tensors, kernels), strict=True):
         engine.set_tensor(detail["index"], tensor.numpy())
+
+
+def _inputs(path: Path, engine: Any) -> list[dict[str, Any]]:
+    """The interpreter's inputs, with the layout that `path` says."""
+    return [d | {"last": p["last"]} for d, p in zip(engine.get_input_details(), ports(path)[0], strict=True)]
 
 
 def encode(
     path: Path, details: Sequence[dict[str, Any]], tensors: Sequence[Tensor], kernels: Kernels = "xnnpack"
 ) -> tuple[Tensor, ...]:
-    """`tensors` as the inputs in `details` (the interpreter's, or `ports`), floats quantized where they are integers.
+    """`tensors` as the inputs in `details` (see `ports`), floats quantized where they are integers, channels put last.
 
     Raises:
         EdgeqError: another number of inputs, or another shape.
@@ -112,8 +119,12 @@ def encode(
     made = []
     for detail, tensor in zip(details, tensors, strict=True):
         wanted = tuple(int(d) for d in detail["shape"])
+        if detail["last"]:
+            wanted = (wanted[0], wanted[3], *wanted[1:3])
         if tuple(tensor.shape) != wanted:
             raise EdgeqError(f"{path}: input {detail['name']} is {wanted}, got {tuple(tensor.shape)}")
+        if detail["last"]:
+            tensor = tensor.permute(0, 2, 3, 1)
         if _quantized(detail) and tensor.is_floating_point():
             tensor = quantize(tensor, _numbers(detail))
             if detail["dtype"] is np.uint8:
@@ -134,26 +145,40 @@ def decode(details: Sequence[dict[str, Any]], tensors: Sequence[Tensor]) -> tupl
 def ports(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Inputs and outputs of a file in its own order, described as the interpreter does, without one.
 
+    `last`: whether an input's channels stand last, and in the program behind the batch.
+
     Raises:
         EdgeqError: no LiteRT model, a damaged one, or a tensor type that edgeq never writes there.
     """
     data = _verified(path)
     from edgeq.backends.litert.flatbuffer import schema
 
+    model = schema().ModelT.InitFromPackedBuf(data, 0)
+    graph = model.subgraphs[0]
+    last = [i for entry in model.metadata or () if entry.name == LAST for i in model.buffers[entry.buffer].data]
+    try:
+        given, made = ([described(graph.tensors[int(i)]) for i in ends] for ends in (graph.inputs, graph.outputs))
+    except EdgeqError as error:
+        raise EdgeqError(f"{path}: {error}") from error
+    return [detail | {"last": place in last} for place, detail in enumerate(given)], made
+
+
+def described(tensor: Any) -> dict[str, Any]:
+    """A schema object TensorT as the interpreter describes it: name, shape, numpy's type, scale and zero point.
+
+    Raises:
+        EdgeqError: a type that edgeq never writes at a file's edge.
+    """
+    from edgeq.backends.litert.flatbuffer import schema
+
     types = {getattr(schema().TensorType, name): numpy for name, numpy in PORT_TYPES.items()}
-    graph = schema().ModelT.InitFromPackedBuf(data, 0).subgraphs[0]
-
-    def described(index: int) -> dict[str, Any]:
-        tensor = graph.tensors[int(index)]
-        name, grid = tensor.name.decode(), tensor.quantization
-        if tensor.type not in types:
-            raise EdgeqError(f"{path}: {name} has LiteRT's type {tensor.type}; export the program again")
-        scaled = grid is not None and grid.scale is not None and len(grid.scale) == 1
-        numbers = (float(grid.scale[0]), int(grid.zeroPoint[0])) if scaled else (0.0, 0)
-        shape = [] if tensor.shape is None else [int(d) for d in tensor.shape]
-        return {"name": name, "shape": shape, "dtype": types[tensor.type], "quantization": numbers}
-
-    return [described(i) for i in graph.inputs], [described(i) for i in graph.outputs]
+    name, grid = tensor.name.decode(), tensor.quantization
+    if tensor.type not in types:
+        raise EdgeqError(f"{name} has LiteRT's type {tensor.type}; export the program again")
+    scaled = grid is not None and grid.scale is not None and len(grid.scale) == 1
+    numbers = (float(grid.scale[0]), int(grid.zeroPoint[0])) if scaled else (0.0, 0)
+    shape = [] if tensor.shape is None else [int(d) for d in tensor.shape]
+    return {"name": name, "shape": shape, "dtype": types[tensor.type], "quantization": numbers}
 
 
 def _quantized(detail: dict[str, Any]) -> bool:

@@ -38,10 +38,17 @@ def artifact_json(artifact: Artifact, model: QuantizedModel) -> dict[str, Any]:
         "model": model.name,
         "inputs": [dataclasses.asdict(i) for i in artifact.inputs or model.inputs],
         "outputs": [dataclasses.asdict(o) for o in artifact.outputs or model.outputs],
-        "preprocessing": model.preprocessing,
+        "preprocessing": _preprocessing(artifact, model),
         "coverage": [dataclasses.asdict(row) for row in artifact.coverage],
         "notes": list(artifact.notes),
     }
+
+
+def _preprocessing(artifact: Artifact, model: QuantizedModel) -> Any:
+    """The task's PREPROCESSING, with the layout that the file has where that is another."""
+    told = model.preprocessing
+    turned = any(a.shape != b.shape for a, b in zip(artifact.inputs, model.inputs, strict=False))
+    return told | {"layout": "NHWC"} if told and told.get("layout") == "NCHW" and turned else told
 
 
 def put(artifact: Artifact, model: QuantizedModel, name: str) -> None:
