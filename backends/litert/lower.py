@@ -288,12 +288,15 @@ class _Walk:
                 f"PREPROCESSING's {len(self.classes)} labels stand for no output's last axis "
                 f"({', '.join(f'{o.name} {list(o.shape)}' for o in made)}) and are left out of the metadata"
             )
-        off = steps_off(picture, given[picture.index])
-        if off > ROUNDING and given[picture.index].dtype == "uint8":
+        off, told = steps_off(picture, given[picture.index]), given[picture.index].dtype
+        if off > ROUNDING and told == "uint8":
+            other = "export --io float --channels-last" if picture.even else "normalise inside the network"
             self.notes.append(
                 f"{node.name} takes normalised pixels by its scale, not the image's bytes as they are, which MediaPipe's Task "
-                f"library gives a uint8 input: they differ by up to {off:.3g} steps; export --io float for it"
+                f"library gives a uint8 input: they differ by up to {off:.3g} steps; {other} for it"
             )
+        if self.io == "uint8" and told == "float32":
+            self.notes.append(f"{node.name} stays float32, as operators in float read it")
         self.writer.metadata[NAME] = metadata(picture, given, made, self.classes)
         return named
 

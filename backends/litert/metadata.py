@@ -44,6 +44,11 @@ class Image:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def even(self) -> bool:
+        """Whether all channels are normalised alike, as MediaPipe's Task library wants a float image."""
+        return len({*self.mean}) <= 1 and len({*self.std}) <= 1
+
     def range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Least and largest value of each channel."""
         pairs = list(zip(self.mean, self.std, strict=True))

@@ -198,8 +198,21 @@ def test_where_the_scale_is_not_that_of_bytes_a_sentence_says_so(tmp_path: Path)
     off = np.abs((bytes_ - 127) / 128 / q.scale[0] + q.zero_point[0] - bytes_).max()
     assert off > 1
     (note,) = [n for n in made.notes if "bytes as they are" in n]
-    assert f"by up to {off:.3g} steps" in note and "--io float" in note
+    assert f"by up to {off:.3g} steps" in note and "export --io float --channels-last" in note
     assert not any("bytes" in note for note in edgeq.export(model, "litert", io="float", channels_last=True).notes)
+
+
+def test_what_stays_float_is_said(tmp_path: Path) -> None:
+    model = quantized(tmp_path / "out", BYTES, prepared(pixels(3), 127, 128), Odd())
+    made = edgeq.export(model, "litert", io="uint8")
+    assert made.inputs[0].dtype == "float32" and "image stays float32, as operators in float read it" in made.notes
+
+
+def test_a_channel_of_its_own_scale_is_for_the_network_to_normalise(tmp_path: Path) -> None:
+    mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    model = quantized(tmp_path / "out", BYTES | {"mean": mean, "std": std}, prepared(pixels(3), mean, std))
+    (note,) = [n for n in edgeq.export(model, "litert", io="uint8").notes if "bytes as they are" in n]
+    assert note.endswith("normalise inside the network for it")
 
 
 def test_numbers_for_other_pixels_are_left_out_and_said(tmp_path: Path) -> None:
