@@ -279,7 +279,7 @@ def export(
     options: dict[str, Any] = {} if io is None or float_twin else {"io": io}
     if to == "litert" and not float_twin:
         options |= {"preprocessing": model.preprocessing, "channels_last": channels_last}
-    if to == "litert":
+    if to in ("litert", "coreml"):
         options["outputs"] = tuple(info.name for info in model.outputs)
     if tune and engine.tune is not None:
         for each, keys in ((model.program, model.labels), (model.twin, model.twin_labels)):

@@ -6,7 +6,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -19,13 +19,14 @@ from torch.utils import _pytree as pytree
 from edgeq.backends.coreml.package import Operation, Program, coremltools, normalise, read, replace
 from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, tensor_qparams
 from edgeq.graph.quiet import quiet
-from edgeq.spec import Artifact, EdgeqError, OpPlacement, Status
+from edgeq.spec import Artifact, EdgeqError, OpPlacement, QParams, Status, TensorInfo
 
 aten = torch.ops.aten
 CLAMPS = (aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default)
 POOLS = frozenset(getattr(aten, f"{kind}_pool{axes}d").default for kind in ("max", "avg") for axes in (1, 2, 3))
 NARROW = (torch.uint8, torch.int8, torch.int16)  # integer inputs that a package has no type for
 CLIPS = frozenset({"relu", "relu6", "clip"})
+FLOATS = {"fp32": "float32", "fp16": "float16"}  # MIL's words for an input's type → ours
 VALUES = frozenset({"fp16", "fp32", "int8", "uint8"})  # activations; every other type holds indices or truth values
 PLUMBING = frozenset({"quantize", "dequantize", "constexpr_affine_dequantize", "cast"})
 # MIL's operators of the kinds that the target keeps between dequantize and quantize; any other between them is a float one
@@ -52,11 +53,13 @@ def lower(
     name: str = "model",
     layers: Mapping[str, str] = {},
     compute: Literal["fp32", "fp16"] = "fp16",
+    outputs: Sequence[str] = (),
 ) -> Artifact:
     """Write `folder/name.mlpackage` for iOS 17, macOS 14 and later.
 
-    program: at torch.export's own level, static shapes; inputs of other integers become int32. Inputs keep their names, outputs
-        are named by their keys in the program's result, else `output`, `output_1`, ...
+    program: at torch.export's own level, static shapes; inputs of other integers become int32. Inputs keep their names.
+    outputs: their names, as nearly as a package can have them; else their keys in the program's result, else `output`,
+        `output_1`, ...
     compute: the float type of the package. Only `fp16` may run on the Neural Engine; a float32 package stays on CPU
         and GPU, which dequantise (coremltools guide, "Typed Execution"). Inputs and outputs are float32 either way.
 
@@ -69,7 +72,7 @@ def lower(
         _float_bounds(decomposed)
         _strides(decomposed)
         _wide_inputs(decomposed)
-        names = _output_names(program)
+        names = _identifiers(outputs or _output_names(program), list(map(str, program.graph_signature.user_inputs)))
         _check_outputs(decomposed, names)
         keys = _keys(decomposed, layers)
         pipeline = ct.PassPipeline.DEFAULT
@@ -96,7 +99,9 @@ def lower(
         finally:
             shutil.rmtree(workshop)
     saved = read(path)
-    return Artifact("coreml", path, _coverage(saved, _layers(saved, decomposed, names, keys)), _notes(saved, compute))
+    given, made = _ports(saved, decomposed)
+    rows = _coverage(saved, _layers(saved, decomposed, saved.outputs, keys))
+    return Artifact("coreml", path, rows, _notes(saved, compute), given, made)
 
 
 def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
@@ -169,8 +174,39 @@ def _output_names(program: ExportedProgram) -> list[str]:
     for at, (keys, _) in enumerate(pytree.tree_flatten_with_path(tree)[0]):
         parts = [str(getattr(k, "key", getattr(k, "idx", ""))) for k in keys]
         named = any(isinstance(k, pytree.MappingKey) for k in keys)
-        names.append(re.sub(r"\W", "_", "_".join(parts)) if named else "output" if at == 0 else f"output_{at}")
+        names.append("_".join(parts) if named else "output" if at == 0 else f"output_{at}")
     return names
+
+
+def _identifiers(wanted: Sequence[str], inputs: Sequence[str]) -> list[str]:
+    """Names that a package can have: identifiers, each there once, and none an input's."""
+    names: list[str] = []
+    for name in wanted:
+        plain = re.sub(r"[^a-zA-Z0-9_]", "_", name)
+        count, taken = 0, {*inputs, *names}
+        while (f"{plain}_{count}" if count else plain) in taken:
+            count += 1
+        names.append(f"{plain}_{count}" if count else plain)
+    return names
+
+
+def _ports(saved: Program, program: ExportedProgram) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """Inputs and outputs of the package, as an app meets them: floats, or int32, and the grids that the program puts them on."""
+    nodes = {n.name: n for n in program.graph.nodes}
+
+    def described(name: str, shape: Sequence[int], dtype: str, grids: set[QParams | None]) -> TensorInfo:
+        return TensorInfo(name, tuple(shape), dtype, next(iter(grids)) if len(grids) == 1 else None)
+
+    given = []
+    for variable, taken in zip(saved.inputs, program.graph_signature.user_inputs, strict=True):
+        grids = {tensor_qparams(u) if u.target is QUANTIZE else None for u in nodes[str(taken)].users}
+        given.append(described(variable.name, variable.shape, FLOATS.get(variable.dtype, variable.dtype), grids))
+    made = []
+    for name, node in zip(saved.outputs, _results(program), strict=True):
+        dtype = "float32" if node.meta["val"].is_floating_point() else "int32"
+        grid = tensor_qparams(node) if node.target is DEQUANTIZE else None
+        made.append(described(name, node.meta["val"].shape, dtype, {grid}))
+    return tuple(given), tuple(made)
 
 
 def _output_type(ct: Any, name: str, node: Any) -> Any:
@@ -204,7 +240,7 @@ def _operator_at(trace: TracebackType | None, keys: Mapping[str, str]) -> str | 
 
 
 def _layers(
-    program: Program, decomposed: ExportedProgram, outputs: list[str], nodes: Mapping[str, str]
+    program: Program, decomposed: ExportedProgram, outputs: Sequence[str], nodes: Mapping[str, str]
 ) -> dict[str, str]:
     """MIL operator → layer key. coremltools names an operator after its graph node, and appends what it did to it."""
     results = zip(outputs, _results(decomposed), strict=True)

@@ -140,7 +140,8 @@ def normalise(path: Path) -> None:
     renamed = {old: str(uuid.uuid5(uuid.NAMESPACE_URL, e["path"])) for old, e in manifest["itemInfoEntries"].items()}
     manifest["itemInfoEntries"] = {renamed[old]: entry for old, entry in manifest["itemInfoEntries"].items()}
     manifest["rootModelIdentifier"] = renamed[manifest["rootModelIdentifier"]]
-    (path / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True))
+    # as coremltools itself writes it, newline and all: it writes the file anew whenever it only reads a package
+    (path / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n")
     for stray in path.iterdir():
         if stray.name not in ("Manifest.json", "Data"):
             stray.unlink()

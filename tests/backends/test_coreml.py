@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 import edgeq
 from edgeq.backends.coreml import profile, run
 from edgeq.backends.coreml.lower import lower
-from edgeq.backends.coreml.package import Program, read
+from edgeq.backends.coreml.package import Program, coremltools, read
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
 from edgeq.graph.integer import read as read_integers
 from edgeq.graph.simulate import simulate
@@ -264,6 +266,43 @@ def test_names_of_inputs_and_outputs_are_the_program_s(half: Artifact, tmp_path:
     assert read(artifact.path).outputs == ("output", "output_1", "output_2")
     got = run.load(artifact.path)([torch.tensor([1.0, 2.0, 3.0]), torch.full((3,), 2.0)])
     assert [g.tolist() for g in got] == [[3, 4, 5], [-1, 0, 1], [0, 0, 1]]
+
+
+class Named(nn.Module):
+    """Outputs by names that no package can have, that two share once they are identifiers, and that an input has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, image: Tensor, gain: Tensor) -> dict[str, Any]:
+        y = self.conv(image)
+        return {
+            "scores": y.mean((2, 3)) * gain,
+            "boxes/raw": y,
+            "boxes_raw": [y * 2, y * 3],
+            "boxes_raw_0": y * 4,
+            "image": y * 5,
+        }
+
+
+def test_outputs_have_the_user_s_names_in_the_package_and_beside_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(1, 3, 6, 6), torch.rand(1, 4)) for _ in range(3)]
+    network = Named().eval()
+    edgeq.quantize(network, example_inputs=batches[0], calibration=batches, output=tmp_path / "out")
+    path = edgeq.export(tmp_path / "out", "coreml").path
+    description = coremltools().utils.load_spec(str(path)).description
+    wanted = ["scores", "boxes_raw", "boxes_raw_0", "boxes_raw_1", "boxes_raw_0_1", "image_1"]
+    assert [o.name for o in description.output] == wanted and [i.name for i in description.input] == ["image", "gain"]
+    told = json.loads((path.parent / "model.json").read_text())
+    assert [o["name"] for o in told["outputs"]] == wanted and {o["dtype"] for o in told["outputs"]} == {"float32"}
+    assert [tuple(i["shape"]) for i in told["inputs"]] == [(1, 3, 6, 6), (1, 4)]
+    found = edgeq.verify(tmp_path / "out", to=["coreml"])["backends"]["coreml"]  # after somebody else has read it
+    assert found["max_lsb"] < 0.1  # what is float here is float16 there
+    got = run.load(path)(batches[0])
+    for answer, own in zip(got, tree_leaves(network(*batches[0])), strict=True):
+        assert (answer - own).abs().max() < 0.1 * own.abs().max()
 
 
 def test_a_reshape_between_two_scales_keeps_both(tmp_path: Path) -> None:
