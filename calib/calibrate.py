@@ -35,6 +35,7 @@ from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured, flatten, leaves_like
 from edgeq.graph.convert import Resolved, snap_weight_scale
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
+from edgeq.graph.ordered import ordered
 from edgeq.spec import EdgeqError, EdgeqWarning, Precision, Progress, QParams, QuantSpec, Recipe
 from edgeq.task import Positives
 
@@ -86,6 +87,7 @@ def batches(captured: Captured, data: Iterable[Any]) -> Iterator[tuple[Tensor, .
         )
 
 
+@ordered()
 def calibrate(
     captured: Captured,
     annotation: Annotation,

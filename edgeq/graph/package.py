@@ -27,6 +27,7 @@ from torch.fx import GraphModule
 from edgeq import whole
 from edgeq.graph.capture import unlift
 from edgeq.graph.integer import IntegerProgram, read
+from edgeq.graph.ordered import ordered
 from edgeq.graph.shortcut import shortcut
 from edgeq.graph.simulate import simulate
 from edgeq.schema import fit
@@ -503,7 +504,7 @@ def hash_of(path: Path) -> str:
 def _run(module: GraphModule, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
     if isinstance(inputs, Tensor):  # one alone, which unpacking would take apart along its first axis
         inputs = (inputs,)
-    with torch.no_grad():
+    with torch.no_grad(), ordered():
         outputs: tuple[Tensor, ...] = module(*inputs)
     return outputs
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from edgeq.graph.far import FAR_DB, LOST_DB, lost, sqnr_db
+from edgeq.graph.ordered import ordered
 from edgeq.graph.package import QuantizedModel
 from edgeq.run.tensors import tensors
 from edgeq.task import Predict
@@ -21,7 +22,7 @@ def far(model: QuantizedModel, batches: Sequence[tuple[Tensor, ...]], network: P
     As a whole below FAR_DB, or in single slices along an axis below LOST_DB: boxes in pixels may be right beside scores that
     are all 0. The layers named are those where the error is largest, from the front. network: computes what `model.float` does.
     """
-    with torch.no_grad():
+    with torch.no_grad(), ordered():
         floats = [network(*batch) if network is not None else model.float(batch) for batch in batches]
     wanted = [torch.stack(outputs) for outputs in zip(*floats, strict=True)]
     given = [torch.stack(outputs) for outputs in zip(*(model.qdq(batch) for batch in batches), strict=True)]
@@ -44,6 +45,7 @@ def far(model: QuantizedModel, batches: Sequence[tuple[Tensor, ...]], network: P
             )
 
 
+@ordered()
 def _where(model: QuantizedModel, batch: tuple[Tensor, ...]) -> str:
     """The layers at which the error rises above the limit, as the end of a clause."""
     seen = [t.key for t in tensors(model, batch) if t.sqnr_db < FAR_DB]

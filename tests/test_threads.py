@@ -1,0 +1,105 @@
+"""The same task gives the same bytes for any number of threads."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import edgeq
+from edgeq.graph.ordered import ordered
+from edgeq.task import Task
+
+THREADS = (1, 2, 3, 8)
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Net(nn.Module):
+    """What torch's kernels part by threads: single cells, odd numbers of outputs, a mean of everything, a wide linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 144, 1), nn.ReLU6(), nn.Conv2d(144, 21, 1)),
+        )
+        self.spread = nn.Conv2d(21, 30, 5, 2, groups=3)
+        self.head = nn.Linear(30, 100)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        body = self.body(x)
+        return self.head(F.relu(self.spread(body)).mean((2, 3))), body * body.mean()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "precision"), [("default", "w8a8"), ("dfq", "w8a8"), ("mse", "w8a8"), ("adaround", "w4a8")]
+)
+def test_a_task_gives_the_same_files_for_any_number_of_threads(recipe: str, precision: str, tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return Net()
+
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(2, 3, 61, 47, generator=generator),) for _ in range(6)]
+    task = Task("threads", network, lambda: batches[0], lambda: batches)
+    found = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        folder = tmp_path / str(threads)
+        edgeq.quantize(task, recipe=recipe, precision=precision, target="simulated", output=folder)
+        found.append({f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir()})
+    assert found[0] == found[1] == found[2]
+
+
+def products(rng: random.Random) -> Iterator[tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
+    """Convolutions, transposed ones, products and sums, from small to some 2^28 multiplications."""
+    for _ in range(40):
+        axes, groups, kernel = rng.choice((1, 2, 2, 3)), rng.choice((1, 1, 2)), rng.choice((1, 1, 2, 3))
+        inputs, outputs = groups * rng.choice((3, 16, 64)), groups * rng.choice((2, 21, 64, 100))
+        sizes = [rng.randint(9, {1: 4000, 2: 90, 3: 18}[axes]) for _ in range(axes)]
+        x, stride = torch.randn(rng.choice((1, 2)), inputs, *sizes), rng.choice((1, 2))
+        turned = rng.random() < 0.25
+        pair = (inputs, outputs // groups) if turned else (outputs, inputs // groups)
+        weight, bias = torch.randn(*pair, *[kernel] * axes), torch.randn(outputs)
+        if weight.numel() * x.numel() / inputs > 1 << 28:
+            continue
+        name = f"conv_transpose{axes}d" if turned else f"conv{axes}d"
+        yield (
+            lambda x, w, b, name=name, s=stride, g=groups: getattr(torch, name)(x, w, b, stride=s, groups=g),
+            (x, weight, bias),
+        )
+    for _ in range(20):
+        rows, width, outputs = (rng.choice((1, 7, 16, 50, 333, 1000)) for _ in range(3))
+        yield F.linear, (torch.randn(rows, width), torch.randn(outputs, width), torch.randn(outputs))
+        yield torch.matmul, (torch.randn(2, rows, width), torch.randn(width, outputs))
+    for shape in ((1, 300, 400), (7, 100000), (3, 50001)):
+        yield lambda x: x.sum(), (torch.randn(shape),)
+        yield lambda x: x.mean(-1, keepdim=True), (torch.randn(shape),)
+        yield lambda x: x.square().mean(tuple(range(x.dim())), keepdim=True), (torch.randn(shape),)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_products_and_sums_are_right_and_the_same_for_any_number_of_threads(seed: int) -> None:
+    torch.manual_seed(seed)
+    for number, (compute, given) in enumerate(products(random.Random(seed))):
+        exact = compute(*(tensor.double() for tensor in given))
+        found = []
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            with ordered():
+                found.append(compute(*given))
+        shapes = [tuple(tensor.shape) for tensor in given]
+        assert all(torch.equal(found[0], other) for other in found), (number, shapes)
+        torch.testing.assert_close(found[0].double(), exact, rtol=1e-4, atol=1e-3, msg=lambda m: f"{shapes}: {m}")  # noqa: B023 # read at once
