@@ -87,6 +87,8 @@ def products(rng: random.Random) -> Iterator[tuple[Callable[..., Tensor], tuple[
     for shape in ((1, 300, 400), (7, 100000), (3, 50001)):
         yield lambda x: x.sum(), (torch.randn(shape),)
         yield lambda x: x.mean(-1, keepdim=True), (torch.randn(shape),)
+        yield lambda x: x.sum(axis=-1), (torch.randn(shape),)  # NumPy's word for it
+        yield lambda x: torch.sum(x, -1, True), (torch.randn(shape),)
         yield lambda x: x.square().mean(tuple(range(x.dim())), keepdim=True), (torch.randn(shape),)
 
 

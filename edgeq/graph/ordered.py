@@ -56,14 +56,17 @@ class _Ordered(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if func in CONVOLUTIONS:
+        if func in SUMS or func in MEANS:
+            plain = len(args) in (1, 2) and not given.keys() - {"dim", "keepdim", "dtype"}
+            return _total(func, args, given) if plain else func(*args, **given)
+        if len(args) < 2:  # by keywords, as no graph writes it
+            return func(*args, **given)
+        if func in CONVOLUTIONS and args[0].dim() == args[1].dim():
             return _convolution(func, args, given)
         if func in LINEAR:
             return _linear(func, args, given)
-        if func in TRANSPOSED or func in PRODUCTS:
+        if func in PRODUCTS or (func in TRANSPOSED and args[0].dim() == args[1].dim()):
             return _product(func, args, given)
-        if func in SUMS or func in MEANS:
-            return _total(func, args, given)
         return func(*args, **given)
 
 
@@ -160,8 +163,7 @@ def _total(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Tensor:
     made = _in_pieces(x.reshape(-1) if given.get("dtype") is None else x.reshape(-1).to(given["dtype"]))
     if func in MEANS:
         made = made / x.numel()
-    keep = given.get("keepdim", args[2] if len(args) > 2 else False)
-    return made.reshape([1 for d in every if keep or d not in gone])
+    return made.reshape([1 for d in every if given.get("keepdim") or d not in gone])
 
 
 def _in_pieces(x: Tensor) -> Tensor:
