@@ -57,8 +57,8 @@ class _Ordered(TorchFunctionMode):
     ) -> Any:
         given = kwargs or {}
         if func in SUMS or func in MEANS:
-            plain = len(args) in (1, 2) and not given.keys() - {"dim", "keepdim", "dtype"}
-            return _total(func, args, given) if plain else func(*args, **given)
+            known = 1 <= len(args) <= 3 and not given.keys() - {"dim", "keepdim", "dtype"}
+            return _total(func, args, given) if known else func(*args, **given)
         if len(args) < 2:  # by keywords, as no graph writes it
             return func(*args, **given)
         if func in CONVOLUTIONS and args[0].dim() == args[1].dim():
@@ -163,7 +163,8 @@ def _total(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Tensor:
     made = _in_pieces(x.reshape(-1) if given.get("dtype") is None else x.reshape(-1).to(given["dtype"]))
     if func in MEANS:
         made = made / x.numel()
-    return made.reshape([1 for d in every if given.get("keepdim") or d not in gone])
+    keep = given.get("keepdim", args[2] if len(args) > 2 else False)
+    return made.reshape([1 for d in every if keep or d not in gone])
 
 
 def _in_pieces(x: Tensor) -> Tensor:
