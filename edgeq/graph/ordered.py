@@ -57,7 +57,7 @@ class _Ordered(TorchFunctionMode):
     ) -> Any:
         given = kwargs or {}
         if func in SUMS or func in MEANS:
-            known = 1 <= len(args) <= 3 and not given.keys() - {"dim", "keepdim", "dtype"}
+            known = 1 <= len(args) <= 3 and not given.keys() - {"dim", "axis", "keepdim", "dtype"}
             return _total(func, args, given) if known else func(*args, **given)
         if len(args) < 2:  # by keywords, as no graph writes it
             return func(*args, **given)
@@ -150,7 +150,8 @@ def _alone(func: Callable[..., Any], args: Sequence[Any], given: dict[str, Any])
 def _total(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Tensor:
     """A sum or mean; in pieces where one number comes of many, whose parts ATen else gives to threads."""
     made: Tensor
-    x, dims = args[0], given.get("dim", args[1] if len(args) > 1 else None)
+    x = args[0]
+    dims = given.get("dim", given.get("axis", args[1] if len(args) > 1 else None))
     every = range(x.dim())
     gone = (
         every
