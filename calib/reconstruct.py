@@ -27,7 +27,7 @@ from edgeq.calib.rounding import method as rounding
 from edgeq.calib.soft import Soft
 from edgeq.calib.spans import Span, spans
 from edgeq.calib.twins import Numbers, Twins
-from edgeq.calib.workspace import Workspace
+from edgeq.calib.workspace import Part, Workspace
 from edgeq.graph.convert import Resolved, snap_weight_scale
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg, value
 from edgeq.spec import Progress, QuantSpec, Recipe
@@ -67,7 +67,7 @@ class Engine:
             self.progress(stage, index, len(found))
             errors = self.workspace.load(index, span, self.numbers)
             if errors is None:
-                errors = self._span(span)
+                errors = self._span(span, self.workspace.part(index, self.numbers))
                 self.workspace.save(index, span, self.numbers, errors)
             else:
                 self._advance(span.nodes)
@@ -78,8 +78,10 @@ class Engine:
         self.twins.release(nodes)
         self.done.update(nodes)
 
-    def _span(self, span: Span) -> tuple[float, float]:
-        """Learn a span; returns the squared error of its last layer relative to the output, before and after."""
+    def _span(self, span: Span, part: Part) -> tuple[float, float]:
+        """Learn what `part` of a span is not yet; returns the squared error of its last layer relative to the output, before
+        and after.
+        """
         computed: set[Node] = set()
         errors = (0.0, 0.0)
         for node in span.nodes:
@@ -87,13 +89,16 @@ class Engine:
                 continue
             step = [node]
             if node in span.layers:
-                errors = self._layer(node)
+                known = part.known(node)
+                errors = known or self._layer(node)
+                if known is None:
+                    part.add(node, errors)
                 group = self.numbers.groups.get(node)
                 step = [node] if group is None or group.output is node else [node, group.output]
             self.twins.advance(step)
             computed.update(step)
         if self.plan.polish:
-            before, after = self._polish(span)
+            before, after = self._polish(span, part)
             self.masses.clear()
             errors = errors[0], errors[1] * after / before if before > 0 else errors[1]
         self.twins.release(span.nodes)
@@ -173,7 +178,7 @@ class Engine:
 
     # ---------------------------------------------------------------- a span, by gradient
 
-    def _polish(self, span: Span) -> tuple[float, float]:
+    def _polish(self, span: Span, part: Part) -> tuple[float, float]:
         """Gradient steps from the numbers found so far, kept where judges agree; the local loss of these before and after."""
         soft = Soft(
             self.numbers, span, {n: self.spec(n) for n in span.layers}, self._free_scales(span), self._units(span)
@@ -190,7 +195,7 @@ class Engine:
             both = self._loss(span, soft, *teachers[run], look=look)
             return (both * weight * torch.tensor([1.0, LOOK_EVERY])).sum()
 
-        soft.learn(loss, self.plan.polish)
+        soft.learn(loss, self.plan.polish, part)
         found = soft.hard()
         if not self._ratios_hold(found):
             found.activations = dict(self.numbers.resolved.activations)

@@ -14,6 +14,7 @@ from torch.fx import Node
 from edgeq.calib.rounding.adaround import beta, harden, soften
 from edgeq.calib.spans import Span
 from edgeq.calib.twins import Numbers
+from edgeq.calib.workspace import Part
 from edgeq.graph.convert import Resolved
 from edgeq.graph.ops import WEIGHTED, constant, kind_of
 from edgeq.spec import QParams, QuantSpec
@@ -21,6 +22,7 @@ from edgeq.spec import QParams, QuantSpec
 CERTAIN: Final = 0.85  # h of a weight whose rounding says up, before the first step; 1 - CERTAIN where it says down
 WEIGHT_RATE: Final = 3e-2
 BIAS_RATE: Final = 1e-2  # in steps of the layer's output
+MOMENTS: Final = ("step", "exp_avg", "exp_avg_sq")  # what torch's Adam keeps of a variable
 SCALE_RATE: Final = 1e-3  # of an eight-bit scale's logarithm; faster where the grid is coarser, see `_pace`
 
 
@@ -106,8 +108,8 @@ class Soft(Numbers):
                 resolved.activations[root] = dataclasses.replace(old, scale=(scale,))
         return resolved
 
-    def learn(self, loss: Callable[[int], Tensor], steps: int) -> None:
-        """Adam on `loss(step)` plus the regulariser."""
+    def learn(self, loss: Callable[[int], Tensor], steps: int, part: Part) -> None:
+        """Adam on `loss(step)` plus the regulariser, from where `part` says that an interrupted run was."""
         adam = torch.optim.Adam(
             [
                 {"params": list(self.rounding.values()), "lr": WEIGHT_RATE},
@@ -116,7 +118,13 @@ class Soft(Numbers):
             ]
         )
         rates = [g["lr"] for g in adam.param_groups]
-        for step in range(steps):
+        variables = {
+            f"{kind} {node.name}": v
+            for kind, table in (("rounding", self.rounding), ("bias", self.biases), ("scale", self.scales))
+            for node, v in table.items()
+        }
+        _restore(adam, variables, part)
+        for step in range(part.step, steps):
             fading = 0.5 * (1 + math.cos(math.pi * step / steps))
             for group, rate in zip(adam.param_groups[1:], rates[1:], strict=True):
                 group["lr"] = rate * fading
@@ -124,6 +132,7 @@ class Soft(Numbers):
             total = loss(step) + self.regulariser(step / steps)
             total.backward()  # type: ignore[no-untyped-call] # torch's
             adam.step()
+            part.stepped(step + 1, lambda: _state(adam, variables))
 
     @staticmethod
     def _pace(qparams: QParams) -> float:
@@ -141,3 +150,21 @@ class Soft(Numbers):
 def copied(resolved: Resolved) -> Resolved:
     """`resolved` with dictionaries of its own."""
     return Resolved(dict(resolved.activations), dict(resolved.scales), dict(resolved.weights), dict(resolved.biases))
+
+
+def _state(adam: torch.optim.Adam, variables: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the variables and of what Adam knows of each."""
+    found = {name: v.detach().clone() for name, v in variables.items()}
+    for name, v in variables.items():
+        found |= {f"{name} {moment}": adam.state[v][moment].clone() for moment in MOMENTS if moment in adam.state[v]}
+    return found
+
+
+def _restore(adam: torch.optim.Adam, variables: dict[str, Tensor], part: Part) -> None:
+    """What `_state` gave, back in its place."""
+    if not part.step:
+        return
+    with torch.no_grad():
+        for name, v in variables.items():
+            v.copy_(part.state[name])
+            adam.state[v] = {m: part.state[f"{name} {m}"] for m in MOMENTS if f"{name} {m}" in part.state}

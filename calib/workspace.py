@@ -1,7 +1,8 @@
 """Where a long calibration keeps what it has finished, so that the same command goes on where it was interrupted.
 
 A folder `<output>.partial` beside the output: `workspace.json` says for what (a hash of recipe, integer operators, weights and
-calibration data), `span-<n>.safetensors` holds a finished span's numbers, `cache/` the activations of the running one.
+calibration data), `span-<n>.safetensors` holds a finished span's numbers, `part-<n>.safetensors` what the running one has so
+far, `cache/` its activations.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,8 @@ from edgeq.calib.twins import Numbers
 from edgeq.spec import EdgeqError
 
 STATE = "workspace.json"
+STEPS = "steps "  # before the names of what gradient steps need
+EVERY = 10.0  # seconds of work that an interruption may cost
 
 
 class Workspace:
@@ -40,7 +44,7 @@ class Workspace:
         state = self.folder / STATE
         if state.is_file() and state.read_text() == json.dumps({"key": key}) + "\n":
             return
-        for old in self.folder.glob("span-*.safetensors"):
+        for old in (*self.folder.glob("span-*.safetensors"), *self.folder.glob("part-*.safetensors")):
             old.unlink()
         _write(state, lambda part: part.write_text(json.dumps({"key": key}) + "\n"))
 
@@ -60,10 +64,7 @@ class Workspace:
             path.unlink(missing_ok=True)
             return None
         for node in span.layers:
-            key, _ = numbers.weighted[node]
-            for kind, table in _tables(numbers).items():
-                if f"{kind} {key}" in tensors:
-                    table[key] = tensors[f"{kind} {key}"]
+            _put(tensors, node, numbers)
         resolved = numbers.resolved
         for root in resolved.activations:
             if root.name in scales:
@@ -78,19 +79,81 @@ class Workspace:
         scales = {n.name: q.scale[0] for n, q in activations.items() if n in inside}
         tensors: dict[str, Tensor] = {}
         for node in span.layers:
-            key, _ = numbers.weighted[node]
-            tensors |= {f"{kind} {key}": t[key].contiguous() for kind, t in _tables(numbers).items() if key in t}
+            tensors |= _taken(node, numbers)
         about = json.dumps({"before": errors[0], "after": errors[1], "scales": scales})
         _write(self._path(index), lambda part: save_file(tensors, part, metadata={"span": about}))
+        self._part(index).unlink(missing_ok=True)
+
+    def part(self, index: int, numbers: Numbers) -> Part:
+        """What the span has so far, of this run or of one that was interrupted."""
+        return Part(self._part(index), numbers)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"span-{index:03d}.safetensors"
+
+    def _part(self, index: int) -> Path:
+        return self.folder / f"part-{index:03d}.safetensors"
+
+
+class Part:
+    """An unfinished span: its first layers' numbers, then where its gradient steps stand.
+
+    state: variables and moments of these steps, behind the first `step` of them; empty before.
+    """
+
+    def __init__(self, path: Path, numbers: Numbers) -> None:
+        """Read what an interrupted run left; nothing where it left nothing, or where that is damaged."""
+        self.path, self.numbers = path, numbers
+        self.errors: dict[str, tuple[float, float]] = {}  # of each learned layer, by its key
+        self.step, self.state, self.layers = 0, dict[str, Tensor](), dict[str, Tensor]()
+        self.saved = time.monotonic()
+        if not path.is_file():
+            return
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored = json.loads(file.metadata()["part"])
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+            self.errors = {str(key): (float(a), float(b)) for key, (a, b) in stored["errors"].items()}
+            self.step = int(stored["step"])
+        except Exception:  # in whatever way: all of it is learned again
+            path.unlink(missing_ok=True)
+            self.errors, self.step = {}, 0
+            return
+        self.state = {n.removeprefix(STEPS): t for n, t in tensors.items() if n.startswith(STEPS)}
+        self.layers = {n: t for n, t in tensors.items() if not n.startswith(STEPS)}
+
+    def known(self, node: Node) -> tuple[float, float] | None:
+        """Put a layer's numbers in their place and return its errors before and after; None where it is to be learned."""
+        errors = self.errors.get(self.numbers.weighted[node][0])
+        if errors is not None:
+            _put(self.layers, node, self.numbers)
+        return errors
+
+    def add(self, node: Node, errors: tuple[float, float]) -> None:
+        """A layer is learned."""
+        self.errors[self.numbers.weighted[node][0]] = errors
+        self.layers |= _taken(node, self.numbers)
+        self._save()
+
+    def stepped(self, step: int, state: Callable[[], dict[str, Tensor]]) -> None:
+        """So many gradient steps are done; `state` gives what the next one needs."""
+        if time.monotonic() - self.saved >= EVERY:
+            self.step, self.state = step, state()
+            self._save()
+
+    def _save(self) -> None:
+        if time.monotonic() - self.saved < EVERY:
+            return
+        about = json.dumps({"errors": self.errors, "step": self.step})
+        tensors = self.layers | {f"{STEPS}{name}": t.detach().contiguous() for name, t in self.state.items()}
+        _write(self.path, lambda part: save_file(tensors, part, metadata={"part": about}))
+        self.saved = time.monotonic()
 
 
 @contextmanager
 def workspace(output: Path | None) -> Iterator[Workspace]:
     """A workspace beside `output` (a temporary one where there is none); its cache goes when the body ends, however it
-    ends, and so does the rest where no span was finished.
+    ends, and so does the rest where nothing was learned.
 
     Raises:
         EdgeqError: the folder it would use holds something else.
@@ -109,7 +172,7 @@ def workspace(output: Path | None) -> Iterator[Workspace]:
                 yield Workspace(folder, cache)
             finally:
                 shutil.rmtree(cache, ignore_errors=True)
-                if not any(folder.glob("span-*")):
+                if not any(folder.glob("span-*")) and not any(folder.glob("part-*")):
                     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -148,6 +211,20 @@ def forget(output: Path) -> None:
     folder = beside(output)
     if (folder / STATE).is_file():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _taken(node: Node, numbers: Numbers) -> dict[str, Tensor]:
+    """A layer's numbers by kind and key."""
+    key, _ = numbers.weighted[node]
+    return {f"{kind} {key}": t[key].contiguous() for kind, t in _tables(numbers).items() if key in t}
+
+
+def _put(tensors: dict[str, Tensor], node: Node, numbers: Numbers) -> None:
+    """A layer's numbers from where `_taken` has put them."""
+    key, _ = numbers.weighted[node]
+    for kind, table in _tables(numbers).items():
+        if f"{kind} {key}" in tensors:
+            table[key] = tensors[f"{kind} {key}"]
 
 
 def _tables(numbers: Numbers) -> dict[str, dict[str, Tensor]]:

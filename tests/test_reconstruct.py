@@ -17,6 +17,7 @@ from networks import InvertedResidual, Neck, inputs, seeded
 from torch import Tensor, nn
 
 from edgeq import api, backends
+from edgeq.calib import workspace
 from edgeq.calib.ends import ends, with_ends
 from edgeq.calib.gram import Gram, rows_of
 from edgeq.calib.ranges.weights import channel_scales
@@ -327,6 +328,34 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(recipe: str, tmp_pa
     resumed = quantized(task(), recipe, output=out)
     assert constants(resumed) == constants(whole) and resumed.qparams == whole.qparams
     assert out.is_dir() and not beside(out).exists()
+
+
+@pytest.mark.parametrize("at", [1, 3, 9, 20])
+def test_what_a_span_has_before_it_ends_is_kept(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers first, then gradient steps: an interruption costs the seconds since the last of them was written."""
+    monkeypatch.setattr(workspace, "EVERY", 0.0)
+    whole = quantized(task(), "lidar-ptq")
+    written, out, save = itertools.count(1), tmp_path / "model", workspace.Part._save
+
+    def interrupted(part: workspace.Part) -> None:
+        save(part)
+        if next(written) == at:
+            raise KeyboardInterrupt
+
+    steps = []
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(workspace.Part, "_save", interrupted)
+        quantized(task(), "lidar-ptq", output=out)
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace.Part, "_save", lambda part: (steps.append(part.step), save(part)))
+        resumed = quantized(task(), "lidar-ptq", output=out)
+    everything = [0]
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace.Part, "_save", lambda part: (everything.append(part.step), save(part)))
+        quantized(task(), "lidar-ptq", output=tmp_path / "other")
+    assert len(steps) == len(everything) - 1 - at, "what was written is not learned again"
+    assert constants(resumed) == constants(whole) and resumed.qparams == whole.qparams
+    assert not beside(out).exists()
 
 
 def test_other_data_or_another_recipe_starts_afresh(tmp_path: Path) -> None:
