@@ -266,16 +266,16 @@ def export(
     where.mkdir(parents=True, exist_ok=True)
     program, labels = (model.twin, model.twin_labels) if float_twin else (model.program, model.labels)
     name = "float" if float_twin else "model"
-    if io not in (None, "int8", "uint8", "float") or (io is not None and to != "litert"):
-        raise EdgeqError(
-            f"{to} cannot be exported with io {io!r}: int8, uint8 or float, and only litert has the choice"
-        )
+    if io not in (None, "int8", "uint8", "float"):
+        raise EdgeqError(f"{to} cannot be exported with io {io!r}; choose int8, uint8 or float")
+    if io is not None and to != "litert":
+        raise EdgeqError(f"{to} takes and gives floats, and only litert has the choice; export it without --io {io}")
     if tune and engine.tune is None:
         raise EdgeqError(
             f"{to} has nothing to tune: schedules are searched for tvm, on the computer that will run them"
         )
     if channels_last is not None and to != "litert":
-        raise EdgeqError(f"{to} cannot be exported with channels last: only litert has the choice")
+        raise EdgeqError(f"{to} takes the network's own axes, and only litert has the choice; leave channels last out")
     options: dict[str, Any] = {} if io is None or float_twin else {"io": io}
     if to == "litert" and not float_twin:
         options |= {"preprocessing": model.preprocessing, "channels_last": channels_last}

@@ -266,3 +266,42 @@ def test_channels_last_need_an_image_and_litert(tmp_path: Path) -> None:
         edgeq.export(model, "litert", channels_last=True)
     with pytest.raises(edgeq.EdgeqError, match="only litert has the choice"):
         edgeq.export(model, "tvm", channels_last=True)
+
+
+class Normalising(Classifier):
+    """ImageNet's mean and std inside, on pixels from 0 to 255, spelled as people do; `last`: channels last come in."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling = spelling
+        self.mean = nn.Buffer(torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.std = nn.Buffer(torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        if self.spelling == "by bytes":
+            return super().forward((image - self.mean * 255) / (self.std * 255))
+        if self.spelling == "last":
+            image = image.permute(0, 3, 1, 2)
+        return super().forward((image / 255 - self.mean) * (1 / self.std))
+
+
+@pytest.mark.parametrize("spelling", ["by bytes", "by shares", "last"])
+def test_a_network_that_normalises_its_pixels_takes_their_bytes(spelling: str, tmp_path: Path) -> None:
+    images = pixels(4)
+    floats = [(x if spelling == "last" else x.permute(0, 3, 1, 2).contiguous(),) for x in torch.tensor(images)[:, None]]
+    batches = [(x.float(),) for (x,) in floats]
+    network = Normalising(spelling).eval()
+    told_ = {"color": "RGB", "mean": 0, "std": 1, "layout": "NHWC" if spelling == "last" else "NCHW"}
+    model = quantized(tmp_path / "out", told_, batches, network)
+    assert not model.islands
+    made = edgeq.export(model, "litert", io="uint8")
+    assert (made.inputs[0].dtype, made.inputs[0].shape) == ("uint8", (1, 6, 8, 3)) and not made.notes
+    engine = Interpreter(str(made.path))
+    engine.allocate_tensors()
+    detail = engine.get_output_details()[0]
+    scale, zero_point = detail["quantization"]
+    for image, batch in zip(images, batches, strict=True):
+        engine.set_tensor(engine.get_input_details()[0]["index"], image[None])
+        engine.invoke()
+        got = (engine.get_tensor(detail["index"]).astype(np.float32) - zero_point) * scale
+        assert np.abs(got - network(*batch)["logits"].detach().numpy()).max() <= 4 * scale

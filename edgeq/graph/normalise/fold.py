@@ -83,31 +83,38 @@ def fold_batch_norm(module: GraphModule, node: Node) -> None:
 
 
 def fold_affine(module: GraphModule, node: Node) -> None:
-    """A factor or an offset per channel behind a layer, as a BatchNorm written out has them, into that layer."""
+    """A factor or an offset per channel behind a layer, as a BatchNorm written out has them, into that layer.
+
+    Of an image that comes in they become a layer of their own, as a BatchNorm alone does: networks that normalise their pixels.
+    """
     source, other = node.args[0], node.args[1]
     if isinstance(other, Node) and other.op != "get_attr":  # constant first
         source, other = other, source
         if node.target not in (aten.mul.Tensor, aten.mul_.Tensor, aten.add.Tensor, aten.add_.Tensor):
             return
-    if not isinstance(source, Node) or not _foldable(source) or node_arg(node, 2, node.kwargs.get("alpha", 1)) != 1:
+    if not isinstance(source, Node) or node_arg(node, 2, node.kwargs.get("alpha", 1)) != 1:
+        return
+    alone = _image(source)
+    if not alone and not _foldable(source):
         return
     if isinstance(other, Node) and not _is_constant(other):
         return
     if value(node).shape != value(source).shape or isinstance(other, bool):
         return
     number = constant(module, other).double() if isinstance(other, Node) else torch.tensor(float(other))  # type: ignore[arg-type] # a number, as the schema says
-    per_channel = _per_channel(number, value(source), _channel_axis(source))
+    per_channel = _per_channel(number, value(source), 1 if alone else _channel_axis(source))
     if per_channel is None or not bool(torch.isfinite(per_channel).all()):
         return
-    ones, zeros = torch.ones_like(per_channel), torch.zeros_like(per_channel)
+    factor, offset = torch.ones_like(per_channel), torch.zeros_like(per_channel)
     if node.target in SCALINGS:
         divides = node.target in (aten.div.Tensor, aten.div_.Tensor, aten.div.Scalar)
         if divides and bool((per_channel == 0).any()):
             return
-        result = _scaled(module, source, 1 / per_channel if divides else per_channel, zeros)
+        factor = 1 / per_channel if divides else per_channel
     else:
         minus = node.target in (aten.sub.Tensor, aten.sub_.Tensor, aten.sub.Scalar)
-        result = _scaled(module, source, ones, -per_channel if minus else per_channel)
+        offset = -per_channel if minus else per_channel
+    result = _depthwise(module, node, source, factor, offset) if alone else _scaled(module, source, factor, offset)
     node.replace_all_uses_with(result)
     module.graph.erase_node(node)
 
@@ -228,6 +235,17 @@ def _in_groups(weight: Tensor, groups: int, fewer: int, channels: int) -> Tensor
         )
         wide[output, start : start + weight.shape[1]] = weight[output]
     return wide
+
+
+def _image(node: Node) -> bool:
+    """Whether `node` is an input of floats on four axes, with as many channels as an image has, or turns one to be that."""
+    if node.target is aten.permute.default and isinstance(node.args[0], Node):
+        return node.args[0].op == "placeholder" and _pixels(value(node))
+    return node.op == "placeholder" and _pixels(value(node))
+
+
+def _pixels(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_floating_point() and x.shape[1] in (1, 3, 4)
 
 
 def _foldable(node: Node) -> bool:
