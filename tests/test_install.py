@@ -95,7 +95,7 @@ def test_wheels_of_clone_and_archive_are_alike_and_work(source: Path, tmp_path: 
         [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheels[1]],
         check=True,
     )
-    (site / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")  # torch and the rest, as they are here
+    (site / "dependencies.pth").write_text(f"{Path(torch.__file__).parents[1]}\n")  # torch and the rest
     (tmp_path / "task.py").write_text(TASK)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"EDGEQ_HOME": str(tmp_path / "home")}
 
