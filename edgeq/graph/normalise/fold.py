@@ -28,6 +28,7 @@ LINEAR: dict[Any, tuple[int | None, int, int]] = {
     aten.conv_transpose3d.input: (5, 1, 1),
     aten.linear.default: (None, -1, 0),
 }
+TURNS = (aten.permute.default, aten.to.dtype, aten._to_copy.default)
 MOST = 1 << 22  # values of a constant that is computed on capture; larger ones are left to the runtime
 
 
@@ -238,14 +239,13 @@ def _in_groups(weight: Tensor, groups: int, fewer: int, channels: int) -> Tensor
 
 
 def _image(node: Node) -> bool:
-    """Whether `node` is an input of floats on four axes, with as many channels as an image has, or turns one to be that."""
-    if node.target is aten.permute.default and isinstance(node.args[0], Node):
-        return node.args[0].op == "placeholder" and _pixels(value(node))
-    return node.op == "placeholder" and _pixels(value(node))
-
-
-def _pixels(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_floating_point() and x.shape[1] in (1, 3, 4)
+    """Whether `node` is an input on four axes with as many channels as an image has, bytes turned to floats or axes turned."""
+    x = value(node)
+    if x.dim() != 4 or not x.is_floating_point() or x.shape[1] not in (1, 3, 4):
+        return False
+    while node.target in TURNS and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node.op == "placeholder"
 
 
 def _foldable(node: Node) -> bool:
