@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,8 @@ def open_library(path: Path, *, threads: int) -> Any:
     tvm = tvm_package()
     check_library(path)
     try:
-        executable = tvm.runtime.load_module(str(path))
+        with tempfile.TemporaryDirectory() as folder:  # of a name that is open the system gives what lay there before
+            executable = tvm.runtime.load_module(str(shutil.copy(path, folder)))
         machine = tvm.relax.VirtualMachine(executable, tvm.cpu())
         machine["main"]
     except (RuntimeError, AttributeError, ValueError) as error:

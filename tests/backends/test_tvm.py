@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -457,6 +458,17 @@ def test_broken_files_are_refused(small: tuple[Path, Tensor, Tensor, Artifact], 
 def test_a_wrong_input_is_named(small: tuple[Path, Tensor, Tensor, Artifact]):
     with pytest.raises(EdgeqError, match="takes other inputs"):
         load(small[0])([torch.zeros(1, 2, 3)])
+
+
+def test_a_library_exported_again_is_the_new_one(tmp_path: Path):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 5)).eval()
+        batches = [(torch.randn(1, 3, 6, 6),) for _ in range(3)]
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        model = edgeq.quantize(network, example_inputs=batches[0], calibration=batches, output=tmp_path / "out")
+        answers = load(edgeq.export(model, "tvm").path)(batches[0])
+        assert torch.equal(answers[0], model.simulate(batches[0], "tvm")[0])
 
 
 def test_the_pool_has_the_threads_asked_for():
