@@ -23,12 +23,14 @@ def simulate(
     arithmetic: str,
     *,
     watch: Callable[[Node, Tensor], None] | None = None,
+    enters: Callable[[Node, Tensor], None] | None = None,
 ) -> tuple[Tensor, ...]:
     """Run `program` on flat `inputs` as the kernel set `arithmetic` would.
 
     Integer operators go through edgeq.graph.arithmetic.<arithmetic>, but for the kinds that it names as MISSING; these and
     other float islands run in torch float32.
-    watch: called with every quantize node and its int8 value, in order. Returns the outputs, float where the program
+    watch: called with every quantize node and its int8 value, in order. enters: called with every quantize node that no
+    integer operator computes and the float value that it takes. Returns the outputs, float where the program
     dequantizes them.
     """
     rule = import_module(f"edgeq.graph.arithmetic.{arithmetic}")
@@ -51,6 +53,8 @@ def simulate(
             elif node.target is QUANTIZE:
                 op = program.ops.get(node.name)
                 if op is None:
+                    if enters is not None:
+                        enters(node, values[node.args[0]])
                     values[node] = quantize(values[node.args[0]], tensor_qparams(node))
                 elif op.table is not None:  # every kernel set copies rows alike
                     rows = values[by_name[op.inputs[0]]].index_select(0, values[op.table].flatten())

@@ -44,6 +44,7 @@ Found = Mapping[str, Any]
 STYLE = {"integer": "green", "eligible": "cyan", "float island": "yellow"}
 VERDICTS = {"faster": "green", "slower": "bold yellow", "no difference seen": "dim", "too few runs": "dim"}
 SHOWN = 10  # slowest operators listed; the page has all
+FLOAT_NOISE = 1e-4  # of a step: what float32 rounds in a few operators on values of up to 127 steps
 
 
 def demo_table(found: Found) -> list[RenderableType]:
@@ -437,7 +438,15 @@ def _parting(name: str, row: Found) -> list[RenderableType]:
     if found is None:
         return [Text(f"{title(name)}: every prefix agrees; the difference arises only in the whole network")]
     text = f"{title(name)}: parts first at {found['layer']}, by {plain(found['max_lsb'])} LSB"
-    return [Text(f"{text} ({share(found['exact_share'])} equal)")]
+    rows: list[RenderableType] = [Text(f"{text} ({share(found['exact_share'])} equal)")]
+    if found.get("tie") is not None and found["tie"] < FLOAT_NOISE:
+        rows.append(
+            Text(
+                f"a float island hands it a value {found['tie']:.1g} of a step from halfway between two integers: float's own "
+                "rounding decides which, and both are right"
+            )
+        )
+    return rows
 
 
 def _warnings(profile: Found) -> list[RenderableType]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from edgeq import backends
 from edgeq.graph.excerpt import excerpt
@@ -20,7 +21,7 @@ from edgeq.graph.package import QuantizedModel
 from edgeq.run.files import size
 from edgeq.run.metric import evaluate
 from edgeq.run.place import Batch, Place
-from edgeq.spec import Artifact, EdgeqError, TensorInfo
+from edgeq.spec import Artifact, EdgeqError, QParams, TensorInfo
 from edgeq.task import Task
 
 
@@ -190,11 +191,17 @@ def _rounding(values: Tensor) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """The first tensor where an artefact's prefix and the simulation differ."""
+    """The first tensor where an artefact's prefix and the simulation differ.
+
+    tie: how near to halfway between two integers the nearest value lies that a float island hands to this layer, in steps;
+    None where all it reads are integers. Nearer than float32 rounds, either integer is right: a runtime whose sigmoid
+    differs in the last bit takes the other.
+    """
 
     layer: str
     max_lsb: float
     exact_share: float
+    tie: float | None
     checked: int
 
 
@@ -217,7 +224,13 @@ def first_parting(
     wanted: dict[str, Tensor] = {}
     from edgeq.graph.simulate import simulate
 
-    simulate(model.integers, batch, arithmetic, watch=lambda node, q: wanted.__setitem__(node.name, q))
+    nearest: dict[str, float] = {}  # quantize nodes behind a float island
+
+    def enters(node: Node, x: Tensor) -> None:
+        if node.all_input_nodes[0].op != "placeholder":
+            nearest[node.name] = _tie(x, tensor_qparams(node))
+
+    simulate(model.integers, batch, arithmetic, watch=lambda node, q: wanted.__setitem__(node.name, q), enters=enters)
     names = [n for n in wanted if n in model.integers.ops and model.integers.ops[n].kind != "requantize"]
 
     def parts(index: int) -> Parting | None:
@@ -229,7 +242,8 @@ def first_parting(
         if difference.max().item() == 0:
             return None
         share = (difference == 0).double().mean().item()
-        return Parting(model.labels.get(name, name), difference.max().item(), share, 0)
+        ties = [nearest[read] for read in model.integers.ops[name].inputs if read in nearest]
+        return Parting(model.labels.get(name, name), difference.max().item(), share, min(ties, default=None), 0)
 
     low, high, found, checked = 0, len(names) - 1, None, 0
     while low <= high:
@@ -240,8 +254,15 @@ def first_parting(
         if seen is None:
             low = middle + 1
         else:
-            found, high = Parting(seen.layer, seen.max_lsb, seen.exact_share, checked), middle - 1
+            found, high = dataclasses.replace(seen, checked=checked), middle - 1
     return found
+
+
+def _tie(x: Tensor, q: QParams) -> float:
+    """How near the values of `x` that `q` does not clip come to halfway between two integers, in steps."""
+    steps = x.double() / q.scale[0]
+    inside = steps[(steps + q.zero_point[0] >= q.qmin) & (steps + q.zero_point[0] <= q.qmax)]
+    return float((inside - inside.floor() - 0.5).abs().min()) if inside.numel() else 0.5
 
 
 def _prefix(

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 import networks
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -99,6 +100,36 @@ def test_layers_that_part_are_found(models: dict[str, QuantizedModel], monkeypat
     monkeypatch.setattr(tvm, "compute", shifted)
     parting = first_parting(model, "tvm", batch)
     assert parting is not None and parting.layer == "depthwise.0/depthwise_conv2d" and parting.max_lsb == 1
+
+
+class Gated(nn.Module):
+    """A float island between the input and an integer layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x * torch.sigmoid(x))
+
+
+def test_a_parting_says_how_near_its_island_came_to_a_tie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the island computed in float64 by NumPy."""
+    from edgeq.graph.arithmetic import tvm
+
+    torch.manual_seed(0)
+    batch = (torch.randn(3, 12),)
+    model = edgeq.quantize(Gated().eval(), example_inputs=batch, calibration=[batch])
+    honest = tvm.compute
+    monkeypatch.setattr(tvm, "compute", lambda op, inputs: honest(op, inputs) ^ (op.kind == "linear"))
+    parting = first_parting(model, "tvm", batch)
+    linear = next(op for op in model.integers.ops.values() if op.kind == "linear")
+    taken = linear.input_qparams[0]
+    assert parting is not None and parting.layer == "head/linear" and parting.tie is not None
+    x = batch[0].double().numpy()
+    steps = x / (1 + np.exp(-x)) / taken.scale[0]
+    inside = steps[(steps + taken.zero_point[0] >= taken.qmin) & (steps + taken.zero_point[0] <= taken.qmax)]
+    assert parting.tie == pytest.approx(np.abs(inside - np.floor(inside) - 0.5).min(), abs=1e-4)
 
 
 def test_float_inputs_and_outputs_on_request(models: dict[str, QuantizedModel], tmp_path: Path) -> None:
