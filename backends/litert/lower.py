@@ -118,7 +118,7 @@ class _Walk:
         self.graph = program.module.graph
         self.placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
         self.picture = image(preprocessing, [_info(n) for n in self.placeholders])
-        self.classes = labels(preprocessing)
+        self.classes = labels(preprocessing) if self.picture is not None else ()
         self.last = self._channels_last(channels_last)  # inputs whose channels stand last
         self.perms: dict[Node, Perm] = {}  # float inputs that stand in another order than torch's
         self.notes: list[str] = []

@@ -49,7 +49,7 @@ class Image:
         """Whether all channels are normalised alike, as MediaPipe's Task library wants a float image."""
         return len({*self.mean}) <= 1 and len({*self.std}) <= 1
 
-    def range(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Least and largest value of each channel."""
         pairs = list(zip(self.mean, self.std, strict=True))
         return tuple((0 - m) / s for m, s in pairs), tuple((255 - m) / s for m, s in pairs)
@@ -77,17 +77,18 @@ def image(preprocessing: Mapping[str, Any] | None, inputs: Sequence[TensorInfo])
         return None
     index, axes = found[0]
     channels = inputs[index].shape[axes[2]]
-    normalised = told.get("mean") is not None and told.get("std") is not None
-    if "color" not in told and not (normalised and channels == 3):
+    given = {key: told[key] for key in ("scale", "mean", "std") if told.get(key) is not None}
+    if "color" not in told and not ({"mean", "std"} <= given.keys() and channels == 3):
         return None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    if normalised:
-        factor = _numbers(told.get("scale", 1.0), "scale", 1)[0]
+    if given:
+        given = {"scale": 1.0, "mean": 0.0, "std": 1.0} | given
+        factor = _numbers(given["scale"], "scale", 1)[0]
         if not factor:
             raise EdgeqError("PREPROCESSING['scale'] is 0, which leaves nothing of the image; write 1 / 255 or 1")
         mean, std = (
-            tuple(float(np.float32(x / factor)) for x in _numbers(told[key], key, channels)) for key in ("mean", "std")
+            tuple(float(np.float32(x / factor)) for x in _numbers(given[key], key, channels)) for key in ("mean", "std")
         )
         if not all(std):
             raise EdgeqError("PREPROCESSING['std'] has a 0, by which nothing divides; write 1 for no change")
@@ -115,8 +116,8 @@ def unbelieved(picture: Image, given: TensorInfo) -> str:
     q = given.qparams
     if q is None or not picture.mean:
         return ""
-    low, high = (scale_of(q) * (end - q.zero_point[0]) for end in (q.qmin, q.qmax))
-    least, most = min(map(min, zip(*picture.range(), strict=True))), max(map(max, zip(*picture.range(), strict=True)))
+    low, high = (q.scale[0] * (end - q.zero_point[0]) for end in (q.qmin, q.qmax))
+    least, most = min(map(min, zip(*picture.bounds(), strict=True))), max(map(max, zip(*picture.bounds(), strict=True)))
     if 1 / UNLIKE < (most - least) / (high - low) < UNLIKE:
         return ""
     return (
@@ -125,16 +126,11 @@ def unbelieved(picture: Image, given: TensorInfo) -> str:
     )
 
 
-def scale_of(q: Any) -> float:
-    """A tensor's scale, as float."""
-    return float(q.scale[0])
-
-
 def steps_off(picture: Image, given: TensorInfo) -> float:
     """How far a uint8 input's numbers are from the image's bytes, in steps: 0.5 and less is its own rounding."""
     if given.qparams is None or not picture.mean:
         return 0.0
-    scale, zero_point = scale_of(given.qparams), given.qparams.zero_point[0]
+    scale, zero_point = given.qparams.scale[0], given.qparams.zero_point[0]
     pixels = np.arange(256)
     ends = [(pixels - m) / s / scale + zero_point - pixels for m, s in zip(picture.mean, picture.std, strict=True)]
     return float(np.abs(ends).max())
@@ -177,7 +173,7 @@ def _image_input(info: TensorInfo, picture: Image) -> dict[int, Any]:
     table |= {1: "Image, as process_units and the tensor's own scale say.", 2: [names[axis] for axis in range(4)]}
     if picture.mean:
         table[4] = [{0: _Byte(NORMALIZATION), 1: {0: list(picture.mean), 1: list(picture.std)}}]
-    least, most = picture.range() if picture.mean else ((0.0,), (255.0,))
+    least, most = picture.bounds() if picture.mean else ((0.0,), (255.0,))
     if info.dtype in LIMITS:
         least, most = ((end,) for end in LIMITS[info.dtype])
     return table | {5: {0: list(most), 1: list(least)}}

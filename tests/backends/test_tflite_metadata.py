@@ -147,6 +147,15 @@ def test_the_file_says_what_pixels_become_and_what_classes_are_called(
     assert again.read_bytes() == path.read_bytes()
 
 
+def test_a_scale_alone_is_a_std(tmp_path: Path) -> None:
+    shares = prepared(pixels(3), 0, 255)
+    model = quantized(tmp_path / "out", {"color": "RGB", "scale": 1 / 255}, shares)
+    root = told(edgeq.export(model, "litert").path)
+    assert root is not None
+    options = root.inners(3)[0].inners(2)[0].inners(4)[0].inner(1)
+    np.testing.assert_allclose([options.floats(0), options.floats(1)], [[0], [255]])
+
+
 @pytest.mark.parametrize("io_", ["int8", "uint8", "float"])
 @pytest.mark.parametrize("network", [Classifier, Odd])
 def test_channels_last_are_the_same_numbers_in_another_order(
@@ -250,7 +259,7 @@ def test_what_a_task_says_wrongly_ends_in_a_sentence(change: dict[str, Any], sai
 
 def test_what_is_no_image_gets_no_metadata(tmp_path: Path) -> None:
     batches = prepared(pixels(3, 1), 0, 1)
-    for preprocessing in ({"mean": 0, "std": 1}, {"sampling": 16000}, None):
+    for preprocessing in ({"mean": 0, "std": 1}, {"sampling": 16000, "labels": [0, 1]}, None):
         model = quantized(tmp_path / "out", preprocessing, batches, Classifier(1))
         assert told(edgeq.export(model, "litert", io="uint8").path) is None
         assert edgeq.export(model, "litert", io="uint8").inputs[0].shape == (1, 1, 6, 8)
