@@ -176,3 +176,13 @@ def test_bytes_at_the_edge_are_the_same_integers_plus_128(tmp_path: Path) -> Non
     assert first["zero_point"] == [model.inputs[0].qparams.zero_point[0] + 128]
     found = edgeq.verify(model)["backends"]["litert"]
     assert (found["max_lsb"], found["exact_share"]) == (0, 1.0)
+
+
+@pytest.mark.parametrize("runtime", ["litert", "executorch", "coreml", "tvm"])
+def test_every_runtime_s_description_has_the_user_s_names(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(1, 3, 6, 6),) for _ in range(3)]
+    model = edgeq.quantize(Heads().eval(), example_inputs=batches[0], calibration=batches, output=tmp_path / "out")
+    told = json.loads((edgeq.export(model, runtime).path.parent / "model.json").read_text())
+    assert [row["name"] for row in told["inputs"]] == ["x"]
+    assert [row["name"] for row in told["outputs"]] == ["scores", "mask", "turned", "odds"]
