@@ -35,6 +35,7 @@ from edgeq.run.condition import conditions, holding
 from edgeq.run.count import count as count_instructions
 from edgeq.run.count import counts_json
 from edgeq.run.count import kept as keep_counts
+from edgeq.run.coverage import coverage_json, program_counts
 from edgeq.run.diff import diff as diff_folders
 from edgeq.run.distance import far
 from edgeq.run.each import each, succeeded
@@ -383,7 +384,7 @@ def verify(
                 parity = verify_artifact(
                     model, artifact, inputs, place=place, task=source_of, threads=threads, progress=progress
                 )
-                made = parity_json(parity, artifact)
+                made = parity_json(parity, artifact, model)
                 if layers and parity.max_lsb > 0:
                     made["first_parting"] = _parting(model, name, inputs[0], parity, place, progress)
                 kept.keep(name, known, made)
@@ -450,7 +451,7 @@ def profile(
                 made = _measured(
                     model, (int8, twin), place, threads, warmup, runs, tuple(cores), found["notes"], progress
                 )
-                made["size_bytes"] = size(int8.path)
+                made |= {**coverage_json(int8, model), "size_bytes": size(int8.path)}
                 kept.keep(name, known, made)
             return made
 
@@ -499,13 +500,12 @@ def report(
 
 def summary(model: QuantizedModel) -> dict[str, Any]:
     """What quantize made, as plain data."""
-    program = model.integers
     return {
         "model": model.name,
         "folder": str(model.folder) if model.folder else None,
         "target": model.plan.target,
         "recipe": model.plan.recipe,
-        "operators": {"integer": len(program.ops), "float": len(program.floats)},
+        **program_counts(model),
         "tensors": len(model.qparams),
         "islands": model.islands,
         "far": list(model.far),
@@ -514,12 +514,9 @@ def summary(model: QuantizedModel) -> dict[str, Any]:
 
 def coverage(artifact: Artifact, model: QuantizedModel) -> dict[str, Any]:
     """What a runtime does with each operator of an artefact of `model`, and its size beside float's, as plain data."""
-    placed = [row.status for row in artifact.coverage]
     return {
         "artifact": str(artifact.path),
-        "integer_ops": placed.count("integer"),
-        "eligible_ops": placed.count("eligible"),
-        "float_ops": placed.count("float island"),
+        **coverage_json(artifact, model),
         **sizes(artifact, model),
         "rows": [dataclasses.asdict(row) for row in artifact.coverage],
         "notes": list(artifact.notes),

@@ -226,6 +226,7 @@ class OpPlacement:
     """One row of a coverage table: what a runtime does with an operator of the artefact, and why.
 
     name: the operator's name inside the artefact. layers: the layer keys it computes, where known.
+    inserted: a converter put it between layers, for a layout or a type; its layers are those beside it.
     """
 
     name: str
@@ -233,6 +234,7 @@ class OpPlacement:
     status: Status
     reason: str = ""
     layers: tuple[str, ...] = ()
+    inserted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,6 +239,7 @@ def shown(render: Callable[[Any], list[Any]], found: dict[str, Any]) -> str:
 def found_by(verb: str, model: QuantizedModel) -> dict[str, Any]:
     rows = coverage_rows(model)
     covered = {"artifact": "small/litert/model.tflite", "integer_ops": 3, "eligible_ops": 0, "float_ops": 1,
+               "integer_macs": 950, "eligible_macs": 0, "float_macs": 50, "inserted": {"TRANSPOSE": 29, "QUANTIZE": 1},
                "rows": rows, "notes": ["a note"],
                "size_bytes": 2_659_056, "float_size_bytes": 2_108_944, "float_size_of": "artefact"}  # fmt: skip
     parity = parity_of(model, 1)
@@ -251,7 +252,8 @@ def found_by(verb: str, model: QuantizedModel) -> dict[str, Any]:
         },
         "quantize": {
             "model": "small", "folder": "out", "target": "portable", "recipe": "default", "tensors": 20,
-            "operators": {"integer": 12, "float": 2}, "islands": {f"encoder.layer.{i}.attention.output/layer_norm":
+            "operators": {"integer": 12, "float": 2}, "macs": {"integer": 950, "float": 50},
+            "islands": {f"encoder.layer.{i}.attention.output/layer_norm":
             "target portable has no integer kernel for it" for i in range(9)},
         },
         "export": {"model": "small", "backends": {"litert": covered, "executorch": covered}},
@@ -295,8 +297,23 @@ def found_by(verb: str, model: QuantizedModel) -> dict[str, Any]:
 
 WANTED = {
     "demo": ("LiteRT", "12.3", "9.88", "0.80×", "99.99 %", "3/0/1", "0.872", "int8 is slower than float here"),
-    "quantize": ("12", "layer_norm", "×9", "target portable has no integer kernel for it", "and 7 more"),
-    "export": ("conv2d", "×4", "float island", "<mean>", "a note", "2.7 MB (float 2.1 MB)"),
+    "quantize": (
+        "12 of 14 layers compute in integers (95 % of multiply-accumulates), 2 in float",
+        "layer_norm",
+        "×9",
+        "target portable has no integer kernel for it",
+        "and 7 more",
+    ),
+    "export": (
+        "3 of 4 layers in integers (95 % of multiply-accumulates), 1 in float; inserted beside them: 29 TRANSPOSE and "
+        "1 QUANTIZE",
+        "conv2d",
+        "×4",
+        "float island",
+        "<mean>",
+        "a note",
+        "2.7 MB (float 2.1 MB)",
+    ),
     "verify": ("xnnpack", "99.99 %", "∞", "0.878"),
     "profile": (
         "LiteRT",

@@ -105,9 +105,12 @@ def _coverage(
     """clips: activation → the node before it, in whose operator XNNPACK may compute it."""
     by_handle, kernels = _origins(edge)
     rows: list[OpPlacement] = []
+    status: Status
     owned: dict[str, int] = {}  # node → its row
     for op in ops:
         if op.inserted:
+            status = "float island" if FLOATS & {*op.reads, op.writes} else "integer"
+            rows.append(OpPlacement(op.name, op.type, status, INSERTED[op.type], inserted=True))
             continue
         node = by_handle.get(op.handle or -1) if op.delegated else _next_of(kernels, op.type)
         kind = kinds.get(node or "", op.type.removeprefix("aten::"))
@@ -122,6 +125,12 @@ def _coverage(
             keys = tuple(dict.fromkeys((*row.layers, *layers.get(clip, ()))))
             rows[owned[before]] = dataclasses.replace(row, layers=keys)
     return tuple(rows)
+
+
+INSERTED = {
+    "StaticTranspose": "puts axes into XNNPACK's order",
+    "Convert": "converts between integers and float at their edge",
+}
 
 
 def _next_of(kernels: list[tuple[str, str | None]], kernel: str) -> str | None:

@@ -77,7 +77,7 @@ def place(artifact: Artifact, events: Sequence[Event]) -> list[OpLatency]:
     ops: dict[int, list[PteOp]] = defaultdict(list)
     for op in read_pte(artifact.path.read_bytes()):
         ops[op.instruction].append(op)
-    layers = {row.name: row.layers for row in artifact.coverage}
+    layers = {row.name: row.layers for row in artifact.coverage if not row.inserted}
     delegated: dict[int, list[Event]] = defaultdict(list)
     rows: list[tuple[int, OpLatency]] = []
     for event in events:

@@ -398,14 +398,14 @@ def coverage(data: bytes, layers: Mapping[str, tuple[str, ...]]) -> tuple[OpPlac
         keys = _keys(name, layers)
         shifts = {graph.tensors[t].type for t in touched} == {s.TensorType.INT8, s.TensorType.UINT8}
         if shifts and kind == "QUANTIZE":
-            rows.append(OpPlacement(name, kind, "integer", "shifts between int8 and uint8 at the file's edge"))
+            reason = "shifts between int8 and uint8 at the file's edge"
+            rows.append(OpPlacement(name, kind, "integer", reason, inserted=True))
         elif not is_float:
             reason = "puts axes into LiteRT's order" if kind == LAYOUT and not keys else ""
-            rows.append(OpPlacement(name, kind, "integer", reason, keys))
+            rows.append(OpPlacement(name, kind, "integer", reason, keys, inserted=not keys))
         elif kind in BOUNDARY:
-            rows.append(
-                OpPlacement(name, kind, "float island", "converts between integers and float at an island's edge", keys)
-            )
+            reason = "converts between integers and float at an island's edge"
+            rows.append(OpPlacement(name, kind, "float island", reason, keys, inserted=True))
         else:
             reason = "its layer is not quantized, so it computes in float32"
             rows.append(OpPlacement(name, kind, "float island", reason, keys))

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from operator import getitem
 
 from torch.fx import Node
 
@@ -167,7 +168,7 @@ def annotate(
     halves: list[Node] = []
     islands: dict[str, str] = {}
     for node in graph.nodes:
-        if node.op != "call_function" or node in fused or integral(node):
+        if node.op != "call_function" or node.target is getitem or node in fused or integral(node):
             continue
         key, kind = captured.keys[node.name], kind_of(node)
         wanted = precision(plan.layers.get(key, "fp32"))

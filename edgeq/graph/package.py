@@ -30,6 +30,7 @@ from edgeq.graph.integer import IntegerProgram, read
 from edgeq.graph.ordered import ordered
 from edgeq.graph.shortcut import shortcut
 from edgeq.graph.simulate import simulate
+from edgeq.graph.work import Layer, layers
 from edgeq.schema import fit
 from edgeq.schema import load as read_json
 from edgeq.schema import read as read_as
@@ -117,6 +118,11 @@ class QuantizedModel:
     def integers(self) -> IntegerProgram:
         """The program's integer operators and float islands."""
         return read(self.program, self.labels)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The network's own layers as the program computes them."""
+        return layers(self.integers, self.labels)
 
     @cached_property
     def _qdq(self) -> GraphModule:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-FIGURES = ("max_lsb", "exact_share", "qdq_lsb", "sqnr_db", "integer_ops", "eligible_ops", "float_ops", "size_bytes")
+FIGURES = (
+    "max_lsb", "exact_share", "qdq_lsb", "sqnr_db", "integer_ops", "eligible_ops", "float_ops", "integer_macs",
+    "eligible_macs", "float_macs", "size_bytes",
+)  # fmt: skip
 
 
 def write_junit(found: Mapping[str, Any], path: Path) -> None:

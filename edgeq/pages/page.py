@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +16,7 @@ from edgeq import backends
 from edgeq.graph.capture import leaves_like
 from edgeq.graph.package import QuantizedModel, read_manifest, result, versions
 from edgeq.pages import template, words
+from edgeq.run.coverage import coverage_json, program_counts
 from edgeq.run.files import exported, find, sizes
 from edgeq.run.source import task_of
 from edgeq.run.tensors import TensorStats, tensors
@@ -25,6 +25,7 @@ from edgeq.task import batches, example
 
 Found = Mapping[str, Any]
 Bar = tuple[str, str, float, str, float]
+STATUSES = ("integer", "eligible", "float island")
 SLOWEST = 12  # bars shown before the rest is folded away
 WORST = 5  # tensors named under the error plot
 AXIS_DB = 60.0  # top of the error plot: int8 reaches about 50 dB, so this is "nothing lost"
@@ -52,12 +53,12 @@ def contents(model: QuantizedModel, task: str | Path | None = None) -> dict[str,
     batch, source = _batch(model, task)
     stats = tensors(model, batch)
     layers = _layers(model, stats)
-    program = model.integers
+    counted = program_counts(model)
     return {
         "name": model.name,
         "plan": model.plan,
-        "integer_ops": len(program.ops),
-        "float_ops": len(program.floats),
+        "operators": counted["operators"],
+        "macs": counted["macs"],
         "weight_only": sum(row["became"] == "int8 weights" for row in layers),
         "verdicts": _verdicts(model, runtimes, parity, latency),
         "runtimes": runtimes,
@@ -85,8 +86,8 @@ def contents(model: QuantizedModel, task: str | Path | None = None) -> dict[str,
 class Runtime:
     """One backend as the page shows it. Parity and latency are the backend's rows of verify.json and profile.json.
 
-    size: in words, beside float's. counts: status → operators. int8: the latency report of its artefact, floating that of
-    the float twin.
+    size: in words, beside float's. counts: status → layers of the network; layered: the same in words. int8: the latency
+    report of its artefact, floating that of the float twin.
     bars: (label, all layers, milliseconds, status, share of the longest bar) of each operator of a measured run, slowest
     first. others: the same of what belongs to no operator.
     """
@@ -95,6 +96,7 @@ class Runtime:
     artifact: str
     size: str
     counts: dict[str, int]
+    layered: str
     placed: list[words.Placed]
     notes: tuple[str, ...]
     parity: Found | None
@@ -113,7 +115,7 @@ class Runtime:
 
     @property
     def operators(self) -> int:
-        """Operators of the artefact."""
+        """Layers of the network."""
         return sum(self.counts.values())
 
 
@@ -126,13 +128,14 @@ def _runtimes(model: QuantizedModel, parity: Found | None, latency: Found | None
         rows, others = words.parted(int8["rows"] if int8 else ())
         longest = max((row["ms"] for row in rows), default=0.0) or 1.0
         coverage = [dataclasses.asdict(row) for row in artifact.coverage]
-        placed = Counter(str(row.status) for row in artifact.coverage)
+        counted = coverage_json(artifact, model)
         found.append(
             Runtime(
                 name=name,
                 artifact=artifact.path.name,
                 size=words.sized(sizes(artifact, model)),
-                counts={status: placed[status] for status in ("integer", "eligible", "float island")},
+                counts={status: counted[f"{status.split()[0]}_ops"] for status in STATUSES},
+                layered=words.layered(counted),
                 placed=words.grouped(coverage, rows),
                 notes=artifact.notes,
                 parity=(parity or {}).get("backends", {}).get(name),
@@ -225,7 +228,7 @@ def _verdicts(
     if not runtimes:
         shown.append(("info", "Nothing is exported yet."))
     elif model.islands:
-        shown.append(("info", f"{len(model.islands)} of the network's operators stay in float, for the reasons below."))
+        shown.append(("info", f"{len(model.islands)} of the network's layers stay in float, for the reasons below."))
     return sorted(shown, key=lambda verdict: verdict[0] != "warn")
 
 

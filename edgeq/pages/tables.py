@@ -24,6 +24,7 @@ from edgeq.pages.words import (
     grouped_digits,
     join,
     label,
+    layered,
     medians,
     number,
     parted,
@@ -51,7 +52,7 @@ def demo_table(found: Found) -> list[RenderableType]:
     """The demo: one row a runtime, warnings before it, accuracy and the page behind it."""
     rows = found["backends"]
     latency = medians(rows)
-    table = _table("runtime", "LSB", "equal", "to QDQ", "int8 ms", "float ms", "speedup", "operators")
+    table = _table("runtime", "LSB", "equal", "to QDQ", "int8 ms", "float ms", "speedup", "layers")
     for name, row in rows.items():
         int8, floating, gain = speed(latency["backends"][name])
         table.add_row(
@@ -67,7 +68,7 @@ def demo_table(found: Found) -> list[RenderableType]:
     accuracy = _accuracy(found["float_metric"], found["qdq_metric"], {n: r["metric"] for n, r in rows.items()})
     legend = (
         "LSB, equal: the artefact against its runtime's own simulation; to QDQ: LSB from\n"
-        "the float QDQ program; operators: integer/eligible (the device decides)/float"
+        "the float QDQ program; layers: integer/eligible (the device decides)/float"
     )
     return [
         *_warnings(latency),
@@ -84,7 +85,7 @@ def lidar_table(found: Found) -> list[RenderableType]:
     rows, average = found["backends"], found["ap"]
     latency = medians(rows)
     lost = {k: signed(points(average[k], average["float"])) for k in ("minmax", "lidar_ptq")}
-    table = _table("runtime", "LSB", "equal", "AP", "int8 ms", "float ms", "speedup", "operators")
+    table = _table("runtime", "LSB", "equal", "AP", "int8 ms", "float ms", "speedup", "layers")
     for name, row in rows.items():
         int8, floating, gain = speed(latency["backends"][name])
         table.add_row(
@@ -99,7 +100,7 @@ def lidar_table(found: Found) -> list[RenderableType]:
         )
     legend = (
         "LSB, equal: the artefact against its runtime's own simulation; AP: vehicles, in\n"
-        "the artefact's own boxes; operators: integer/eligible (the device decides)/float"
+        "the artefact's own boxes; layers: integer/eligible (the device decides)/float"
     )
     frames = found["frames"]
     bundles = [(title(name), str(row["bundle"])) for name, row in rows.items() if row.get("bundle")]
@@ -124,11 +125,13 @@ def quantized_table(found: Found) -> list[RenderableType]:
     """What quantize made: counts, and the float islands grouped by reason."""
     folder = found["folder"]
     parts: list[RenderableType] = [_head(found["model"], f"target {found['target']}, recipe {found['recipe']}")]
-    counts = found["operators"]
+    counts, macs = found["operators"], found["macs"]
+    work = macs["integer"] + macs["float"]
+    part = f" ({percent(macs['integer'] / work)} of multiply-accumulates)" if work else ""
     parts.append(
         Text.assemble(
             (f"{counts['integer']}", "bold"),
-            " operators compute in integers, ",
+            f" of {counts['integer'] + counts['float']} layers compute in integers{part}, ",
             (f"{counts['float']}", "bold"),
             f" in float; {found['tensors']} tensors have a scale",
         )
@@ -145,11 +148,10 @@ def coverage_tables(found: Found) -> list[RenderableType]:
     parts: list[RenderableType] = []
     failed = _failed(found)
     for name, row in _ran(found).items():
-        counts = [(row["integer_ops"], "integer"), (row["eligible_ops"], "eligible"), (row["float_ops"], "float")]
-        parts.append(_head(title(name), ", ".join(f"{n} {what}" for n, what in counts if n or what == "integer")))
+        parts.append(_head(title(name), layered(row)))
         table = _table("operator", "count", "runs as", "why", left=(0, 2, 3))
         for group in grouped(row["rows"]):
-            status = Text(group.status, style=STYLE[group.status])
+            status = Text("inserted", style="dim") if group.inserted else Text(group.status, style=STYLE[group.status])
             table.add_row(group.kind, f"×{group.count}", status, escape(_why(group.reason, group.status, group.layers)))
         parts.append(table)
         parts.extend(Text(f"note: {note}", style="dim") for note in row["notes"])

@@ -64,6 +64,22 @@ def sized(row: Mapping[str, Any]) -> str:
     return f"{size(row['size_bytes'])} ({what} {size(row['float_size_bytes'])})"
 
 
+def layered(row: Mapping[str, Any]) -> str:
+    """What a runtime does with the network's layers, and what a converter put beside them:
+    `4 of 7 layers in integers (83 % of multiply-accumulates), 3 in float; 29 inserted beside them: 29 TRANSPOSE`."""
+    kinds = (("integer", "in integers"), ("eligible", "eligible for integers"), ("float", "in float"))
+    of = sum(row[f"{kind}_ops"] for kind, _ in kinds)
+    work = sum(row[f"{kind}_macs"] for kind, _ in kinds)
+    said: list[str] = []
+    for kind, words in kinds:
+        count, macs = row[f"{kind}_ops"], row[f"{kind}_macs"]
+        if count or (kind == "integer" and not row["eligible_ops"]):
+            part = f" ({percent(macs / work)} of multiply-accumulates)" if work and kind != "float" else ""
+            said.append(f"{count} of {of} layers {words}{part}" if not said else f"{count} {words}{part}")
+    beside = [f"{count} {kind}" for kind, count in row["inserted"].items()]
+    return ", ".join(said) + (f"; inserted beside them: {join(beside)}" if beside else "")
+
+
 def decibel(value: float | None) -> str:
     """dB with one digit; ∞ where nothing differs (null in JSON too)."""
     return "∞" if value is None or math.isinf(value) else f"{value:.1f}".replace("-", "−")
@@ -192,7 +208,9 @@ def far(sentences: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 @dataclass(slots=True)
 class Placed:
-    """Operators of an artefact that a runtime treats alike, and what they take together in a measured run."""
+    """Operators of an artefact that a runtime treats alike, and what they take together in a measured run.
+
+    inserted: they are no layers of the network."""
 
     kind: str
     status: str
@@ -200,10 +218,12 @@ class Placed:
     count: int = 0
     layers: list[str] = field(default_factory=list)
     ms: float | None = None
+    inserted: bool = False
 
 
 def grouped(rows: Iterable[Mapping[str, Any]], latency: Iterable[Mapping[str, Any]] = ()) -> list[Placed]:
-    """Coverage rows joined by kind, status and reason, float islands first, with the time of matching latency rows.
+    """Coverage rows joined by kind, status and reason, with the time of matching latency rows: float islands first, what a
+    converter inserted last.
 
     A latency row belongs to the coverage row of its name and layers, else of its name, else to the first of the same layers;
     each is used once.
@@ -218,15 +238,16 @@ def grouped(rows: Iterable[Mapping[str, Any]], latency: Iterable[Mapping[str, An
         index = both.get((time["name"], keys), names.get(time["name"], layers.get(keys)))
         if index is not None:
             spent[index] = spent.get(index, 0.0) + time["ms"]
-    groups: dict[tuple[str, str, str], Placed] = {}
+    groups: dict[tuple[str, str, str, bool], Placed] = {}
     for i, row in enumerate(rows):
-        key = (row["kind"], row["status"], row["reason"])
-        group = groups.setdefault(key, Placed(*key))
+        inserted = row.get("inserted", False) or not row["layers"]
+        key = (row["kind"], row["status"], row["reason"], inserted)
+        group = groups.setdefault(key, Placed(*key[:3], inserted=inserted))
         group.count += 1
         group.layers.extend(layer for layer in row["layers"] if layer not in group.layers)
         if i in spent:
             group.ms = (group.ms or 0.0) + spent[i]
-    return sorted(groups.values(), key=lambda g: (ORDER[g.status], -(g.ms or 0), -g.count))
+    return sorted(groups.values(), key=lambda g: (g.inserted, ORDER[g.status], -(g.ms or 0), -g.count))
 
 
 def parted(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:

@@ -18,11 +18,13 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le,
     "==": operator.eq,
 }
-COUNTS = ("integer_ops", "eligible_ops", "float_ops", "size_bytes")
+COUNTS = (
+    "integer_ops", "eligible_ops", "float_ops", "integer_macs", "eligible_macs", "float_macs", "size_bytes",
+)  # fmt: skip
 NAMES: dict[str, tuple[str, ...]] = {
     "export": (*COUNTS, "float_size_bytes"),
     "verify": ("max_lsb", "exact_share", "qdq_lsb", "sqnr_db", *COUNTS),
-    "profile": ("median_ms", "p10_ms", "p90_ms", "speedup", "instructions", "fewer", "size_bytes"),
+    "profile": ("median_ms", "p10_ms", "p90_ms", "speedup", "instructions", "fewer", *COUNTS),
 }
 MISSING = {"max_lsb": math.inf, "qdq_lsb": math.inf}  # JSON's way to say infinite is null
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeq.graph.package import plain_name, read_manifest, recorded, result, unchanged
 from edgeq.run.compare import earlier_of, ratio_of_medians, reports
+from edgeq.run.condition import COUNTS
 from edgeq.run.files import size
 from edgeq.schema import load as read_json
 from edgeq.spec import EdgeqError
@@ -23,8 +24,8 @@ AWAY = 0.01  # of float's metric: how much further from it the artefact's may be
 def diff(old: str | Path, new: str | Path) -> dict[str, Any]:
     """Compare two folders that `edgeq quantize` wrote, in what both have; its shape is described in docs/json.md.
 
-    Plan and numbers are told, and are no regression by themselves. A regression is: a runtime no longer exported, more float
-    operators, an artefact over 1 % larger, a larger difference from the simulation or fewer equal elements, 1 dB less
+    Plan and numbers are told, and are no regression by themselves. A regression is: a runtime no longer exported, more
+    layers in float, an artefact over 1 % larger, a larger difference from the simulation or fewer equal elements, 1 dB less
     against float, a metric further from its own float network's by 1 % of it, a median that is slower by its interval.
 
     Raises:
@@ -68,14 +69,11 @@ def _contents(root: Path) -> dict[str, Any]:
 
 
 def _artefact(root: Path, path: Path) -> dict[str, Any]:
-    """Operators by what they run as, and bytes, of an exported artefact."""
+    """Layers by what they run as, and bytes, of an exported artefact."""
     described = read_json(recorded(root, path, f"run edgeq export {root} --to {path.parent.name}"), "")
-    placed = [row["status"] for row in described["coverage"]]
     file = path.parent / plain_name(described["artifact"], path)
     return {
-        "integer_ops": placed.count("integer"),
-        "eligible_ops": placed.count("eligible"),
-        "float_ops": placed.count("float island"),
+        **{name: value for name, value in (described.get("counts") or {}).items() if name != "inserted"},
         "size_bytes": size(file) if file.exists() else None,
     }
 
@@ -93,7 +91,7 @@ def _changed(old: Found, new: Found) -> dict[str, dict[str, Any]]:
 def _backend(name: str, a: Found, b: Found) -> dict[str, Any]:
     """One runtime on both sides."""
     x, y = ({**side["parity"].get(name, {}), **side["backends"].get(name, {})} for side in (a, b))
-    counts = ("integer_ops", "eligible_ops", "float_ops", "size_bytes", "max_lsb", "exact_share", "qdq_lsb", "sqnr_db")
+    counts = (*COUNTS, "max_lsb", "exact_share", "qdq_lsb", "sqnr_db")
     metrics = [(side.get("metric") or {}) for side in (x, y)]
     return {
         "exported": _two(name in a["backends"], name in b["backends"]),
@@ -122,7 +120,7 @@ def _regressions(found: Found) -> Iterator[str]:
             continue
         old, new = ({key: row[key][side] for key in row if key not in ("metric", "latency")} for side in ("old", "new"))
         if _both(old, new, "float_ops") and new["float_ops"] > old["float_ops"]:
-            yield f"{name}: {new['float_ops']} float operators, {old['float_ops']} before"
+            yield f"{name}: {new['float_ops']} layers in float, {old['float_ops']} before"
         if _both(old, new, "size_bytes") and new["size_bytes"] > LARGER * old["size_bytes"]:
             yield f"{name}: {new['size_bytes']:,} bytes, {old['size_bytes']:,} before"
         if old["verified"] and new["verified"]:

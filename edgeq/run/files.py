@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgeq import backends, schema
 from edgeq.graph.package import SCHEMA, QuantizedModel, plain_name, record, recorded, write_json, wrong_numbers
+from edgeq.run.coverage import Counts, coverage_json
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, TensorInfo
 
 
@@ -26,11 +27,12 @@ class ArtifactFile:
     preprocessing: Any
     coverage: tuple[OpPlacement, ...]
     notes: tuple[str, ...]
+    counts: Counts | None = None
     schema: int = SCHEMA
 
 
-def artifact_json(artifact: Artifact, model: QuantizedModel) -> dict[str, Any]:
-    """What an app needs to know about an artefact, as it is written beside the file."""
+def artifact_json(artifact: Artifact, model: QuantizedModel, name: str = "model") -> dict[str, Any]:
+    """What an app needs to know about an artefact, as it is written beside the file; of the float twin no counts."""
     return {
         "schema": SCHEMA,
         "backend": artifact.backend,
@@ -41,6 +43,7 @@ def artifact_json(artifact: Artifact, model: QuantizedModel) -> dict[str, Any]:
         "preprocessing": _preprocessing(artifact, model),
         "coverage": [dataclasses.asdict(row) for row in artifact.coverage],
         "notes": list(artifact.notes),
+        **({"counts": coverage_json(artifact, model)} if name == "model" else {}),
     }
 
 
@@ -54,7 +57,7 @@ def _preprocessing(artifact: Artifact, model: QuantizedModel) -> Any:
 def put(artifact: Artifact, model: QuantizedModel, name: str) -> None:
     """Write what an app needs to know beside `artifact`, and the hashes of both into the manifest of the model's folder."""
     told = artifact.path.parent / f"{name}.json"
-    write_json(told, artifact_json(artifact, model))
+    write_json(told, artifact_json(artifact, model, name))
     if model.folder is not None and told.resolve().is_relative_to(model.folder.resolve()):
         record(model.folder.resolve(), [artifact.path.resolve(), told.resolve()])
 

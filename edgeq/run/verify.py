@@ -18,6 +18,7 @@ from edgeq.graph.excerpt import excerpt
 from edgeq.graph.far import apart, sqnr_db
 from edgeq.graph.integer import tensor_qparams
 from edgeq.graph.package import QuantizedModel
+from edgeq.run.coverage import coverage_json
 from edgeq.run.files import size
 from edgeq.run.metric import evaluate
 from edgeq.run.place import Batch, Place
@@ -277,9 +278,8 @@ def _prefix(
         return place.answers(dataclasses.replace(artifact, backend=engine.name), [inputs], kernels=kernels)[0][0]
 
 
-def parity_json(parity: Parity, artifact: Artifact) -> dict[str, object]:
-    """A parity report as plain data, with the artefact's operator counts."""
-    placed = [row.status for row in artifact.coverage]
+def parity_json(parity: Parity, artifact: Artifact, model: QuantizedModel) -> dict[str, object]:
+    """A parity report as plain data, with what the artefact does with the network's layers."""
     return {
         "artifact": str(artifact.path),
         "max_lsb": parity.max_lsb,
@@ -298,8 +298,6 @@ def parity_json(parity: Parity, artifact: Artifact) -> dict[str, object]:
             }
             for k in parity.kernels
         },
-        "integer_ops": placed.count("integer"),
-        "eligible_ops": placed.count("eligible"),
-        "float_ops": placed.count("float island"),
+        **coverage_json(artifact, model),
         "size_bytes": size(artifact.path),
     }

@@ -43,7 +43,7 @@ def test_a_curve_between_two_convolutions_is_an_island_where_no_kernel_has_it(na
     for runtime in RUNTIMES:
         engine = backends.backend(runtime)
         artifact = engine.lower(model.program, tmp_path, name=runtime, layers=model.labels)
-        assert [row.status for row in artifact.coverage].count("float island") == 1
+        assert [row.status for row in artifact.coverage if not row.inserted].count("float island") == 1
         (got,) = engine.load(artifact.path, threads=1)(data[1])
         (want,) = simulate(read(model.program), data[1], engine.target.arithmetic)
         assert torch.equal(got, want), runtime
