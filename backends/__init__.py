@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
+    from edgeq.graph.integer import IntegerProgram
+
 # runtime → (the package it needs, the extra that installs it)
 RUNTIMES: dict[str, tuple[str, str]] = {
     "litert": ("litert_torch", "litert-torch"),
@@ -102,6 +104,20 @@ def backend(name: str) -> Backend:
         raise EdgeqError(runs_here(name).removeprefix("no: "))
 
     return Backend(name, own, functools.partial(part("lower").lower, target=name), elsewhere, elsewhere, place)
+
+
+def differing(name: str, path: Path, program: IntegerProgram) -> list[str]:
+    """What an artefact of backend `name` holds otherwise than `program`, in a few words each; empty where nothing.
+
+    A library for Hexagon has its constants as plain data of C, without a mark by which to find them, and is not read.
+    """
+    if path.suffix == ".elf":
+        return []
+    from edgeq.backends.constants import differences
+
+    return list(
+        differences(importlib.import_module(f"edgeq.backends.{runtime_of(name)}.constants").stored(path), program)
+    )
 
 
 def runtime_of(name: str) -> str:

@@ -30,6 +30,7 @@ from edgeq.graph.capture import Captured, capture, confirm, leaves_like
 from edgeq.graph.convert import Resolved, convert, float_program
 from edgeq.graph.golden import golden
 from edgeq.graph.package import QuantizedModel, hash_of, keep_result, load_plan, result, versions, write_json
+from edgeq.run.agree import agree
 from edgeq.run.compare import compare as compare_profiles
 from edgeq.run.condition import conditions, holding
 from edgeq.run.count import count as count_instructions
@@ -378,6 +379,7 @@ def verify(
 
         def row(name: str) -> dict[str, Any]:
             artifact = find(model, name)
+            agree(model, artifact)
             known = digest(artifact.path, layers, threads, versions(), *parts)
             made = kept.get(name, known)
             if made is None:

@@ -6,7 +6,7 @@ import importlib.resources
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,31 @@ def read_pte(data: bytes) -> tuple[PteOp, ...]:
             payload = bytes(program.backend_delegate_data[delegate.processed.index].data)
             found += _delegate_ops(_xnnpack_graph(payload), index)
     return tuple(found)
+
+
+def delegates(data: bytes) -> Iterator[tuple[dict[str, Any], bytes, Callable[[int], bytes]]]:
+    """Each of XNNPACK's graphs in the file as JSON and as its own bytes, with what gives its constants by their index."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    file = deserialize_pte_binary(data)
+    named = file.named_data
+    for plan in file.program.execution_plan:
+        for delegate in plan.delegates:
+            payload = bytes(file.program.backend_delegate_data[delegate.processed.index].data)
+            graph = _xnnpack_graph(payload)
+            start, size = (int.from_bytes(payload[at : at + 4], "little") for at in (10, 14))
+            begin = int.from_bytes(payload[18:26], "little")
+
+            def constant(
+                index: int, told: list[dict[str, Any]] = graph["constant_data"], own: bytes = payload[begin:]
+            ) -> bytes:
+                """A constant lies in the file under its name, or in the delegate's own bytes."""
+                entry = told[index]
+                if entry["named_key"] and named is not None:
+                    return bytes(named.buffers[named.pte_data[entry["named_key"]].buffer_index])
+                return own[entry["offset"] : entry["offset"] + entry["size"]]
+
+            yield graph, payload[start : start + size], constant
 
 
 def _datatypes(values: Sequence[Any], indices: Sequence[int]) -> Iterator[str]:

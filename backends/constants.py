@@ -1,0 +1,88 @@
+"""Does an artefact hold the program's numbers? Its constants, as each runtime's file has them, beside those of the program.
+
+A runtime may lay weights out as it likes, pad them or split them by phases; their values stay. So a layer's weights are
+found by how often each value occurs in them, and scales by what they are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerProgram, tensor_qparams
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The integer constants of a file.
+
+    weights: int8. ratios: runs of numbers that begin with a layer's weight scales, or what the runtime made of them.
+    biases: int32. activations: (scale, zero point) of each quantized value; either is None where the file has none as data.
+    half: its scales are float16. folded: its ratios are weight scales times the input's over the output's.
+    """
+
+    weights: tuple[Array, ...]
+    ratios: tuple[Array, ...]
+    biases: tuple[Array, ...] | None = None
+    activations: frozenset[tuple[float, int]] | None = None
+    half: bool = False
+    folded: bool = False
+
+
+def differences(stored: Stored, program: IntegerProgram) -> Iterator[str]:
+    """A few words for each layer whose numbers a file does not hold."""
+    half = stored.half
+    weights = Counter(_occurrences(w) for w in stored.weights)
+    runs = [_rounded(ratio, half) for ratio in stored.ratios]
+    biases = None if stored.biases is None else [b.reshape(-1) for b in stored.biases]
+    for op in program.ops.values():
+        if op.weight is None or op.weight_scale is None:
+            continue
+        if not weights[_occurrences(op.weight.numpy())]:
+            yield f"weights of {op.layer} differ"
+        weights[_occurrences(op.weight.numpy())] -= 1
+        scale = op.weight_scale.numpy()
+        if stored.folded:
+            scale = (op.input_qparams[0].scale[0] * scale / op.output_qparams.scale[0]).astype(np.float32)
+        if not any(_begins(run, _rounded(scale, half)) for run in runs):
+            yield f"weight scales of {op.layer} differ"
+        if biases is not None and op.bias is not None:
+            wanted = op.bias.numpy()
+            if not any(np.array_equal(b, wanted) for b in biases):
+                yield f"bias of {op.layer} differs"
+    if stored.activations is not None:
+        known = _activations(program, half)
+        for scale_, zero in sorted({(_single(s, half), z) for s, z in stored.activations} - known):
+            yield f"scale {scale_:.9g} and zero point {zero} are no tensor's"
+
+
+def _activations(program: IntegerProgram, half: bool) -> set[tuple[float, int]]:
+    """(scale, zero point) of every quantized value of the program."""
+    nodes = [n for n in program.module.graph.nodes if n.target in (QUANTIZE, DEQUANTIZE)]
+    return {(_single(q.scale[0], half), q.zero_point[0]) for q in map(tensor_qparams, nodes)}
+
+
+def _occurrences(weight: Array) -> bytes:
+    """How often each value but 0 occurs, with which kernels pad."""
+    counts = np.bincount(weight.reshape(-1).astype(np.int64) + 128, minlength=256)
+    counts[128] = 0
+    return counts.tobytes()
+
+
+def _rounded(values: Array, half: bool) -> Array:
+    return values.reshape(-1).astype(np.float16 if half else np.float32)
+
+
+def _single(scale: float, half: bool) -> float:
+    return float(np.float16(scale) if half else np.float32(scale))
+
+
+def _begins(run: Array, wanted: Array) -> bool:
+    return len(run) >= len(wanted) and np.array_equal(run[: len(wanted)], wanted)
