@@ -66,7 +66,9 @@ def test_rows_are_numpys(
     assert [op.kind for op in read(program).ops.values()] == ["gather"] * 3 and not read(program).floats
     engine = backends.backend(runtime)
     artifact = engine.lower(program, tmp_path_factory.mktemp("gather"))
-    assert {row.status for row in artifact.coverage if not row.inserted} == {"eligible" if runtime == "coreml" else "integer"}
+    assert {row.status for row in artifact.coverage if not row.inserted} == {
+        "eligible" if runtime == "coreml" else "integer"
+    }
     first = stored[table.ravel()]
     second = first[table.ravel()]
     wanted = (first, second, np.maximum(second[table.ravel()], ZERO))
