@@ -1,10 +1,11 @@
-"""One folder for each runtime; this file is the only list of them."""
+"""One folder for each runtime; what is in `RUNTIMES` is what has a `runtime.py` there."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import importlib.util
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeq.backends.portable import intersection
+from edgeq.backends.runtime import Runtime, Variant
 from edgeq.backends.timing import Event
 from edgeq.spec import Artifact, EdgeqError, LatencyReport, OpLatency, Target
 
@@ -21,36 +23,16 @@ if TYPE_CHECKING:
 
     from edgeq.graph.integer import IntegerProgram
 
-# runtime → (the package it needs, the extra that installs it)
-RUNTIMES: dict[str, tuple[str, str]] = {
-    "litert": ("litert_torch", "litert-torch"),
-    "executorch": ("executorch", "executorch"),
-    "coreml": ("coremltools", "coremltools"),
-    "tvm": ("tvm", "apache-tvm"),
-}
+
+def _found() -> dict[str, Runtime]:
+    """Every folder here that has a `runtime.py`."""
+    names = [entry.name for entry in pkgutil.iter_modules(__path__) if entry.ispkg]
+    found: list[Runtime] = [importlib.import_module(f"edgeq.backends.{name}.runtime").RUNTIME for name in names]
+    return {runtime.name: runtime for runtime in sorted(found, key=lambda r: r.rank)}
 
 
-RUNS = {"litert": "ai-edge-litert"}  # the package that runs artefacts, where another one makes them
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """Artefacts of a runtime compiled for another machine than this one; they lie in a folder of their own name.
-
-    machine: as an ABI begins. features: what the processor must have, by their names in /proc/cpuinfo. devices: examples.
-    """
-
-    runtime: str
-    machine: str
-    features: tuple[str, ...]
-    devices: str
-
-
-VARIANTS: dict[str, Variant] = {
-    "tvm-arm64": Variant("tvm", "aarch64", (), "emulated:cortex-a53, adb or ssh:user@host"),
-    "tvm-arm64-dotprod": Variant("tvm", "aarch64", ("asimddp",), "emulated:cortex-a76, adb or ssh:user@host"),
-    "tvm-hexagon": Variant("tvm", "hexagon", (), "emulated:hexagon-v67"),
-}
+RUNTIMES = _found()
+VARIANTS: dict[str, Variant] = {name: v for runtime in RUNTIMES.values() for name, v in runtime.variants}
 SIMULATED = Target("simulated", (), "ideal", (), floats=("fp32", "fp16"), any_precision=True)
 
 Predict = Callable[[Sequence["Tensor"]], tuple["Tensor", ...]]
@@ -135,16 +117,20 @@ def runtime_of(name: str) -> str:
 
 def installed(name: str) -> bool:
     """Whether the package behind backend `name` is there, found without importing it."""
-    return importlib.util.find_spec(RUNTIMES[runtime_of(name)][0]) is not None
+    return importlib.util.find_spec(RUNTIMES[runtime_of(name)].module) is not None
 
 
 def runs_here(name: str) -> str:
     """Where an artefact of this backend runs when the device is `host`, in words."""
     if name in VARIANTS:
         return f"no: {name} is compiled for other machines than this one: add --device, as {VARIANTS[name].devices}"
-    if name == "coreml" and sys.platform != "darwin":
-        return "reference interpreter of the saved package (no latency; Core ML itself needs macOS)"
-    return "yes"
+    runtime = RUNTIMES[runtime_of(name)]
+    return runtime.stand_in if runtime.apple and sys.platform != "darwin" else "yes"
+
+
+def title(name: str) -> str:
+    """A runtime's name as its makers write it; a variant's own."""
+    return RUNTIMES[name].title if name in RUNTIMES else name
 
 
 def target(name: str) -> Target:

@@ -258,31 +258,35 @@ def export(
             runtime cannot run what was made.
     """
     model = _saved(model)
-    engine = backends.backend(to)
+    engine, runtime = backends.backend(to), backends.RUNTIMES[backends.runtime_of(to)]
     if not backends.installed(to):
-        runtime = backends.runtime_of(to)
-        package = backends.RUNTIMES[runtime][1]
-        raise EdgeqError(f"backend {to} needs {package}, which is not installed: pip install 'edgeq[{runtime}]'")
+        raise EdgeqError(
+            f"backend {to} needs {runtime.package}, which is not installed: pip install 'edgeq[{runtime.name}]'"
+        )
     refuse_beyond(model, to)
     where = Path(folder) if folder is not None else _home(model) / to
     where.mkdir(parents=True, exist_ok=True)
     program, labels = (model.twin, model.twin_labels) if float_twin else (model.program, model.labels)
     name = "float" if float_twin else "model"
-    if io not in (None, "int8", "uint8", "float"):
-        raise EdgeqError(f"{to} cannot be exported with io {io!r}; choose int8, uint8 or float")
-    if io is not None and to != "litert":
-        raise EdgeqError(f"{to} takes and gives floats, and only litert has the choice; export it without --io {io}")
+    having = " and ".join(name for name, each in backends.RUNTIMES.items() if each.io)
+    if io is not None and runtime.io and io not in runtime.io:
+        raise EdgeqError(f"{to} cannot be exported with io {io!r}; choose one of {', '.join(runtime.io)}")
+    if io is not None and not runtime.io:
+        raise EdgeqError(f"{to} takes and gives floats, and only {having} has the choice; export it without --io {io}")
     if tune and engine.tune is None:
         raise EdgeqError(
             f"{to} has nothing to tune: schedules are searched for tvm, on the computer that will run them"
         )
-    if channels_last is not None and to != "litert":
-        raise EdgeqError(f"{to} takes the network's own axes, and only litert has the choice; leave channels last out")
-    options: dict[str, Any] = {} if io is None or float_twin else {"io": io}
-    if to == "litert" and not float_twin:
-        options |= {"preprocessing": model.preprocessing, "channels_last": channels_last}
-    if to in ("litert", "coreml"):
-        options["outputs"] = tuple(info.name for info in model.outputs)
+    if channels_last is not None and "channels_last" not in runtime.options:
+        raise EdgeqError(
+            f"{to} takes the network's own axes, and only {having} has the choice; leave channels last out"
+        )
+    told: dict[str, Any] = {"outputs": tuple(info.name for info in model.outputs)}
+    if not float_twin:
+        told |= {"preprocessing": model.preprocessing, "channels_last": channels_last}
+    options = {name: value for name, value in told.items() if name in runtime.options}
+    if io is not None and not float_twin:
+        options["io"] = io
     if tune and engine.tune is not None:
         for each, keys in ((model.program, model.labels), (model.twin, model.twin_labels)):
             engine.tune(each, where, trials=tune, layers=keys, progress=progress)
@@ -528,11 +532,11 @@ def coverage(artifact: Artifact, model: QuantizedModel) -> dict[str, Any]:
 def doctor() -> dict[str, Any]:
     """Backends, devices, targets and recipes, and how to get what is missing; imports no converter."""
     engines = {}
-    for name, (_, needs) in backends.RUNTIMES.items():
+    for name, runtime in backends.RUNTIMES.items():
         there = backends.installed(name)
         engines[name] = {
             "installed": there,
-            "version": versions().get(backends.RUNS.get(name, needs)),
+            "version": versions().get(runtime.runner or runtime.package),
             "install": f"pip install 'edgeq[{name}]'",
             "runs_here": backends.runs_here(name) if there else "not installed",
         }

@@ -26,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeq import api
+from edgeq import api, backends
 from edgeq.spec import EdgeqError, EdgeqWarning
 from edgeq.task import Task
 
-RUNTIMES: Final = ("litert", "executorch", "coreml", "tvm")
+RUNTIMES: Final = tuple(backends.RUNTIMES)
 LARGEST: Final = 6_000  # elements of a tensor; larger ones are not drawn
 FAR_DB: Final = 5.0  # a QDQ program this near to noise must have been warned of
 Made = tuple[str, nn.Module | None, Callable[..., Tensor]]  # words, its weights, what it does

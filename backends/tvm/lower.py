@@ -17,8 +17,10 @@ from torch.fx import Node
 from edgeq.backends.tvm import bundle, moves, origins, sums, tuning
 from edgeq.backends.tvm.decompositions import rewritten
 from edgeq.backends.tvm.floats import schedule_floats
+from edgeq.backends.tvm.imported import tvm_package
 from edgeq.backends.tvm.indices import from_start
 from edgeq.backends.tvm.inspection import placement
+from edgeq.backends.tvm.run import use_threads
 from edgeq.backends.tvm.schedule import HVX, Machine, host_target, machine
 from edgeq.backends.tvm.target import VARIANTS
 from edgeq.graph.arithmetic.tvm import MISSING
@@ -99,8 +101,6 @@ def tune(
     Raises:
         EdgeqError: TVM is missing, cannot take an operator, or the log that is there is damaged.
     """
-    from edgeq.backends.tvm.run import use_threads  # which imports this module
-
     tvm_package()
     described = _described(None)
     with quiet():
@@ -147,21 +147,6 @@ def _words(target: Any) -> str:
     if not named and "mtriple" in target.attrs:
         named = " ".join([str(target.attrs["mtriple"]), *map(str, target.attrs.get("mattr", ()))])
     return str(named or target.kind.name)
-
-
-def tvm_package() -> Any:
-    """The tvm package.
-
-    Raises:
-        EdgeqError: it is not installed.
-    """
-    try:
-        with quiet():
-            import tvm
-            import tvm.relax
-    except ImportError as error:
-        raise EdgeqError("the tvm backend needs apache-tvm: pip install 'edgeq[tvm]'") from error
-    return tvm
 
 
 def _last_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from edgeq.backends.timing import Event, alternate, overhead, report
-from edgeq.backends.tvm.lower import tvm_package
+from edgeq.backends.tvm.imported import tvm_package
 from edgeq.backends.tvm.run import call, open_library, to_tvm
 from edgeq.spec import Artifact, LatencyReport, OpLatency, RowKind
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from edgeq.backends.tvm.lower import tvm_package
+from edgeq.backends.tvm.imported import tvm_package
 from edgeq.spec import EdgeqError
 
 ALIGNMENT = 64  # bytes; torch's own allocations have it, NumPy's and slices need not

@@ -53,7 +53,7 @@ def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float
     with replacing(folder, "pipeline.json", "lidar bundle") as part:
         described = []
         for piece in parts(model, settings):
-            options: dict[str, Any] = {"io": "float"} if to == "litert" else {}
+            options: dict[str, Any] = {"io": "float"} if backends.RUNTIMES[runtime].io else {}
             artifact = backends.backend(to).lower(piece.program, part, name=piece.name, layers=piece.labels, **options)
             described.append(
                 {

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-TITLES = {"litert": "LiteRT", "executorch": "ExecuTorch", "coreml": "Core ML", "tvm": "TVM"}
+from edgeq import backends
+
 NOTHING = "–"
 ORDER = {"float island": 0, "eligible": 1, "integer": 2}  # what a reader must see first
 
 
 def title(backend: str) -> str:
     """A runtime's name as its makers write it."""
-    return TITLES.get(backend, backend)
+    return backends.title(backend)
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -59,7 +59,7 @@ def benchmark(device: Device, model: str, artifact: Artifact, threads: int, timi
     return report(
         [b.mean_ms if b.median_ms is None else b.median_ms for b in starts],
         rows_of(artifact, traced.nodes) if traced else (),
-        backend="litert",
+        backend=artifact.backend,
         versions={PROGRAM: version},
         threads=threads,
         warmup=timing.warmup,

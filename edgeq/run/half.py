@@ -1,4 +1,4 @@
-"""What a Core ML package cannot hold, whose floats are float16: values beyond its end, scales that vanish in it."""
+"""What an artefact cannot hold whose floats are float16, as Core ML's are: values beyond its end, scales that vanish in it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ NAMED = 4  # tensors that the sentence names
 
 
 def beyond_half(model: QuantizedModel, batch: Sequence[Tensor]) -> Iterator[str]:
-    """A sentence where the target includes Core ML and tensors, or scales, of `model` have no float16.
+    """A sentence where the target includes a runtime of float16 and tensors, or scales, of `model` have no float16.
 
     Calibrated tensors are judged by their ranges, those of float islands by their values on flat `batch`.
     """
-    if "coreml" not in backends.target(model.plan.target).runtimes:
+    halves = [
+        backends.RUNTIMES[name] for name in backends.target(model.plan.target).runtimes if backends.RUNTIMES[name].half
+    ]
+    if not halves:
         return
+    title = " and ".join(runtime.title for runtime in halves)
     reach = {
         key: max(abs(q.scale[0] * (end - q.zero_point[0])) for end in (q.qmin, q.qmax))
         for key, q in model.qparams.items()
@@ -32,14 +36,14 @@ def beyond_half(model: QuantizedModel, batch: Sequence[Tensor]) -> Iterator[str]
     large = [f"{key!r} reaches {value:.3g}" for key, value in reach.items() if value > LARGEST]
     if large:
         yield (
-            f"Core ML's packages compute in float16, which ends at {LARGEST:.0f}: {_first(large)}, so their outputs will be of "
-            "no use there; give the network such values in another unit or scale, or leave Core ML out"
+            f"{title}'s packages compute in float16, which ends at {LARGEST:.0f}: {_first(large)}, so their outputs will be of "
+            "no use there; give the network such values in another unit or scale, or leave {title} out"
         )
     small = [f"{key!r} has {q.scale[0]:.3g}" for key, q in model.qparams.items() if 0 < q.scale[0] < SMALLEST]
     if small:
         yield (
-            f"Core ML's packages store scales in float16, where those below {SMALLEST:.2g} vanish: {_first(small)}; scale such "
-            "values up inside the network, or leave Core ML out"
+            f"{title}'s packages store scales in float16, where those below {SMALLEST:.2g} vanish: {_first(small)}; scale such "
+            f"values up inside the network, or leave {title} out"
         )
 
 

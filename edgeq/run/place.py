@@ -40,8 +40,10 @@ class Place:
         """Why artefacts of `backend` do not run here, in words; empty where they do."""
         if self.device is None:
             return "" if backend not in backends.VARIANTS else backends.runs_here(backend).removeprefix("no: ")
-        if remote.is_rpc(self.device) and backends.runtime_of(backend) != "tvm":
-            return f"{self.name} runs TVM's artefacts alone"
+        runtime = backends.RUNTIMES[backends.runtime_of(backend)]
+        if remote.is_rpc(self.device) and not runtime.rpc:
+            served = " and ".join(f"{each.title}'s" for each in backends.RUNTIMES.values() if each.rpc)
+            return f"{self.name} runs {served} artefacts alone"
         machine = _machine(self.info)
         if machine == "unknown":  # a server with TVM's bare runtime does not tell; what is not for it will not load
             return ""
@@ -52,12 +54,15 @@ class Place:
             told = not remote.is_rpc(self.device)  # a server names its processor, not what that has
             absent = [f for f in variant.features if told and f not in self.info.features]
             return f"{backend} needs {', '.join(absent)}, which {self.info.model} does not have" if absent else ""
-        if backend == "coreml":
-            return "" if self.in_process(backend) else f"Core ML runs on Apple's systems, and {self.name} is none"
-        if backend == "tvm" and machine != _machine(Host().describe()):
-            return f"tvm is compiled for this host, and {self.name} is {self.info.abi}"
+        if runtime.apple:
+            return (
+                "" if self.in_process(backend) else f"{runtime.title} runs on Apple's systems, and {self.name} is none"
+            )
+        if runtime.compiled and machine != _machine(Host().describe()):
+            return f"{backend} is compiled for this host, and {self.name} is {self.info.abi}"
         if machine == "hexagon":
-            return f"{backend} does not run on Hexagon; export --to tvm-hexagon"
+            fitting = " or ".join(f"--to {name}" for name, v in backends.VARIANTS.items() if v.machine == machine)
+            return f"{backend} does not run on Hexagon; export {fitting}"
         return ""
 
     def job(self, artifact: Artifact, kernels: str = "") -> Job:
@@ -120,8 +125,9 @@ class Place:
         return backends.backend(artifact.backend).load(artifact.path, threads=threads, **options)
 
     def in_process(self, backend: str) -> bool:
-        """Whether this process runs its artefacts: on the host, and Core ML's on a Mac."""
-        return self.device is None or (backend == "coreml" and self.info.abi.endswith("-apple"))
+        """Whether this process runs its artefacts: on the host, and an Apple runtime's on a Mac."""
+        apple = backends.RUNTIMES[backends.runtime_of(backend)].apple
+        return self.device is None or (apple and self.info.abi.endswith("-apple"))
 
     @staticmethod
     def _part(backend: str) -> Any:

@@ -81,7 +81,8 @@ def profile(
 def _timed(
     place: Place, artifact: Artifact, inputs: Sequence[Tensor], threads: int, timing: Timing
 ) -> LatencyReport | None:
-    if place.device is not None and artifact.backend == "litert" and place.info.abi.endswith("-android"):
+    own = backends.RUNTIMES[backends.runtime_of(artifact.backend)].benchmark
+    if place.device is not None and own and place.info.abi.endswith("-android"):
         return benchmark(place.device, place.info.model, artifact, threads, timing)
     if not place.in_process(artifact.backend):
         outcome = place.run(artifact, [inputs], threads=threads, timing=timing)
