@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
@@ -33,9 +34,12 @@ from edgeq.backends.litert.metadata import (
 from edgeq.backends.litert.operators import Emitter, Perm, Value
 from edgeq.backends.litert.run import LAST, SHIFT, described, ports
 from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, members, read, tensor_qparams
-from edgeq.graph.ops import value
+from edgeq.graph.ops import node_arg, value
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, QParams, TensorInfo
 
+aten = torch.ops.aten
+
+TURNS = (aten.permute.default, aten.to.dtype, aten._to_copy.default)  # that keep every value of bytes
 BOUNDARY = ("QUANTIZE", "DEQUANTIZE")
 LAYOUT = "TRANSPOSE"
 ROUNDING = 0.501  # of a step: what an input's own rounding may do to an image's bytes
@@ -120,6 +124,7 @@ class _Walk:
         self.picture = image(preprocessing, [_info(n) for n in self.placeholders])
         self.classes = labels(preprocessing) if self.picture is not None else ()
         self.last = self._channels_last(channels_last)  # inputs whose channels stand last
+        self.shifted = self._shifted()
         self.perms: dict[Node, Perm] = {}  # float inputs that stand in another order than torch's
         self.notes: list[str] = []
         self.writer = ModelWriter()
@@ -177,9 +182,15 @@ class _Walk:
             self.writer.operator("QUANTIZE", [index], [made.index], table="QuantizeOptions")
             return index
         dtype = str(recorded.dtype).removeprefix("torch.")
-        index = self.writer.tensor(node.name, [shape[a] for a in perm], dtype)
+        mine = {quantize: order for quantize, (source, order) in self.shifted.items() if source is node}
+        index = self.writer.tensor(node.name, [shape[a] for a in perm], dtype, 1.0 if mine else None)
         self.floats[node] = index
-        if node not in self.last:
+        for quantize, turned in mine.items():  # stored axis → the axis that it is where it is quantized
+            axes = tuple(turned.index(a) for a in perm)
+            made = self.emitter._value(quantize.name, value(quantize).shape, axes, tensor_qparams(quantize))
+            self.writer.operator("QUANTIZE", [index], [made.index], table="QuantizeOptions")
+            self.values[quantize] = made
+        if node not in self.last or mine:
             return index
         if grid is not None:
             self.perms[node] = perm
@@ -189,6 +200,34 @@ class _Walk:
             self.writer.operator("TRANSPOSE", [index, order], [self.floats[node]], table="TransposeOptions")
         return index
 
+    def _shifted(self) -> dict[Node, tuple[Node, Perm]]:
+        """Quantize nodes that only shift an input of bytes: the input, and which of its axes each of theirs is.
+
+        None of an input that operators in float read as well.
+        """
+        found: dict[Node, tuple[Node, Perm]] = {}
+        for node in self.placeholders:
+            if value(node).dtype == torch.uint8:
+                ends = self._ends(node, tuple(range(value(node).dim())))
+                found |= {end: (node, order) for end, order in (ends or {}).items()}
+        return found
+
+    def _ends(self, node: Node, order: Perm) -> dict[Node, Perm] | None:
+        """The quantize nodes of scale 1 that bytes go to, with their axes' order there; None where they go elsewhere too."""
+        found: dict[Node, Perm] = {}
+        for user in node.users:
+            if user.target is QUANTIZE and (user.args[1], user.args[2]) == (1.0, -SHIFT):
+                found[user] = order
+            elif user.target in TURNS and value(user).dtype in (torch.uint8, torch.float32):
+                dims = node_arg(user, 1, None) if user.target is aten.permute.default else range(len(order))
+                ends = self._ends(user, tuple(order[int(d)] for d in dims))
+                if ends is None:
+                    return None
+                found |= ends
+            elif user.users or user.op == "output":  # what nobody reads only asserts
+                return None
+        return found
+
     def _bytes(self, name: str, of: Value) -> int:
         """A uint8 tensor for the integers of `of`, which stand there plus 128."""
         tensor = self.writer.tensors[of.index]
@@ -197,7 +236,10 @@ class _Walk:
 
     def _convert_islands(self, results: list[Node]) -> None:
         """Convert everything the integer operators and the outputs want from float computation."""
-        asked = [n.args[0] for n in self.graph.nodes if n.target is QUANTIZE and n.name not in self.program.ops]
+        graph = self.graph.nodes
+        asked = [
+            n.args[0] for n in graph if n.target is QUANTIZE and n.name not in self.program.ops and n not in self.values
+        ]
         wanted = [n for n in dict.fromkeys([*asked, *results]) if isinstance(n, Node) and not islands._is_input(n)]
         self.islands = wanted
         if not wanted:

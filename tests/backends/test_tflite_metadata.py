@@ -309,6 +309,8 @@ def test_a_network_that_normalises_its_pixels_takes_their_bytes(spelling: str, t
     assert edgeq.export(model, "litert").path and edgeq.verify(model)["backends"]["litert"]["max_lsb"] == 0
     made = edgeq.export(model, "litert", io="uint8")
     assert (made.inputs[0].dtype, made.inputs[0].shape) == ("uint8", (1, 6, 8, 3))
+    assert {row.status for row in made.coverage} == {"integer"}
+    assert edgeq.verify(model)["backends"]["litert"]["max_lsb"] == 0
     engine = Interpreter(str(made.path))
     engine.allocate_tensors()
     detail = engine.get_output_details()[0]
