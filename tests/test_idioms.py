@@ -157,6 +157,14 @@ def test_neutral_and_written_out_norms_leave_one_layer() -> None:
     assert kinds(same(seeded(NETS["casts"][0]), (1, 3, 8, 8))) == ["conv2d", "cat"]
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(-3, 2), st.integers(1, 5), st.integers(1, 6))
+def test_windows_of_a_series_are_moves(axis: int, size: int, step: int) -> None:
+    """Tensor.unfold, which cuts a series into patches, overlapping, side by side or with gaps."""
+    net = Net(lambda _, x: x.unfold(axis, size, step))
+    assert {*kinds(same(net, (5, 6, 7)))} <= {"slice", "cat", "reshape", "permute"}
+
+
 branches = st.tuples(
     st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3])), st.booleans(), st.sampled_from([1, 2, 4])
 )

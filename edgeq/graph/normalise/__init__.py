@@ -20,6 +20,7 @@ from edgeq.graph.normalise.kernels import (
     explicit_padding,
     pad_into_convolution,
     spell_out_pixel_shuffle,
+    spell_out_windows,
     subsample_as_convolution,
 )
 from edgeq.graph.normalise.spelling import open_graphs, spell
@@ -54,6 +55,8 @@ def normalise(module: GraphModule) -> None:
             fold_affine(module, node)
         elif node.target in (aten.pixel_shuffle.default, aten.pixel_unshuffle.default):
             spell_out_pixel_shuffle(module, node)
+        elif node.target is aten.unfold.default:
+            spell_out_windows(module, node)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue

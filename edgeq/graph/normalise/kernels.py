@@ -1,4 +1,5 @@
-"""Operators said as the kernels that runtimes have: padding inside the convolution, a batch axis, moves for pixel shuffle."""
+"""Operators said as the kernels that runtimes have: padding inside the convolution, a batch axis, moves for pixel shuffle and
+windows."""
 
 from __future__ import annotations
 
@@ -85,6 +86,36 @@ def spell_out_pixel_shuffle(module: GraphModule, node: Node) -> None:
         ):
             result, moved = module.graph.call_function(target, (result, argument)), target(moved, argument)
             result.meta = {**node.meta, "val": moved}
+    node.replace_all_uses_with(result)
+    module.graph.erase_node(node)
+
+
+def spell_out_windows(module: GraphModule, node: Node) -> None:
+    """Tensor.unfold, as a transformer cuts a series into patches: slices side by side, reshape, permute.
+
+    Windows that neither overlap nor leave gaps are one slice.
+    """
+    source, axis, size, step = node.args
+    assert isinstance(source, Node) and isinstance(axis, int) and isinstance(size, int) and isinstance(step, int)
+    given, shape = value(source), list(value(node).shape)
+    if given.dim() == 0:
+        return
+    axis %= given.dim()
+    count = shape[axis]
+    spans = [(0, count * size)] if step == size else [(i * step, i * step + size) for i in range(count)]
+
+    def call(target: Any, first: Any, second: Any, *more: int) -> Node:
+        made = module.graph.call_function(target, (first, second, *more))
+        kept = torch.fx.map_arg(made.args, lambda n: value(n))
+        made.meta = {**node.meta, "val": target(*kept)}
+        return made
+
+    with module.graph.inserting_before(node):
+        parts = [call(aten.slice.Tensor, source, axis, *span) for span in spans]
+        result = parts[0] if len(parts) == 1 else call(aten.cat.default, parts, axis)
+        result = call(aten.reshape.default, result, [*shape[:axis], count, size, *shape[axis + 1 : -1]])
+        order = [a for a in range(len(shape)) if a != axis + 1]
+        result = call(aten.permute.default, result, [*order, axis + 1])
     node.replace_all_uses_with(result)
     module.graph.erase_node(node)
 
