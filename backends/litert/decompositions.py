@@ -32,9 +32,9 @@ TRANSPOSED = {aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 2, 
 def rewritten(node: Node) -> Callable[..., Any] | None:
     """What stands for `node`, as a function of its arguments; None where litert-torch is right about it.
 
-    Its RESIZE operators pick places by the ratio of sizes, where torch takes the factor that it was given; a grouped 3-D
-    convolution ends its process; lists of one tensor are taken for a tensor; a transposed convolution has no operator in
-    LiteRT where it is dilated, 3-D, or padded by more than its kernel reaches.
+    Its RESIZE operators pick places by the ratio of sizes, where torch takes the factor that it was given; a 3-D
+    convolution in groups, or of one channel, ends its process; lists of one tensor are taken for a tensor; a transposed
+    convolution has no operator in LiteRT where it is dilated, 3-D, or padded by more than its kernel reaches.
 
     Raises:
         EdgeqError: a dilated 3-D convolution.
@@ -43,7 +43,7 @@ def rewritten(node: Node) -> Callable[..., Any] | None:
         return None if _resizes(node) else resampling(node)
     if node.target is aten.conv3d.default:
         _refuse_dilated(node, 5)
-        return _by_group if node_arg(node, 6, 1) != 1 else None
+        return _by_group if node_arg(node, 6, 1) != 1 or value(node.args[1]).shape[1] == 1 else None
     if node.target in PARTED and len(node.meta["val"]) == 1:  # the converter takes a list of one for a tensor
         whole = tuple(node.meta["val"][0].shape)
         return lambda x, *_, **__: (x.reshape(whole),)
@@ -94,8 +94,11 @@ def _by_group(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """A grouped 3-D convolution as one for each group."""
-    parts = zip(x.chunk(groups, 1), weight.chunk(groups), strict=True)
+    """A grouped 3-D convolution as one for each group; where that has one channel, zeros stand beside it."""
+    apart = groups > 1  # the converter takes a list of one for a tensor
+    parts = list(zip(x.chunk(groups, 1), weight.chunk(groups), strict=True)) if apart else [(x, weight)]
+    if weight.shape[1] == 1:
+        parts = [(torch.cat((a, torch.zeros_like(a)), 1), torch.cat((w, torch.zeros_like(w)), 1)) for a, w in parts]
     made = torch.cat([F.conv3d(a, w, None, stride, padding, dilation) for a, w in parts], 1)
     return made if bias is None else made + bias.reshape(1, -1, 1, 1, 1)
 
@@ -122,7 +125,7 @@ def _spread_and_convolved(
     apart = turned.reshape(groups, -1, *turned.shape[1:])
     turned = apart.transpose(1, 2).flatten(0, 1)  # each group's outputs first
     convolve = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
-    if rank == 3 and groups > 1:
+    if rank == 3 and (groups > 1 or turned.shape[1] == 1):
         return _by_group(x, turned, bias, 1, 0, tuple(dilations), groups)
     made: Tensor = convolve(x, turned, bias, dilation=tuple(dilations), groups=groups)
     return made

@@ -177,6 +177,27 @@ def test_islands_of_litert_at_random(axes: int, seed: int, tmp_path: Path) -> No
         torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"{shape}, {n}: {m}")
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv3d(1, 3, (1, 2, 1), 2, 1),
+        nn.Conv3d(3, 3, (3, 2, 2), 2, 1, groups=3, bias=False),
+        nn.Conv3d(2, 6, (2, 3, 3), 1, 1, groups=2),
+        nn.ConvTranspose3d(3, 3, (1, 2, 2), 2, groups=3),
+        nn.ConvTranspose3d(1, 2, (2, 1, 3), 1),
+    ],
+    ids=str,
+)
+def test_a_convolution_of_three_axes_and_one_channel_converts(layer: Any, tmp_path: Path) -> None:
+    """The converter ends its process on such a channel, alone or in a group."""
+    layer, x = layer.eval(), torch.randn(1, layer.in_channels, 6, 5, 4)
+    artifact = backends.backend("litert").lower(float_program(capture(layer, (x,)))[0], tmp_path, name="m", layers={})
+    with torch.no_grad():
+        torch.testing.assert_close(
+            backends.backend("litert").load(artifact.path)([x])[0], layer(x), atol=1e-5, rtol=1e-5
+        )
+
+
 @pytest.mark.parametrize("layer", [nn.Conv3d(4, 4, 2, 2, 1, 2, 4), nn.ConvTranspose3d(4, 4, 2, 2, dilation=2)])
 def test_a_dilated_convolution_of_three_axes_is_a_sentence(layer: nn.Module, tmp_path: Path) -> None:
     program = float_program(capture(layer.eval(), (torch.randn(1, 4, 5, 5, 5),)))[0]
