@@ -101,7 +101,7 @@ def without(program: IntegerProgram, kinds: frozenset[str]) -> IntegerProgram:
 
 
 def _floats(module: GraphModule, ops: Mapping[str, IntegerOp]) -> tuple[Node, ...]:
-    plumbing = {QUANTIZE, DEQUANTIZE, DEQUANTIZE_CHANNEL}
+    plumbing = {QUANTIZE, DEQUANTIZE, DEQUANTIZE_CHANNEL, torch.ops.aten._assert_tensor_metadata.default}
     absorbed = {name for op in ops.values() for name in op.absorbed}
     return tuple(
         n
