@@ -97,9 +97,8 @@ def differing(name: str, path: Path, program: IntegerProgram) -> list[str]:
         return []
     from edgeq.backends.constants import differences
 
-    return list(
-        differences(importlib.import_module(f"edgeq.backends.{runtime_of(name)}.constants").stored(path), program)
-    )
+    read = importlib.import_module(f"edgeq.backends.{runtime_of(name)}.constants").stored
+    return list(differences(read(path), program, backend(name).target))
 
 
 def runtime_of(name: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerProgram, tensor_qparams
+from edgeq.spec import Target
 
 Array = npt.NDArray[Any]
 
@@ -23,7 +24,7 @@ Array = npt.NDArray[Any]
 class Stored:
     """The integer constants of a file.
 
-    weights: int8. ratios: runs of numbers that begin with a layer's weight scales, or what the runtime made of them.
+    weights: int8. ratios: runs of numbers with a layer's weight scales in them, or what the runtime made of these.
     biases: int32. activations: (scale, zero point) of each quantized value; either is None where the file has none as data.
     half: its scales are float16. folded: its ratios are weight scales times the input's over the output's.
     """
@@ -36,29 +37,32 @@ class Stored:
     folded: bool = False
 
 
-def differences(stored: Stored, program: IntegerProgram) -> Iterator[str]:
-    """A few words for each layer whose numbers a file does not hold."""
+def differences(stored: Stored, program: IntegerProgram, target: Target) -> Iterator[str]:
+    """A few words for each layer whose numbers a file does not hold. target: of the runtime, whose kernels may fix scales."""
     half = stored.half
     weights = Counter(_occurrences(w) for w in stored.weights)
+    wanted_weights = Counter(_occurrences(op.weight.numpy()) for op in program.ops.values() if op.weight is not None)
+    strange = bool(weights - wanted_weights)  # of layers with the same weights a runtime may keep one
     runs = [_rounded(ratio, half) for ratio in stored.ratios]
     biases = None if stored.biases is None else [b.reshape(-1) for b in stored.biases]
     for op in program.ops.values():
         if op.weight is None or op.weight_scale is None:
             continue
-        if not weights[_occurrences(op.weight.numpy())]:
+        made = _occurrences(op.weight.numpy())
+        if not weights[made] or (strange and weights[made] < wanted_weights[made]):
             yield f"weights of {op.layer} differ"
-        weights[_occurrences(op.weight.numpy())] -= 1
         scale = op.weight_scale.numpy()
         if stored.folded:
             scale = (op.input_qparams[0].scale[0] * scale / op.output_qparams.scale[0]).astype(np.float32)
-        if not any(_begins(run, _rounded(scale, half)) for run in runs):
+        if not any(_holds(run, _rounded(scale, half)) for run in runs):
             yield f"weight scales of {op.layer} differ"
         if biases is not None and op.bias is not None:
             wanted = op.bias.numpy()
             if not any(np.array_equal(b, wanted) for b in biases):
                 yield f"bias of {op.layer} differs"
     if stored.activations is not None:
-        known = _activations(program, half)
+        fixed = {row.fixed_output for row in target.ops if row.fixed_output is not None}
+        known = _activations(program, half) | {(_single(scale, half), zero) for scale, zero in fixed}
         for scale_, zero in sorted({(_single(s, half), z) for s, z in stored.activations} - known):
             yield f"scale {scale_:.9g} and zero point {zero} are no tensor's"
 
@@ -84,5 +88,5 @@ def _single(scale: float, half: bool) -> float:
     return float(np.float16(scale) if half else np.float32(scale))
 
 
-def _begins(run: Array, wanted: Array) -> bool:
-    return len(run) >= len(wanted) and np.array_equal(run[: len(wanted)], wanted)
+def _holds(run: Array, wanted: Array) -> bool:
+    return len(run) >= len(wanted) and bool(np.isin(wanted, run).all())

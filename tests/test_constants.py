@@ -29,11 +29,12 @@ INT8 = b"\x00\x08\x01\x00"  # its type: code, bits, lanes
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
-    """Convolutions of every layout (plain, by channel, transposed) and a linear layer, exported to all runtimes."""
+    """Convolutions of every layout (plain, by channel, twice the same, transposed) and a linear layer, on all runtimes."""
     torch.manual_seed(0)
+    twice = nn.Conv2d(8, 8, 1)
     network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ConvTranspose2d(8, 6, 2, 2), nn.Flatten(),
-        nn.Linear(6 * 10 * 10, 5),
+        nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), twice, nn.ReLU(), twice, nn.ConvTranspose2d(8, 6, 2, 2),
+        nn.Flatten(), nn.Linear(6 * 10 * 10, 5),
     ).eval()  # fmt: skip
     batches = [(torch.randn(1, 3, 16, 16),) for _ in range(3)]
     made = edgeq.quantize(
@@ -112,7 +113,7 @@ def test_verify_compares_before_it_runs(model: QuantizedModel, tmp_path: Path) -
     path.write_bytes(data)
     networks.sealed(folder)
     with pytest.raises(
-        EdgeqError, match=r"model\.tflite: does not hold the program's numbers: weights of 5/linear differ"
+        EdgeqError, match=r"model\.tflite: does not hold the program's numbers: weights of 8/linear differ"
     ):
         edgeq.verify(folder, to=["litert"])
 
@@ -125,7 +126,7 @@ def test_numbers_that_are_not_the_programs_are_named(model: QuantizedModel, file
     shutil.copytree(model.folder, folder)
     for name in ("qparams.json",) if file == "qparams.json" else ("qparams.json", "manifest.json"):
         told = json.loads((folder / name).read_text())
-        changed = told["tensors"]["5/linear"] if name == "qparams.json" else told["outputs"][0]["qparams"]
+        changed = told["tensors"]["8/linear"] if name == "qparams.json" else told["outputs"][0]["qparams"]
         changed["scale"] = [2 * changed["scale"][0]]
         (folder / name).write_text(json.dumps(told))
     networks.sealed(folder)
