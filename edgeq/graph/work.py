@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgeq.graph.integer import IntegerProgram, members
 from edgeq.graph.ops import integral
 
+PRODUCTS = ("conv", "linear", "mm", "matmul", "attention", "einsum", "gru", "lstm", "rnn")  # in names of aten operators
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -46,8 +48,9 @@ def layers(program: IntegerProgram, labels: Mapping[str, str]) -> tuple[Layer, .
 
 def macs(node: Node) -> int:
     """Multiply-accumulates of one call of an operator, from the shapes that it was captured with; 0 where it sums no products."""
-    if not isinstance(node.target, torch._ops.OpOverload) or integral(node):
+    if not any(word in getattr(node.target, "__name__", "") for word in PRODUCTS) or integral(node):
         return 0
+    assert isinstance(node.target, torch._ops.OpOverload)
 
     def shaped(argument: Node) -> object:
         recorded = argument.meta.get("val")
