@@ -7,14 +7,14 @@ found by how often each value occurs in them, and scales by what they are.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerProgram, tensor_qparams
+from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, tensor_qparams
 from edgeq.spec import Target
 
 Array = npt.NDArray[Any]
@@ -40,21 +40,21 @@ class Stored:
 def differences(stored: Stored, program: IntegerProgram, target: Target) -> Iterator[str]:
     """A few words for each layer whose numbers a file does not hold. target: of the runtime, whose kernels may fix scales."""
     half = stored.half
-    weights = Counter(_occurrences(w) for w in stored.weights)
-    wanted_weights = Counter(_occurrences(op.weight.numpy()) for op in program.ops.values() if op.weight is not None)
-    strange = bool(weights - wanted_weights)  # of layers with the same weights a runtime may keep one
+    weighted = [op for op in program.ops.values() if op.weight is not None and op.weight_scale is not None]
+    weights = _Found([_occurrences(w) for w in stored.weights], [_occurrences(_weight(op)) for op in weighted])
     runs = [_rounded(ratio, half) for ratio in stored.ratios]
+    scales = _Found([run.tobytes() for run in runs], [_rounded(_scale(op), half).tobytes() for op in weighted])
     biases = None if stored.biases is None else [b.reshape(-1) for b in stored.biases]
-    for op in program.ops.values():
-        if op.weight is None or op.weight_scale is None:
-            continue
-        made = _occurrences(op.weight.numpy())
-        if not weights[made] or (strange and weights[made] < wanted_weights[made]):
+    for op in weighted:
+        if _occurrences(_weight(op)) not in weights:
             yield f"weights of {op.layer} differ"
-        scale = op.weight_scale.numpy()
+        scale = _scale(op)
         if stored.folded:
-            scale = (op.input_qparams[0].scale[0] * scale / op.output_qparams.scale[0]).astype(np.float32)
-        if not any(_holds(run, _rounded(scale, half)) for run in runs):
+            ratio = (op.input_qparams[0].scale[0] * scale / op.output_qparams.scale[0]).astype(np.float32)
+            held = any(len(run) >= len(ratio) and bool(np.isin(ratio, run).all()) for run in runs)
+        else:
+            held = _rounded(scale, half).tobytes() in scales
+        if not held:
             yield f"weight scales of {op.layer} differ"
         if biases is not None and op.bias is not None:
             wanted = op.bias.numpy()
@@ -65,6 +65,28 @@ def differences(stored: Stored, program: IntegerProgram, target: Target) -> Iter
         known = _activations(program, half) | {(_single(scale, half), zero) for scale, zero in fixed}
         for scale_, zero in sorted({(_single(s, half), z) for s, z in stored.activations} - known):
             yield f"scale {scale_:.9g} and zero point {zero} are no tensor's"
+
+
+class _Found:
+    """Which of the program's constants a file has. Of equal ones a runtime may keep one; where it also holds some that are
+    nobody's, each has to be there."""
+
+    def __init__(self, held: Sequence[bytes], wanted: Sequence[bytes]) -> None:
+        self.held, self.wanted = Counter(held), Counter(wanted)
+        self.strange = bool(self.held - self.wanted)
+
+    def __contains__(self, constant: bytes) -> bool:
+        return self.held[constant] >= (self.wanted[constant] if self.strange else 1)
+
+
+def _weight(op: IntegerOp) -> Array:
+    assert op.weight is not None
+    return op.weight.numpy()
+
+
+def _scale(op: IntegerOp) -> Array:
+    assert op.weight_scale is not None
+    return op.weight_scale.numpy()
 
 
 def _activations(program: IntegerProgram, half: bool) -> set[tuple[float, int]]:
@@ -86,7 +108,3 @@ def _rounded(values: Array, half: bool) -> Array:
 
 def _single(scale: float, half: bool) -> float:
     return float(np.float16(scale) if half else np.float32(scale))
-
-
-def _holds(run: Array, wanted: Array) -> bool:
-    return len(run) >= len(wanted) and bool(np.isin(wanted, run).all())
