@@ -165,6 +165,14 @@ def test_windows_of_a_series_are_moves(axis: int, size: int, step: int) -> None:
     assert {*kinds(same(net, (5, 6, 7)))} <= {"slice", "cat", "reshape", "permute"}
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(-2, 3), min_size=4, max_size=4), st.sampled_from([0.0, 1.5]))
+def test_padding_by_a_negative_amount_is_a_slice(amounts: list[int], filled: float) -> None:
+    captured = same(Net(lambda _, x: F.pad(x, amounts, value=filled)), (2, 5, 6))
+    pads = [n for n in captured.module.graph.nodes if kind_of(n) == "pad"]
+    assert all(a >= 0 for n in pads for a in n.args[1])
+
+
 branches = st.tuples(
     st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from([1, 3])), st.booleans(), st.sampled_from([1, 2, 4])
 )

@@ -17,6 +17,7 @@ from edgeq.graph.normalise.fold import (
 from edgeq.graph.normalise.kernels import (
     BATCHED,
     add_batch_axis,
+    crop_before_padding,
     explicit_padding,
     pad_into_convolution,
     spell_out_pixel_shuffle,
@@ -57,6 +58,8 @@ def normalise(module: GraphModule) -> None:
             spell_out_pixel_shuffle(module, node)
         elif node.target is aten.unfold.default:
             spell_out_windows(module, node)
+        elif node.target in (aten.pad.default, aten.constant_pad_nd.default):
+            crop_before_padding(module, node)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue

@@ -90,6 +90,30 @@ def spell_out_pixel_shuffle(module: GraphModule, node: Node) -> None:
     module.graph.erase_node(node)
 
 
+def crop_before_padding(module: GraphModule, node: Node) -> None:
+    """Padding by a negative amount is a slice, which every runtime has; what pads up stays with a pad behind it."""
+    source, amounts = node.args[0], list(node.args[1])  # type: ignore[arg-type] # ints: last axis first, two an axis
+    mode, rank = node_arg(node, 2, "constant"), value(source).dim()
+    if all(a >= 0 for a in amounts) or (isinstance(mode, str) and mode != "constant"):
+        return
+    for at in range(0, len(amounts), 2):
+        front, behind = amounts[at : at + 2]
+        if min(front, behind) >= 0:
+            continue
+        axis = rank - 1 - at // 2
+        span = (max(-front, 0), value(source).shape[axis] + min(behind, 0))
+        with module.graph.inserting_before(node):
+            cut = module.graph.call_function(aten.slice.Tensor, (source, axis, *span))
+        cut.meta = {**node.meta, "val": aten.slice.Tensor(value(source), axis, *span)}
+        source = cut
+    kept = [max(a, 0) for a in amounts]
+    if any(kept):
+        node.args = (source, kept, *node.args[2:])
+    else:
+        node.replace_all_uses_with(source)  # type: ignore[arg-type] # the last slice
+        module.graph.erase_node(node)
+
+
 def spell_out_windows(module: GraphModule, node: Node) -> None:
     """Tensor.unfold, as a transformer cuts a series into patches: slices side by side, reshape, permute.
 
