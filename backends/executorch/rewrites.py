@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, IntegerOp, read
+from edgeq.graph.limits import xnnpack_average
 from edgeq.graph.ops import (
     ACTIVATIONS,
     WEIGHTED,
@@ -85,7 +86,7 @@ def _operator(editor: _Editor, node: Node) -> None:
         _clamp(editor, node)
     elif kind == "mean":
         _mean(editor, node)
-    elif kind == "avg_pool2d" and _numbers(node) is not None:
+    elif kind == "avg_pool2d" and _numbers(node) is not None and xnnpack_average(node) is None:
         _average_pool(editor, node)
     elif kind == "upsample_nearest":
         _upsample(editor, node)

@@ -6,8 +6,9 @@ such group; whatever is left over is a float island.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the qu
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from edgeq.graph.limits import LIMITS
 from edgeq.graph.ops import (
     ACTIVATIONS,
     WEIGHTED,
@@ -94,9 +96,18 @@ def read(program: ExportedProgram, labels: Mapping[str, str] = {}) -> IntegerPro
     return IntegerProgram(module, ops, _floats(module, ops))
 
 
-def without(program: IntegerProgram, kinds: frozenset[str]) -> IntegerProgram:
-    """`program` for a runtime that has no integer kernels of `kinds`: such an operator between two integers is an island."""
-    ops = {name: op for name, op in program.ops.items() if op.kind not in kinds}
+def without(
+    program: IntegerProgram, kinds: Set[str] = frozenset(), limited: Mapping[str, str] = MappingProxyType({})
+) -> IntegerProgram:
+    """`program` for a runtime that has no integer kernels of `kinds`: such an operator between two integers is an island.
+
+    limited: kind → the name of what its kernel cannot take (edgeq.graph.limits); an operator beyond that is an island too.
+    """
+
+    def beyond(op: IntegerOp) -> bool:
+        return op.kind in kinds or (op.kind in limited and LIMITS[limited[op.kind]](op.node) is not None)
+
+    ops = {name: op for name, op in program.ops.items() if not beyond(op)}
     return IntegerProgram(program.module, ops, _floats(program.module, ops))
 
 

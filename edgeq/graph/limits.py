@@ -62,6 +62,19 @@ def litert_transposed(node: Node) -> str | None:
     return None if plain else "LiteRT's transposed convolution has neither groups nor dilation"
 
 
+def litert_average(node: Node) -> str | None:
+    """AVERAGE_POOL_2D divides by the elements that it reads: padding left out is its SAME padding or none."""
+    kernel, stride = _pair(node.args[1]), _pair(node_arg(node, 2, None) or node.args[1])
+    pads, before, after = _pair(node_arg(node, 3, 0)), value(node.args[0]).shape[-2:], value(node).shape[-2:]
+    axes = list(zip(before, after, kernel, stride, pads, strict=True))
+    if node_arg(node, 6, None) is not None or any((o - 1) * s + k > i + 2 * p for i, o, k, s, p in axes):
+        return "LiteRT's average pool has neither ceil_mode nor divisor_override"
+    same = all(o == -(-i // s) and max((o - 1) * s + k - i, 0) // 2 == p for i, o, k, s, p in axes)
+    if any(pads) and not node_arg(node, 5, True) and not same:
+        return "LiteRT's average pool leaves only padding SAME out of its counts"
+    return None
+
+
 def litert_max_pool(node: Node) -> str | None:
     """MAX_POOL_2D takes 4-D tensors and no dilation."""
     plain = value(node.args[0]).dim() == 4 and _pair(node_arg(node, 4, 1)) == (1, 1)
@@ -86,6 +99,7 @@ def _pair(raw: object) -> tuple[int, int]:
 
 
 LIMITS: dict[str, Callable[[Node], str | None]] = {
+    "litert_average": litert_average,
     "litert_max_pool": litert_max_pool,
     "litert_pad": litert_pad,
     "litert_slice": litert_slice,

@@ -27,8 +27,8 @@ def simulate(
 ) -> tuple[Tensor, ...]:
     """Run `program` on flat `inputs` as the kernel set `arithmetic` would.
 
-    Integer operators go through edgeq.graph.arithmetic.<arithmetic>, but for the kinds that it names as MISSING; these and
-    other float islands run in torch float32.
+    Integer operators go through edgeq.graph.arithmetic.<arithmetic>, but for the kinds that it names as MISSING
+    and what is beyond its kernels as LIMITED says; these and other float islands run in torch float32.
     watch: called with every quantize node and its int8 value, in order. enters: called with every quantize node that no
     integer operator computes and the float value that it takes. Returns the outputs, float where the program
     dequantizes them.
@@ -37,7 +37,7 @@ def simulate(
     compute: Compute = rule.compute
     quantize: Callable[[Tensor, QParams], Tensor] = getattr(rule, "quantize", quantize_float)
     stored: Callable[[Tensor], Tensor] = getattr(rule, "constant", lambda tensor: tensor)
-    program = without(program, getattr(rule, "MISSING", frozenset()))
+    program = without(program, getattr(rule, "MISSING", frozenset()), getattr(rule, "LIMITED", {}))
     needed = _needed(program)
     values: dict[Node, Any] = {}
     feed = iter(inputs)

@@ -48,3 +48,31 @@ def test_a_curve_between_two_convolutions_is_an_island_where_no_kernel_has_it(na
         (want,) = simulate(read(model.program), data[1], engine.target.arithmetic)
         assert torch.equal(got, want), runtime
         assert (got - net(*data[1])).square().sum() < 0.01 * net(*data[1]).square().sum()
+
+
+@pytest.mark.parametrize("runtime", [r for r in ("litert", "executorch", "tvm") if backends.runs_here(r) == "yes"])
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(5, 3, 2, count_include_pad=False),
+        nn.AvgPool2d(15, 8, 7, count_include_pad=False),
+        nn.AvgPool2d(3, 2, ceil_mode=True),
+        nn.AvgPool2d(3, 2, divisor_override=5),
+    ],
+    ids=str,
+)
+def test_an_average_over_windows_of_unlike_counts(pool: nn.Module, runtime: str, tmp_path: Path) -> None:
+    """Taken for the integer kernel, ExecuTorch divided each window by its whole size, and LiteRT refused."""
+    torch.manual_seed(0)
+    net = Gate(pool).eval()
+    data = [(torch.randn(1, 3, 14, 14),) for _ in range(4)]
+    model = edgeq.quantize(net, example_inputs=data[0], calibration=data)
+    engine = backends.backend(runtime)
+    artifact = engine.lower(model.program, tmp_path, name=runtime, layers=model.labels)
+    for kernels, arithmetic in (
+        engine.target.kernel_sets("") if runtime == "litert" else (("", engine.target.arithmetic),)
+    ):
+        (got,) = engine.load(artifact.path, threads=1, **({"kernels": kernels} if kernels else {}))(data[1])
+        (want,) = simulate(model.integers, data[1], arithmetic)
+        assert torch.equal(got, want), kernels
+        assert (got - net(*data[1])).square().sum() < 0.01 * net(*data[1]).square().sum()

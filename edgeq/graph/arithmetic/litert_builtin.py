@@ -20,6 +20,7 @@ from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import ConvAttrs
 from edgeq.spec import EdgeqError
 
+LIMITED = reference.LIMITED
 LANES = 8  # channels that the vector code of depthwise and transposed convolution takes at a time
 quantize = reference.quantize
 

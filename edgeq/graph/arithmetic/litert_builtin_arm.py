@@ -19,6 +19,7 @@ from edgeq.graph.arithmetic import litert_reference as reference
 from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import value
 
+LIMITED = reference.LIMITED
 VECTOR_ROWS, VECTOR_DEPTH = 4, 8  # what the code for a single vector takes at a time, and at least
 quantize = builtin.quantize
 

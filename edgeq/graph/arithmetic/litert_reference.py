@@ -24,6 +24,12 @@ FIXED_OUTPUT = {
     "sigmoid": QParams((1 / 256,), (-128,)),
     "tanh": QParams((1 / 128,), (0,)),
 }
+LIMITED = {  # kind → what its operator cannot say (edgeq.graph.limits), so that it is an island between integers
+    "avg_pool2d": "litert_average",
+    "max_pool2d": "litert_max_pool",
+    "pad": "litert_pad",
+    "slice": "litert_slice",
+}
 ADD_SHIFT = 20  # bits that add.cc and sub.cc gain before they rescale
 
 

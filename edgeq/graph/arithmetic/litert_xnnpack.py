@@ -17,6 +17,7 @@ from edgeq.graph.arithmetic import xnnpack
 from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import ConvAttrs
 
+LIMITED = reference.LIMITED
 DELEGATED = frozenset(
     {"conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear", "add", "sub", "mul", "mean"}
 )

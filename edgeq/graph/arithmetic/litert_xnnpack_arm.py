@@ -13,6 +13,8 @@ from torch import Tensor
 from edgeq.graph.arithmetic import litert_builtin_arm, litert_xnnpack, xnnpack, xnnpack_arm
 from edgeq.graph.integer import IntegerOp
 
+LIMITED = litert_xnnpack.LIMITED
+
 
 def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     """The int8 output of `op` as LiteRT computes it by default; `inputs` are int8 in torch's layout.

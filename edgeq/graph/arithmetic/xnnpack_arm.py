@@ -14,7 +14,7 @@ from torch import Tensor
 from edgeq.graph.arithmetic import xnnpack
 from edgeq.graph.integer import IntegerOp
 
-MISSING = xnnpack.MISSING
+MISSING, LIMITED = xnnpack.MISSING, xnnpack.LIMITED
 
 
 def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
