@@ -58,7 +58,7 @@ def differences(stored: Stored, program: IntegerProgram, target: Target) -> Iter
             yield f"weight scales of {op.layer} differ"
         if biases is not None and op.bias is not None:
             wanted = op.bias.numpy()
-            if not any(np.array_equal(b, wanted) for b in biases):
+            if not any(_alike(b, wanted) for b in biases):
                 yield f"bias of {op.layer} differs"
     if stored.activations is not None:
         fixed = {row.fixed_output for row in target.ops if row.fixed_output is not None}
@@ -77,6 +77,12 @@ class _Found:
 
     def __contains__(self, constant: bytes) -> bool:
         return self.held[constant] >= (self.wanted[constant] if self.strange else 1)
+
+
+def _alike(bias: Array, wanted: Array) -> bool:
+    """Equal; beyond 2^21 as far as float32 tells, in which ExecuTorch divides a bias by its scale."""
+    apart = np.abs(bias.astype(np.int64) - wanted) if bias.shape == wanted.shape else np.asarray(np.inf)
+    return bool((apart <= np.floor(np.abs(wanted) * 2.0**-21)).all())
 
 
 def _weight(op: IntegerOp) -> Array:
