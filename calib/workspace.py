@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,11 +26,37 @@ from torch.fx import Node
 from edgeq import whole
 from edgeq.calib.spans import Span
 from edgeq.calib.twins import Numbers
+from edgeq.schema import fit
 from edgeq.spec import EdgeqError
 
 STATE = "workspace.json"
 STEPS = "steps "  # before the names of what gradient steps need
 EVERY = 10.0  # seconds of work that an interruption may cost
+
+
+@dataclass(frozen=True, slots=True)
+class SpanFile:
+    """What a finished span's file says beside its tensors: its errors before and after, and scales of its activations."""
+
+    before: float
+    after: float
+    scales: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if not all(scale > 0 for scale in self.scales.values()):
+            raise ValueError("a scale that is not above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class PartFile:
+    """What an unfinished span's file says: errors before and after of each learned layer, and gradient steps done."""
+
+    errors: dict[str, tuple[float, float]]
+    step: int
+
+    def __post_init__(self) -> None:
+        if self.step < 0:
+            raise ValueError("fewer than no steps")
 
 
 class Workspace:
@@ -42,7 +69,7 @@ class Workspace:
     def open(self, key: str) -> None:
         """Keep what was finished for the same `key`; anything else is out of date and removed."""
         state = self.folder / STATE
-        if state.is_file() and state.read_text() == json.dumps({"key": key}) + "\n":
+        if state.is_file() and state.read_bytes() == (json.dumps({"key": key}) + "\n").encode():
             return
         for old in (*self.folder.glob("span-*.safetensors"), *self.folder.glob("part-*.safetensors")):
             old.unlink()
@@ -56,10 +83,9 @@ class Workspace:
         tensors: dict[str, Tensor]
         try:
             with safe_open(path, framework="pt") as file:
-                stored = json.loads(file.metadata()["span"])
+                stored = fit(json.loads(file.metadata()["span"]), SpanFile, path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-            errors = float(stored["before"]), float(stored["after"])
-            scales = {str(name): float(scale) for name, scale in stored["scales"].items()}
+            errors, scales = (stored.before, stored.after), stored.scales
         except Exception:  # damaged, in whatever way: the span is learned again
             path.unlink(missing_ok=True)
             return None
@@ -80,7 +106,7 @@ class Workspace:
         tensors: dict[str, Tensor] = {}
         for node in span.layers:
             tensors |= _taken(node, numbers)
-        about = json.dumps({"before": errors[0], "after": errors[1], "scales": scales})
+        about = json.dumps(dataclasses.asdict(SpanFile(*errors, scales)))
         _write(self._path(index), lambda part: save_file(tensors, part, metadata={"span": about}))
         self._part(index).unlink(missing_ok=True)
 
@@ -111,10 +137,9 @@ class Part:
             return
         try:
             with safe_open(path, framework="pt") as file:
-                stored = json.loads(file.metadata()["part"])
+                stored = fit(json.loads(file.metadata()["part"]), PartFile, path)
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-            self.errors = {str(key): (float(a), float(b)) for key, (a, b) in stored["errors"].items()}
-            self.step = int(stored["step"])
+            self.errors, self.step = dict(stored.errors), stored.step
         except Exception:  # in whatever way: all of it is learned again
             path.unlink(missing_ok=True)
             self.errors, self.step = {}, 0
@@ -144,7 +169,7 @@ class Part:
     def _save(self) -> None:
         if time.monotonic() - self.saved < EVERY:
             return
-        about = json.dumps({"errors": self.errors, "step": self.step})
+        about = json.dumps(dataclasses.asdict(PartFile(self.errors, self.step)))
         tensors = self.layers | {f"{STEPS}{name}": t.detach().contiguous() for name, t in self.state.items()}
         _write(self.path, lambda part: save_file(tensors, part, metadata={"part": about}))
         self.saved = time.monotonic()

@@ -334,6 +334,11 @@ def test_batches_as_arrays_and_with_labels() -> None:
         assert isinstance(leaf, Tensor) and leaf.dtype == torch.float32 and leaf.shape == X.shape
     with pytest.warns(EdgeqWarning, match="calibration batch: its last element is taken for a label and left out"):
         assert len(leaves_like((X,), (X, label), "calibration batch 0")) == 1
+    with pytest.warns(
+        EdgeqWarning, match="label"
+    ):  # of a loader with larger batches; what is wrong with those is said by shape
+        (larger,) = leaves_like((X,), (torch.cat([X] * 4), torch.arange(4)), "calibration batch 0")
+    assert larger.shape[0] == 4
     with pytest.raises(EdgeqError, match="has 2 tensors"):
         leaves_like((X,), (X[0], label), "calibration batch 0")
 

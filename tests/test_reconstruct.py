@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import InvertedResidual, Neck, inputs, seeded
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgeq import api, backends
@@ -328,6 +332,19 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(recipe: str, tmp_pa
     resumed = quantized(task(), recipe, output=out)
     assert constants(resumed) == constants(whole) and resumed.qparams == whole.qparams
     assert out.is_dir() and not beside(out).exists()
+
+
+@pytest.mark.parametrize("change", [{"before": "x"}, {"after": None}, {"scales": {"x": -1.0}}, {"more": 1}], ids=str)
+def test_a_span_file_that_was_changed_is_learned_again(change: dict[str, Any], tmp_path: Path) -> None:
+    whole, out = quantized(task(), "adaround"), tmp_path / "model"
+    with pytest.raises(KeyboardInterrupt):
+        quantized(task(), "adaround", output=out, progress=Interrupt(2))
+    path = beside(out) / "span-000.safetensors"
+    with safe_open(path, framework="pt") as file:
+        said = json.loads(file.metadata()["span"]) | change
+        tensors = {name: torch.zeros_like(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  no mapping
+    save_file(tensors, path, metadata={"span": json.dumps(said)})
+    assert constants(quantized(task(), "adaround", output=out)) == constants(whole)
 
 
 @pytest.mark.parametrize("at", [1, 3, 9, 20])

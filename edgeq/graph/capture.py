@@ -227,7 +227,7 @@ def _without_label(example: Any, given: Any, where: str) -> Any:
     longer = isinstance(example, tuple) and isinstance(given, (tuple, list)) and len(given) == len(example) + 1
     if not longer or not all(isinstance(leaf, Tensor) for leaf in (*example, *given[:-1])):
         return given
-    if any(e.shape != g.shape or e.dtype != g.dtype for e, g in zip(example, given, strict=False)):
+    if any(e.dim() != g.dim() or e.dtype != g.dtype for e, g in zip(example, given, strict=False)):
         return given
     warnings.warn(
         f"{where.rstrip('0123456789').rstrip()}: its last element is taken for a label and left out, as the network takes "

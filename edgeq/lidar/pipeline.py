@@ -17,17 +17,23 @@ from . import anchors, centre, pillars, voxels
 
 Array = NDArray[Any]
 
-# what each kind of a pipeline's two parts has to say
-NEEDED = {
+ABOVE = "a finite number above 0"
+# what each kind of a pipeline's two parts has to say, and of what type: float for any finite number, ABOVE, int for a whole
+# number above 0, [type] for a list, (type, …) for a list of just these
+_RANGE = (float,) * 6
+_FOUND = {"outputs": [str], "classes": [str], "score": float, "overlap": float, "limit": int}
+NEEDED: dict[str, dict[str, dict[str, Any]]] = {
     "encoder": {
-        "pillars": ("point_range", "pillar_size", "max_points", "max_pillars"),
-        "voxels": ("point_range", "grid", "limits"),
+        "pillars": {"point_range": _RANGE, "pillar_size": (ABOVE, ABOVE), "max_points": int, "max_pillars": int},
+        "voxels": {"point_range": _RANGE, "grid": (int, int, int), "limits": (int, int, int)},
     },
     "head": {
-        "centre": ("outputs", "classes", "origin", "cell", "score", "overlap", "limit"),
-        "anchors": ("outputs", "classes", "anchors", "columns", "rows", "score", "overlap", "limit"),
+        "centre": _FOUND | {"origin": (float, float), "cell": ABOVE},
+        "anchors": _FOUND | {"anchors": [(float,) * 5], "columns": (float, float, int), "rows": (float, float, int)},
     },
 }
+OPTIONAL = {"feature_weight": [float], "feature_bias": [float]}
+NAMES = {float: "a finite number", ABOVE: ABOVE, int: "a whole number above 0", str: "a string"}
 OUTPUTS = {
     "centre": ("heatmap", "offset", "height", "size", "rotation", "direction"),
     "anchors": ("cls", "box", "dir"),
@@ -65,6 +71,9 @@ def part(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
         raise ValueError(
             f"the pipeline's {name} lacks {', '.join(map(repr, missing))}: kind {kind!r} needs {', '.join(kinds[kind])}"
         )
+    for key, wanted_type in (kinds[kind] | OPTIONAL).items():
+        if key in found and (wrong := misfit(found[key], wanted_type)):
+            raise ValueError(f"the pipeline's {name} has {key} {found[key]!r:.60}: {wrong}")
     wanted = OUTPUTS.get(kind, ())
     if wanted and sorted(found["outputs"]) != sorted(wanted):
         raise ValueError(
@@ -72,6 +81,25 @@ def part(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
             "order in which the network gives them"
         )
     return found
+
+
+def misfit(value: Any, wanted: Any) -> str:
+    """Why `value` is not of the type `wanted`, as NEEDED writes types; empty where it is."""
+    if isinstance(wanted, (list, tuple)):
+        if not isinstance(value, (list, tuple)):
+            return "it has to be a list"
+        if isinstance(wanted, tuple) and len(value) != len(wanted):
+            return f"it has {len(value)} elements instead of {len(wanted)}"
+        each = wanted if isinstance(wanted, tuple) else wanted * len(value)
+        return next((wrong for v, w in zip(value, each, strict=True) if (wrong := misfit(v, w))), "")
+    if wanted is str:
+        fine = isinstance(value, str)
+    elif wanted is int:
+        fine = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+    else:
+        fine = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
+        fine = fine and (wanted is float or value > 0)
+    return "" if fine else f"{value!r:.40} is not {NAMES[wanted]}"
 
 
 def prepare(points: Array, settings: dict[str, Any], padded: bool = True) -> Prepared:

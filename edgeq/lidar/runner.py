@@ -39,7 +39,13 @@ class Bundle:
             runtime, parts = self.settings["runtime"], self.settings["parts"]
             loader, files = LOADERS[runtime], {part["name"]: folder / part["file"] for part in parts}
             known = {part["name"]: (part["file"], part["sha256"]) for part in parts}
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            for name in pipeline.NEEDED:
+                pipeline.part(self.settings, name)
+            if "network" not in files and (
+                not {"pillars", "dense"} <= set(files) or pipeline.misfit(self.settings["grid"], (int, int))
+            ):
+                raise ValueError("it has neither a network nor pillars, grid and dense")
+        except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{folder}: no whole lidar bundle ({type(error).__name__}: {error}); write it again"
             ) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import random
 import re
 import shutil
 import subprocess
@@ -248,3 +250,50 @@ def test_a_damaged_bundle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pipeline.json").write_text("{")
     with pytest.raises(ValueError, match="no whole lidar bundle"):
         Bundle(tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_a_changed_value_of_a_pipeline_is_one_sentence_or_a_bundle(small: Path, seed: int) -> None:
+    """Types, lengths, signs and sizes of what pipeline.json says are looked at before anything is loaded by it."""
+    chance = random.Random(seed)
+    whole = (small / "pipeline.json").read_text()
+    said = json.loads(whole)
+    for part in said["parts"]:
+        part["coverage"] = []  # told for people; a bundle does not read it
+    places: list[tuple[Any, Any]] = []
+    pending = [said]
+    while pending:
+        tree = pending.pop()
+        for key in tree if isinstance(tree, dict) else range(len(tree)):
+            places.append((tree, key))
+            if isinstance(tree[key], (dict, list)):
+                pending.append(tree[key])
+    container, key = chance.choice(places)
+    values: list[Any] = [
+        None,
+        True,
+        0,
+        -1,
+        2**70,
+        1e308,
+        "",
+        "x",
+        "../x",
+        [],
+        [1],
+        {},
+        {"x": 1},
+        [[]],
+        math.nan,
+        math.inf,
+    ]
+    container[key] = chance.choice(values)
+    (small / "pipeline.json").write_text(json.dumps(said))
+    points = np.fromfile(small / "golden_points.bin", np.float32).reshape(-1, 4)
+    try:
+        bundle = Bundle(small, load=lambda path: lambda inputs: [])
+        pipeline.prepare(points, bundle.settings)
+    except ValueError as error:
+        assert len(str(error)) > 20
+    finally:
+        (small / "pipeline.json").write_text(whole)
