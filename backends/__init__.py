@@ -98,7 +98,13 @@ def differing(name: str, path: Path, program: IntegerProgram) -> list[str]:
     from edgeq.backends.constants import differences
 
     read = importlib.import_module(f"edgeq.backends.{runtime_of(name)}.constants").stored
-    return list(differences(read(path), program, backend(name).target))
+    try:
+        held = read(path)
+    except EdgeqError:
+        raise
+    except Exception as error:  # bytes that make no file of its kind, in whatever way
+        return [f"it cannot be read ({type(error).__name__})"]
+    return list(differences(held, program, backend(name).target))
 
 
 def runtime_of(name: str) -> str:

@@ -2,9 +2,12 @@
 
     tools/mutate.py FOLDER --kind json --count 1000
     tools/mutate.py FOLDER --kind bytes --count 1000
+    tools/mutate.py FOLDER --kind artefacts --count 1000
 
 json: a value of a JSON file becomes another (type, sign, size, NaN, missing, twice), and the manifest's hashes are made to
 fit, so that the schema has to see it. bytes: a file is cut or a bit of it turned, and the manifest is left as it is.
+artefacts: the same of what runtimes read, and the hashes are made to fit, so that the constants have to show it; what is no
+constant (a stride, a name, code) is for verify to compute.
 Every seed makes the same change. Ends with 1 where something else than an EdgeqError was raised.
 """
 
@@ -24,6 +27,7 @@ from typing import Any
 import edgeq
 from edgeq import api
 from edgeq.graph.package import hash_of
+from edgeq.run.agree import agree
 from edgeq.run.files import exported, find
 from edgeq.spec import EdgeqError
 
@@ -83,7 +87,9 @@ def used(folder: Path, good: Path) -> None:
     """What reads the folder's files: load, the artefacts' descriptions, diff."""
     model = edgeq.load(folder)
     for name in exported(model):
-        api.coverage(find(model, name), model)
+        artifact = find(model, name)
+        api.coverage(artifact, model)
+        agree(model, artifact)
     edgeq.diff(good, folder)
 
 
@@ -92,12 +98,16 @@ def mutated(good: Path, kind: str, seed: int, to: Path) -> tuple[str, BaseExcept
     chance = random.Random(seed)
     shutil.rmtree(to, ignore_errors=True)
     shutil.copytree(good, to)
-    files = sorted(p for p in to.rglob("*") if p.is_file() and (kind == "bytes" or p.suffix == ".json"))
+    files = sorted(p for p in to.rglob("*") if p.is_file() and (kind != "json" or p.suffix == ".json"))
+    if kind == "artefacts":
+        files = [p for p in files if p.parent != to and p.suffix not in (".json", ".safetensors", ".pt2")]
     if kind == "json":  # what verbs found is read by its hash alone
         files = [p for p in files if p.name.split(".")[0] not in ("verify", "profile")]
     file = chance.choice(files)
-    if kind == "bytes":
+    if kind != "json":
         done = change_bytes(file, chance)
+        if kind == "artefacts":
+            seal(to)
     else:
         done = change_json(file, chance)
         if file.name != "manifest.json":
@@ -113,7 +123,7 @@ def main() -> int:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a model folder, best with artefacts and verified")
-    parser.add_argument("--kind", choices=("json", "bytes"), default="json")
+    parser.add_argument("--kind", choices=("json", "bytes", "artefacts"), default="json")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     options = parser.parse_args()
