@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeq.run.supervised import STATE
+
 EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "os.link", "os.symlink")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
@@ -76,6 +78,10 @@ def _child(command: Sequence[str], root: Path, fault: Fault | None, at: int, sai
             if fault in ERRORS and number >= at:
                 raise OSError(ERRORS[fault], os.strerror(ERRORS[fault]), os.fsdecode(path))
 
+        # the process that does the work, where `export` would start one to look after
+        state = root.parent / "state.json"
+        state.write_text("{}")
+        os.environ[STATE] = str(state)
         from edgeq import cli
 
         sys.addaudithook(watch)
