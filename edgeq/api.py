@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import shutil
@@ -610,9 +611,13 @@ def _chosen(model: QuantizedModel, to: Sequence[str], place: Place) -> tuple[tup
 
 
 def _twin(model: QuantizedModel, name: str, place: Place, notes: list[str], progress: Progress) -> Artifact | None:
-    """The float artefact beside the int8 one, exported where it is missing; None, and a note, where it cannot be had."""
+    """The float artefact beside the int8 one, made where it is missing; None, and a note, where it cannot be had.
+
+    One that an interruption left half recorded, or that was changed since, is made again.
+    """
     if name in exported(model, "float", elsewhere=True):
-        return find(model, name, "float")
+        with contextlib.suppress(EdgeqError):
+            return find(model, name, "float")
     if place.device is None and backends.runs_here(name) != "yes":
         return None
     progress(f"export float twin for {name}", 0, None)
