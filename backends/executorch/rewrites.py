@@ -98,6 +98,35 @@ def _operator(editor: _Editor, node: Node) -> None:
         _matmul(editor, node)
     elif kind in WEIGHTED:
         _weight_only(editor, node, kind or "")
+    elif node.target is aten.conv3d.default and value(node).dim() == 5:
+        _volume(editor, node)
+
+
+def _volume(editor: _Editor, node: Node) -> None:
+    """A convolution of three axes, which no kernel here computes: one of two axes for each plane of its kernel, added up."""
+    x, weight, bias = node.args[0], node.args[1], node_arg(node, 2, None)
+    steps, pads, gaps = (_three(node_arg(node, at, default)) for at, default in ((3, 1), (4, 0), (5, 1)))
+    (count, channels, _, height, width), (outputs, depth) = value(x).shape, value(node).shape[1:3]
+    if pads[0]:
+        x = editor.call(node, aten.constant_pad_nd.default, x, [0, 0, 0, 0, pads[0], pads[0]], 0.0)
+    total: Node | None = None
+    for plane in range(value(weight).shape[2]):
+        start = plane * gaps[0]
+        part = editor.call(node, aten.slice.Tensor, x, 2, start, start + (depth - 1) * steps[0] + 1, steps[0])
+        part = editor.call(node, aten.permute.default, part, [0, 2, 1, 3, 4])
+        part = editor.call(node, aten.reshape.default, part, [count * depth, channels, height, width])
+        flat = editor.call(node, aten.select.int, weight, 2, plane)
+        geometry = (steps[1:], pads[1:], gaps[1:], node_arg(node, 6, 1))
+        part = editor.call(node, aten.conv2d.default, part, flat, None if plane else bias, *geometry)
+        total = part if total is None else editor.call(node, aten.add.Tensor, total, part)
+    assert total is not None
+    apart = editor.call(node, aten.reshape.default, total, [count, depth, outputs, *value(node).shape[3:]])
+    editor.replace(node, editor.call(node, aten.permute.default, apart, [0, 2, 1, 3, 4]))
+
+
+def _three(numbers: Any) -> list[int]:
+    given = list(numbers) if isinstance(numbers, (list, tuple)) else [numbers]
+    return given if len(given) == 3 else given * 3
 
 
 def _numbers(node: Node) -> tuple[Any, ...] | None:

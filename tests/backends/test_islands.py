@@ -198,6 +198,24 @@ def test_a_convolution_of_three_axes_and_one_channel_converts(layer: Any, tmp_pa
         )
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv3d(1, 3, (1, 2, 1), 2, 1),
+        nn.Conv3d(4, 4, (3, 2, 2), (2, 1, 2), (1, 0, 1), groups=2, bias=False),
+        nn.Conv3d(3, 6, 2, dilation=(2, 1, 2), groups=3),
+    ],
+    ids=str,
+)
+def test_executorch_convolves_volumes_plane_by_plane(layer: Any, tmp_path: Path) -> None:
+    """Its kernels take two axes at most, and ended in error 0x12."""
+    layer, x = layer.eval(), torch.randn(2, layer.in_channels, 6, 5, 4)
+    engine = backends.backend("executorch")
+    artifact = engine.lower(float_program(capture(layer, (x,)))[0], tmp_path, name="m", layers={})
+    with torch.no_grad():
+        torch.testing.assert_close(engine.load(artifact.path)([x])[0], layer(x), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("layer", [nn.Conv3d(4, 4, 2, 2, 1, 2, 4), nn.ConvTranspose3d(4, 4, 2, 2, dilation=2)])
 def test_a_dilated_convolution_of_three_axes_is_a_sentence(layer: nn.Module, tmp_path: Path) -> None:
     program = float_program(capture(layer.eval(), (torch.randn(1, 4, 5, 5, 5),)))[0]
