@@ -426,7 +426,7 @@ What became of public networks, taken as they are, from `quantize` to `report`. 
 Packages are pinned and installed beside edgeq, nothing of them is kept; weights are the packages' random ones, the data is noise,
 so dB says how near the integers are to that network, and nothing about accuracy. LSB: against the runtime's own simulation, on a
 calibration batch. Core ML claims no exact integers (its device decides). Every verb that is not named ended well.
-[Results](results.md#public-networks) say what these runs found, what was mended since and which were cut off and do not stand here.
+[Results](results.md#public-networks) say what the runs found, what was mended since and which were cut off.
 
 | network | package | licence | what happened |
 |---|---|---|---|
