@@ -332,7 +332,7 @@ def small(last: Grid = (0.1, 0)) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def artifact_and_input(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    x = torch.randn(1, 3, 12, 12)
+    x = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))  # none of its sums is near a tie
     program = torch.export.export(small(), (x,))
     return lower(program, tmp_path_factory.mktemp("small"), layers={"conv2d": "stem/conv2d"}), x, program
 
