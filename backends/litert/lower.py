@@ -445,7 +445,8 @@ def coverage(data: bytes, layers: Mapping[str, tuple[str, ...]]) -> tuple[OpPlac
             rows.append(OpPlacement(name, kind, "integer", reason, inserted=True))
         elif not is_float:
             reason = "puts axes into LiteRT's order" if kind == LAYOUT and not keys else ""
-            rows.append(OpPlacement(name, kind, "integer", reason, keys, inserted=not keys))
+            inserted = not keys and (any(layers.values()) or kind == LAYOUT)  # without labels no operator has a key
+            rows.append(OpPlacement(name, kind, "integer", reason, keys, inserted=inserted))
         elif kind in BOUNDARY:
             reason = "converts between integers and float at an island's edge"
             rows.append(OpPlacement(name, kind, "float island", reason, keys, inserted=True))
