@@ -102,7 +102,7 @@ def test_every_byte_is_the_simulations(
     model = models(name)
     batches = [flatten(batch) for batch in list(NETWORKS[name]().calibration())[-BATCHES:]]
     artifact = edgeq.export(model, backend)
-    assert {row.status for row in artifact.coverage} == {"integer"}
+    assert {row.status for row in artifact.coverage if not row.inserted} == {"integer"}
     with open_device(device) as opened:
         parity = verify(model, artifact, batches, place=Place(opened))
     for kernels in parity.kernels:
