@@ -106,3 +106,12 @@ def test_products_and_sums_are_right_and_the_same_for_any_number_of_threads(seed
         shapes = [tuple(tensor.shape) for tensor in given]
         assert all(torch.equal(found[0], other) for other in found), (number, shapes)
         torch.testing.assert_close(found[0].double(), exact, rtol=1e-4, atol=1e-3, msg=lambda m: f"{shapes}: {m}")  # noqa: B023 # read at once
+
+
+def test_onednn_stays_as_the_user_has_it() -> None:
+    x, weight = torch.randn(1, 64, 80, 80), torch.randn(64, 64, 1, 1)
+    for wanted in (False, True):
+        torch._C._set_mkldnn_enabled(wanted)
+        with ordered():
+            torch.conv2d(x, weight)
+        assert torch.backends.mkldnn.enabled is wanted

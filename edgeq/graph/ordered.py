@@ -95,11 +95,12 @@ def _convolution(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Any:
 
 def _pointwise(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Any:
     """A convolution of single cells as a plain matrix product: oneDNN parts its sums by the number of threads."""
+    before = torch.backends.mkldnn.enabled  # which a user may have switched off
     torch._C._set_mkldnn_enabled(False)
     try:
         return func(*args, **given)
     finally:
-        torch._C._set_mkldnn_enabled(True)
+        torch._C._set_mkldnn_enabled(before)
 
 
 def _linear(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Any:
