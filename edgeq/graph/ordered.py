@@ -95,7 +95,7 @@ def _convolution(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Any:
 
 def _pointwise(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Any:
     """A convolution of single cells as a plain matrix product: oneDNN parts its sums by the number of threads."""
-    before = torch.backends.mkldnn.enabled  # which a user may have switched off
+    before = torch._C._get_mkldnn_enabled()  # which a user may have switched off
     torch._C._set_mkldnn_enabled(False)
     try:
         return func(*args, **given)
@@ -110,8 +110,9 @@ def _linear(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Any:
     if x.numel() * outputs <= ALONE:
         return _alone(func, args, given)
     more = -outputs % WIDTH
-    shifted = None if bias is None else F.pad(bias, (0, more))
-    return _filled(x, outputs, lambda flat: func(flat, F.pad(weight, (0, 0, 0, more)), shifted))
+    shifted = F.pad(bias, (0, more)) if more and bias is not None else bias
+    wide = F.pad(weight, (0, 0, 0, more)) if more else weight
+    return _filled(x, outputs, lambda flat: func(flat, wide, shifted))
 
 
 def _product(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Any:
@@ -128,7 +129,8 @@ def _product(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Any:
 def _filled(x: Tensor, outputs: int, multiply: Callable[[Tensor], Tensor]) -> Tensor:
     """`multiply` of the rows of `x` [..., C] and of as many zeros as are missing, without what these and others gave."""
     rows = x.numel() // x.shape[-1]
-    made = multiply(F.pad(x.reshape(rows, -1), (0, 0, 0, -rows % WIDTH)))
+    flat, missing = x.reshape(rows, -1), -rows % WIDTH
+    made = multiply(F.pad(flat, (0, 0, 0, missing)) if missing else flat)
     return made[:rows, :outputs].reshape(*x.shape[:-1], outputs)
 
 
