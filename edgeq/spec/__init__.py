@@ -1,0 +1,37 @@
+"""The vocabulary: plain frozen data that every stage passes on. Imports neither torch nor any runtime."""
+
+from edgeq.spec.artifact import Artifact, OpPlacement
+from edgeq.spec.device import DeviceInfo, Job
+from edgeq.spec.errors import EdgeqError, EdgeqWarning, Progress
+from edgeq.spec.grid import QParams, QuantSpec, TensorInfo
+from edgeq.spec.latency import InstructionReport, LatencyReport, OpLatency, RowKind, Spread
+from edgeq.spec.plan import QuantPlan
+from edgeq.spec.precision import Precision, precision  # the function is what `edgeq.spec.precision` names from here on
+from edgeq.spec.recipe import Recipe, Reconstruction
+from edgeq.spec.target import OpSupport, Status, Target
+
+__all__ = [
+    "Artifact",
+    "DeviceInfo",
+    "EdgeqError",
+    "EdgeqWarning",
+    "InstructionReport",
+    "Job",
+    "LatencyReport",
+    "OpLatency",
+    "OpPlacement",
+    "OpSupport",
+    "Precision",
+    "Progress",
+    "QParams",
+    "QuantPlan",
+    "QuantSpec",
+    "Recipe",
+    "Reconstruction",
+    "RowKind",
+    "Spread",
+    "Status",
+    "Target",
+    "TensorInfo",
+    "precision",
+]
