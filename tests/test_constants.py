@@ -75,6 +75,19 @@ def constants(data: bytes, model: QuantizedModel, runtime: str) -> Iterator[tupl
         at = data.find(ARRAY, at + 8)
 
 
+def test_scales_below_a_printed_digit_are_found(tmp_path: Path) -> None:
+    """XNNPACK's graphs are read as text with six digits: a scale of 1e-7 stands there as 0."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Conv2d(6, 6, 1), nn.Hardswish()))).eval()
+    batches = [(torch.randn(1, 6, 8, 8) * 1e-5,) for _ in range(3)]
+    with torch.no_grad():
+        for layer in network[::2]:
+            layer.bias.mul_(1e-5)
+    made = edgeq.quantize(network, example_inputs=batches[0], calibration=batches, output=tmp_path / "out")
+    assert min(q.scale[0] for q in made.qparams.values()) < 5e-7
+    agree(made, edgeq.export(made, "executorch"))
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_flipped_bit_is_named_before_anything_runs(model: QuantizedModel, runtime: str, tmp_path: Path) -> None:
     assert model.folder is not None

@@ -10,6 +10,8 @@ import numpy as np
 from edgeq.backends.constants import Stored
 from edgeq.backends.executorch.pte import delegates
 
+SMALLEST = 1e-20  # below it four bytes are integers: offsets, types, flags
+
 
 def stored(path: Path) -> Stored:
     """What XNNPACK's graphs in the file hold."""
@@ -34,13 +36,16 @@ def stored(path: Path) -> Stored:
 
 
 def _exact(raw: bytes, scale: float, zero_point: int) -> Iterator[tuple[float, int]]:
-    """The scales of a graph's bytes that read `scale`, beside their zero point: flatc prints six digits behind the point."""
+    """The scales of a graph's bytes that read `scale`, beside their zero point: flatc prints six digits behind the point.
+
+    Integers of the file are tiny floats, which a scale that reads 0 would take for its own.
+    """
     found = False
     words, integers = (
         np.frombuffer(raw[: len(raw) // 4 * 4], np.float32),
         np.frombuffer(raw[: len(raw) // 4 * 4], np.int32),
     )
-    for at in map(int, np.flatnonzero(np.abs(words.astype(np.float64) - scale) < 1e-6)):
+    for at in map(int, np.flatnonzero((words > SMALLEST) & (np.abs(words.astype(np.float64) - scale) < 1e-6))):
         if zero_point == 0 or zero_point in (integers[at - 1], integers[min(at + 1, len(integers) - 1)]):
             found = True
             yield float(words[at]), zero_point
