@@ -11,6 +11,7 @@ from torch.fx import Interpreter, Node
 
 from edgeq import backends
 from edgeq.graph.capture import unlift
+from edgeq.graph.ops import WEIGHTED
 from edgeq.graph.package import QuantizedModel
 
 LARGEST, SMALLEST = 65504.0, 2.0**-24  # finite values of float16
@@ -37,9 +38,14 @@ def beyond_half(model: QuantizedModel, batch: Sequence[Tensor]) -> Iterator[str]
     if large:
         yield (
             f"{title}'s packages compute in float16, which ends at {LARGEST:.0f}: {_first(large)}, so their outputs will be of "
-            "no use there; give the network such values in another unit or scale, or leave {title} out"
+            f"no use there; give the network such values in another unit or scale, or leave {title} out"
         )
     small = [f"{key!r} has {q.scale[0]:.3g}" for key, q in model.qparams.items() if 0 < q.scale[0] < SMALLEST]
+    for op in model.integers.ops.values():
+        if op.weight is not None and op.weight_scale is not None:
+            used = op.weight_scale[op.weight.movedim(WEIGHTED[op.kind][2], 0).flatten(1).any(1)]
+            if used.numel() and used.min() < SMALLEST:
+                small.append(f"the weight of {op.layer!r} has {float(used.min()):.3g}")
     if small:
         yield (
             f"{title}'s packages store scales in float16, where those below {SMALLEST:.2g} vanish: {_first(small)}; scale such "

@@ -3,8 +3,8 @@
 `quantize` in MIL is clip(round(x / scale) + zero_point) (coremltools, ops/defs/iOS17/quantization_ops.py), with NumPy's
 rounding where coremltools folds constants. What a device does inside its kernels Apple does not document.
 
-A float16 package (`half`, see coreml_fp16) stores its scales and biases in half precision, so the integers mean other
-numbers; they are computed here as wide as in a float32 package, which Core ML may always do.
+A float16 package (`half`, see coreml_fp16) stores its scales and biases in half precision where they fit, so the
+integers mean other numbers; they are computed here as wide as in a float32 package, which Core ML may always do.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from torch.fx import Node
 from edgeq.graph.integer import QUANTIZE, IntegerOp
 from edgeq.graph.ops import WEIGHTED, ConvAttrs, clip_bounds, data_inputs, kind_of
 from edgeq.spec import EdgeqError, QParams
+
+# an operator with a finite constant beyond LARGEST stays in float32 (coremltools, fp16_overflow in passes/defs/quantization.py)
+LARGEST, INFINITE = 65504.0, 1e38
 
 
 def compute(op: IntegerOp, inputs: Sequence[Tensor], *, half: bool = False) -> Tensor:
@@ -99,9 +102,11 @@ def quantize(real: Tensor, qparams: QParams, *, half: bool = False) -> Tensor:
 
 
 def stored(constant: Tensor | float, half: bool) -> Tensor:
-    """A float constant as the package stores it, as float32."""
+    """A float constant as the package stores it, as float32: one that half precision cannot hold stays as it is."""
     value = torch.as_tensor(constant, dtype=torch.float32)
-    return value.to(torch.float16).to(torch.float32) if half else value
+    if not half or bool((value.abs() > LARGEST).logical_and(value.abs() < INFINITE).any()):
+        return value
+    return value.to(torch.float16).to(torch.float32)
 
 
 def _activation(op: IntegerOp, real: Tensor) -> Tensor:
