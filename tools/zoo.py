@@ -313,12 +313,15 @@ def main() -> int:
     parser.add_argument(
         "--json", type=Path, help="also write the rows to this file; rows that are there are not run again"
     )
-    parser.add_argument("--page", type=Path, help="write what --json holds as this page, and run nothing")
+    parser.add_argument(
+        "--page", type=Path, help="write what --json holds into this page, whose other rows stay, and run nothing"
+    )
     options = parser.parse_args()
     if options.page:
         if not options.json:
             parser.error("--page is written from the rows of --json")
-        options.page.write_text(page(json.loads(options.json.read_text())))
+        older = options.page.read_text() if options.page.exists() else ""
+        options.page.write_text(page(json.loads(options.json.read_text()), older))
         return 0
     chosen = options.only.split(",") if options.only else [e.name for e in ZOO]
     unknown = [name for name in chosen if name not in {e.name for e in ZOO}]
@@ -384,10 +387,8 @@ def verb(site: Path, *words: str) -> dict[str, str]:
     said = [line for line in done.stderr.splitlines() if line.startswith("edgeq:")]
     if done.returncode:
         return {words[0]: (said or last)[-1][:400]}
-    return {
-        words[0]: "ok"
-        + "".join(f"; {line.removeprefix('edgeq: ')}" for line in said if "far from" in line or "lost in" in line)
-    }
+    warned = dict.fromkeys(line.partition("warning: ")[2] for line in said if line.startswith("edgeq: warning: "))
+    return {words[0]: "; ".join(("ok", *warned))}
 
 
 def _repeated(words: tuple[str, ...]) -> list[str]:
@@ -433,15 +434,14 @@ calibration batch. Core ML claims no exact integers (its device decides). Every 
 """
 
 
-def page(known: dict[str, dict[str, str]]) -> str:
-    """The rows that there are, as a page of Markdown."""
-    rows = [row(entry, known[entry.name]) for entry in ZOO if entry.name in known]
-    wrong = sum(any(map(fault, found.values())) for found in known.values())
-    return (
-        PAGE
-        + "\n".join(rows)
-        + f"\n\n{len(rows)} of the {len(ZOO)} networks listed have been run, {wrong} with a fault.\n"
-    )
+def page(known: dict[str, dict[str, str]], older: str = "") -> str:
+    """The rows that there are as a page of Markdown; those of an `older` page stay where `known` has no newer one."""
+    kept = {line[2:].partition(" | ")[0]: line for line in older.splitlines() if line.startswith("| ")}
+    rows = {e.name: row(e, known[e.name]) if e.name in known else kept.get(e.name, "") for e in ZOO}
+    table = [line for line in rows.values() if line]
+    wrong = sum(": FAULT " in line or ": WRONG " in line for line in table)
+    run = f"{len(table)} of the {len(ZOO)} networks listed have been run, {wrong} with a fault."
+    return PAGE + "\n".join([*table, "", run, ""])
 
 
 def row(entry: Entry, found: dict[str, str]) -> str:
