@@ -51,7 +51,8 @@ class Backend:
     """One runtime: what it computes, how to lower to it, run it on this host and time it.
 
     profile: artefact and inputs → latency on this host. place: events of an artefact's traced run, wherever it was, → rows
-    with its operators' names and layers; None where nothing runs it but this host. tune: searches schedules on this host
+    with its operators' names and layers; None where nothing runs it but this host. benchmark: times it on Android by its
+    makers' program; None where there is none. tune: searches schedules on this host
     for the next `lower`; None where there is nothing to search.
     """
 
@@ -61,6 +62,7 @@ class Backend:
     load: Callable[..., Predict]
     profile: Callable[..., LatencyReport | None]
     place: Callable[[Artifact, Sequence[Event]], list[OpLatency]] | None = None
+    benchmark: Callable[..., LatencyReport] | None = None
     tune: Callable[..., None] | None = None
 
 
@@ -77,10 +79,12 @@ def backend(name: str) -> Backend:
 
     timing = part("profile")
     place = getattr(timing, "place", None)
-    own = part("target").TARGET
+    own, known = part("target").TARGET, RUNTIMES[runtime]
     if name not in VARIANTS:
         lower = part("lower")
-        return Backend(name, own, lower.lower, part("run").load, timing.profile, place, getattr(lower, "tune", None))
+        benchmark = part("benchmark").benchmark if known.benchmark else None
+        tune = lower.tune if known.tunes else None
+        return Backend(name, own, lower.lower, part("run").load, timing.profile, place, benchmark, tune)
 
     def elsewhere(*args: Any, **options: Any) -> Any:
         raise EdgeqError(runs_here(name).removeprefix("no: "))

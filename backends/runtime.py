@@ -19,6 +19,18 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """Servers that run a runtime's artefacts; its folder's `server.py` opens a session with one.
+
+    kind, where: a device of this kind is called `kind:where`. start: the command that starts one, with where it is run.
+    """
+
+    kind: str
+    where: str
+    start: str
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """One runtime.
 
@@ -27,8 +39,9 @@ class Runtime:
     io: choices of the types of inputs and outputs, the first by default; none where they are the program's own.
     options: what its `lower` takes beside the program: the user's `outputs`, the task's `preprocessing`, `channels_last`.
     variants: backends for other machines, by name. compiled: artefacts are code for one machine. apple: they run on Apple's
-    systems alone; stand_in: what runs them on other hosts, in words. half: floats in them are float16. rpc: servers of its own
-    run them. benchmark: its makers' program times them on Android.
+    systems alone; stand_in: what runs them on other hosts, in words. half: floats in them are float16. server: servers of
+    its own that run them. benchmark: its makers' program times them on Android (`benchmark.py`).
+    tunes: schedules can be searched on this host before lowering.
     """
 
     name: str
@@ -44,5 +57,6 @@ class Runtime:
     apple: bool = False
     stand_in: str = ""
     half: bool = False
-    rpc: bool = False
+    server: Served | None = None
     benchmark: bool = False
+    tunes: bool = False

@@ -18,8 +18,8 @@ import pytest
 from conftest import free_port
 from test_adb import file, sentence
 
+from edgeq.backends.tvm.server import TvmRpc
 from edgeq.devices import DeviceLost, open_device
-from edgeq.devices.tvm_rpc import TvmRpc
 from edgeq.run.place import Place
 from edgeq.spec import EdgeqError
 

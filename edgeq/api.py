@@ -275,8 +275,9 @@ def export(
     if io is not None and not runtime.io:
         raise EdgeqError(f"{to} takes and gives floats, and only {having} has the choice; export it without --io {io}")
     if tune and engine.tune is None:
+        tuned = " and ".join(name for name, each in backends.RUNTIMES.items() if each.tunes)
         raise EdgeqError(
-            f"{to} has nothing to tune: schedules are searched for tvm, on the computer that will run them"
+            f"{to} has nothing to tune: schedules are searched for {tuned}, on the computer that will run them"
         )
     if channels_last is not None and "channels_last" not in runtime.options:
         raise EdgeqError(

@@ -32,7 +32,7 @@ CLIENTS = {
 # file → what it imports, all of it for devices that the user names
 ALLOWED = {
     "edgeq/devices/adb.py": {"adbutils", "socket"},  # talks to adb's server on this machine
-    "edgeq/devices/tvm_rpc.py": {"socket", "tvm.rpc"},  # asks whether a server answers; the session is TVM's
+    "edgeq/backends/tvm/server.py": {"socket", "tvm.rpc"},  # asks whether a server answers; the session is TVM's
 }
 
 

@@ -1,6 +1,6 @@
 """TVM: libraries of machine code, for this host or for boards and DSPs."""
 
-from edgeq.backends.runtime import Runtime, Variant
+from edgeq.backends.runtime import Runtime, Served, Variant
 
 RUNTIME = Runtime(
     name="tvm",
@@ -14,5 +14,6 @@ RUNTIME = Runtime(
         ("tvm-hexagon", Variant("tvm", "hexagon", (), "emulated:hexagon-v67")),
     ),
     compiled=True,
-    rpc=True,
+    tunes=True,
+    server=Served("tvm-rpc", "HOST:PORT[:KEY]", "python -m tvm.exec.rpc_server --port 9090 on the board"),
 )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from edgeq.devices.device import Device, DeviceLost, Finished
+import importlib
+
+from edgeq.backends import RUNTIMES
+from edgeq.device import Device, DeviceLost, Finished
 from edgeq.devices.reachable import Found, found
 from edgeq.spec import EdgeqError
 
@@ -17,7 +20,7 @@ KINDS = (
     "adb:SERIAL",
     "ssh:USER@HOST[:PORT]",
     "apple:",
-    "tvm-rpc:HOST:PORT[:KEY]",
+    *(f"{runtime.server.kind}:{runtime.server.where}" for runtime in RUNTIMES.values() if runtime.server),
 )
 
 
@@ -44,10 +47,10 @@ def open_device(name: str) -> Device:
         from edgeq.devices.apple import Apple
 
         return Apple()
-    if kind == "tvm-rpc":
-        from edgeq.devices.tvm_rpc import TvmRpc
-
-        return TvmRpc(rest)
+    for runtime in RUNTIMES.values():
+        if runtime.server and kind == runtime.server.kind:
+            opened: Device = importlib.import_module(f"edgeq.backends.{runtime.name}.server").connect(rest)
+            return opened
     if kind == "emulated":
         from edgeq.devices.emulated import Emulated
 

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeq.devices.device import Finished
-from edgeq.devices.shell import STEP_S, Refused, Shell
+from edgeq.device import STEP_S, Finished
+from edgeq.devices.shell import Refused, Shell
 from edgeq.spec import EdgeqError
 
 START_S = 15.0  # adb's server starts in one or two seconds

@@ -1,22 +1,24 @@
-"""The Mac this runs on, where Core ML itself runs; on other systems one sentence."""
+"""The Mac this runs on, where Apple's runtime itself runs; on other systems one sentence."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
 
+from edgeq.backends import RUNTIMES
 from edgeq.devices.host import cores
 from edgeq.devices.local import Local
 from edgeq.spec import DeviceInfo, EdgeqError
 
+OWN = next(runtime for runtime in RUNTIMES.values() if runtime.apple)
 ELSEWHERE = (
-    "apple: Core ML runs on macOS only; on a Mac, install edgeq[coreml] and run the same command there. "
-    "Here the saved package itself is checked, operator by operator: edgeq verify DIR --to coreml"
+    f"apple: {OWN.title} runs on macOS only; on a Mac, install edgeq[{OWN.name}] and run the same command there. "
+    f"Here the saved package itself is checked, operator by operator: edgeq verify DIR --to {OWN.name}"
 )
 
 
 class Apple(Local):
-    """Programs of this Mac; what Core ML does with a model is its backend's to know."""
+    """Programs of this Mac; what its runtime does with a model is the backend's to know."""
 
     name = "apple:"
 

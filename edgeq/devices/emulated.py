@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from edgeq.devices.device import Finished
+from edgeq.device import Finished
 from edgeq.devices.host import cores
 from edgeq.devices.local import Local
 from edgeq.home import home

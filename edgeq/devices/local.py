@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgeq.devices.device import Device, Finished, beside, inside
+from edgeq.device import Device, Finished, beside, inside
 from edgeq.spec import EdgeqError
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from edgeq.backends import RUNTIMES, VARIANTS, installed
+from edgeq.backends.runtime import Runtime, Served
 from edgeq.devices.emulated import CORES, PACKAGES, Emulated, arm64_root
 from edgeq.devices.host import Host
 from edgeq.runners import build
@@ -39,8 +40,12 @@ def found(patience_s: float = PATIENCE_S) -> list[Found]:
         *((f"emulated:{core}", EMULATION, lambda core=core: [_emulated(core)]) for core in CORES),
         ("adb:SERIAL", EVERYTHING, lambda: _phones(patience_s)),
         ("ssh:USER@HOST", EVERYTHING, _ssh),
-        ("apple:", "Core ML: verify, profile", _apple),
-        ("tvm-rpc:HOST:PORT", "TVM: verify, profile", _tvm),
+        *(("apple:", _only(runtime), lambda r=runtime: [_apple(r)]) for runtime in RUNTIMES.values() if runtime.apple),
+        *(
+            (_address(server), _only(runtime), lambda r=runtime, s=server: [_served(r, s)])
+            for runtime in RUNTIMES.values()
+            if (server := runtime.server)
+        ),
     ]
     answers: dict[str, list[Found]] = {}
 
@@ -70,7 +75,8 @@ def _emulated(core: str) -> Found:
 def _hexagon() -> list[str]:
     """What else exporting for Hexagon needs here, as instructions."""
     tools = [tool for tool in ("clang", "ld.lld") if not (shutil.which(f"{tool}-16") or shutil.which(tool))]
-    return [f"--to tvm-hexagon needs {' and '.join(tools)}: apt-get install clang-16 lld-16"] if tools else []
+    fitting = " or ".join(name for name, variant in VARIANTS.items() if variant.machine == "hexagon")
+    return [f"--to {fitting} needs {' and '.join(tools)}: apt-get install clang-16 lld-16"] if tools else []
 
 
 def _arm64() -> list[str]:
@@ -132,17 +138,24 @@ def _ssh() -> list[Found]:
     return [Found("ssh:USER@HOST", None, EVERYTHING, how)]
 
 
-def _apple() -> list[Found]:
+def _only(runtime: Runtime) -> str:
+    """What a device is good for that runs one runtime's artefacts alone."""
+    return f"{runtime.title}: {EVERYTHING}"
+
+
+def _apple(runtime: Runtime) -> Found:
     from edgeq.devices.apple import Apple
 
-    can = "Core ML: verify, profile"
     if platform.system() != "Darwin":
-        return [Found("apple:", None, can, "run edgeq on a Mac")]
-    return [Found("apple:", Apple().describe(), can)]
+        return Found("apple:", None, _only(runtime), "run edgeq on a Mac")
+    return Found("apple:", Apple().describe(), _only(runtime))
 
 
-def _tvm() -> list[Found]:
-    how = "python -m tvm.exec.rpc_server --port 9090 on the board"
-    if importlib.util.find_spec("tvm") is None:
-        how = f"pip install 'edgeq[tvm]'; {how}"
-    return [Found("tvm-rpc:HOST:PORT", None, "TVM: verify, profile", how)]
+def _address(server: Served) -> str:
+    """How such a server is named, without what may be left out."""
+    return f"{server.kind}:{server.where.partition('[')[0]}"
+
+
+def _served(runtime: Runtime, server: Served) -> Found:
+    how = server.start if installed(runtime.name) else f"pip install 'edgeq[{runtime.name}]'; {server.start}"
+    return Found(_address(server), None, _only(runtime), how)

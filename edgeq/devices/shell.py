@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
-import hashlib
 import os
 import re
 import shlex
@@ -20,15 +18,13 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO
 
+from edgeq.device import AGAIN, STEP_S, Device, DeviceLost, Finished, beside, digest, inside
 from edgeq.devices import describe
-from edgeq.devices.device import Device, DeviceLost, Finished, beside, inside
 from edgeq.devices.local import not_finished
 from edgeq.home import home
 from edgeq.spec import DeviceInfo, EdgeqError
 
-STEP_S = 20.0  # what a short command, or the next piece of a transfer, may take
 HASHED_PER_S = 20e6  # bytes; a slow board's sha256sum does this much a second, most do ten times as much
-AGAIN = "what was measured is kept: reconnect it and run the same command again"
 
 # a program left behind by an interrupted run: known by its number, and by standing in our folder
 KILL = 'p=$(cat .pid 2>/dev/null) && [ "$(readlink "/proc/$p/cwd")" = "$(pwd -P)" ] && kill -9 "$p"'
@@ -277,18 +273,6 @@ class Shell(Device):
                 "command again"
             )
         return EdgeqError(f"{self.name} does not take {remote}: {words}")
-
-
-@functools.lru_cache(maxsize=1024)
-def _digest(path: Path, size: int, changed_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file here, read once while size and time stay the same."""
-    stat = path.stat()
-    return _digest(path, stat.st_size, stat.st_mtime_ns)
 
 
 def _hold(place: str, name: str) -> IO[str]:

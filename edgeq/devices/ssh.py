@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import IO
 
-from edgeq.devices.device import Finished
-from edgeq.devices.shell import STEP_S, Refused, Shell
+from edgeq.device import STEP_S, Finished
+from edgeq.devices.shell import Refused, Shell
 from edgeq.spec import EdgeqError
 
 LOST = 255  # ssh's own exit status; a program's own 255 is told as 254

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from edgeq import backends
-from edgeq.devices import Device
+from edgeq.device import Device, Server
 from edgeq.devices.host import Host
 from edgeq.run import remote
 from edgeq.run.remote import UNTIMED, Outcome, Timing
@@ -41,17 +41,16 @@ class Place:
         if self.device is None:
             return "" if backend not in backends.VARIANTS else backends.runs_here(backend).removeprefix("no: ")
         runtime = backends.RUNTIMES[backends.runtime_of(backend)]
-        if remote.is_rpc(self.device) and not runtime.rpc:
-            served = " and ".join(f"{each.title}'s" for each in backends.RUNTIMES.values() if each.rpc)
-            return f"{self.name} runs {served} artefacts alone"
+        if isinstance(self.device, Server) and self.device.runtime != runtime.name:
+            return f"{self.name} runs {backends.title(self.device.runtime)}'s artefacts alone"
         machine = _machine(self.info)
-        if machine == "unknown":  # a server with TVM's bare runtime does not tell; what is not for it will not load
+        if machine == "unknown":  # a server with a bare runtime does not tell; what is not for it will not load
             return ""
         variant = backends.VARIANTS.get(backend)
         if variant is not None:
             if variant.machine != machine:
                 return f"{backend} is compiled for {variant.machine}, and {self.name} is {self.info.abi}"
-            told = not remote.is_rpc(self.device)  # a server names its processor, not what that has
+            told = not isinstance(self.device, Server)  # a server names its processor, not what that has
             absent = [f for f in variant.features if told and f not in self.info.features]
             return f"{backend} needs {', '.join(absent)}, which {self.info.model} does not have" if absent else ""
         if runtime.apple:
@@ -74,8 +73,8 @@ class Place:
         why = self.lacks(artifact.backend)
         if why:
             raise EdgeqError(why)
-        if remote.is_rpc(self.device):
-            return Job({"model.so": artifact.path}, ())
+        if isinstance(self.device, Server):
+            return Job({artifact.path.name: artifact.path}, ())
         made: Job = self._part(artifact.backend).job(artifact.path, self.info, kernels)
         return made
 

@@ -13,7 +13,6 @@ from edgeq import backends
 from edgeq.backends.timing import events_of, report
 from edgeq.graph.package import QuantizedModel
 from edgeq.graph.signatures import signatures
-from edgeq.run.benchmark import benchmark
 from edgeq.run.compare import ratio_of_medians
 from edgeq.run.measurements import Subject, Variant, keep, totals
 from edgeq.run.place import Place
@@ -81,13 +80,13 @@ def profile(
 def _timed(
     place: Place, artifact: Artifact, inputs: Sequence[Tensor], threads: int, timing: Timing
 ) -> LatencyReport | None:
-    own = backends.RUNTIMES[backends.runtime_of(artifact.backend)].benchmark
-    if place.device is not None and own and place.info.abi.endswith("-android"):
-        return benchmark(place.device, place.info.model, artifact, threads, timing)
+    engine = backends.backend(artifact.backend)
+    if place.device is not None and engine.benchmark and place.info.abi.endswith("-android"):
+        options = dataclasses.asdict(timing)
+        return engine.benchmark(place.device, place.info.model, artifact, threads=threads, **options)
     if not place.in_process(artifact.backend):
         outcome = place.run(artifact, [inputs], threads=threads, timing=timing)
         return from_result(artifact, outcome.result, place.info.model, warmup=timing.warmup)
-    engine = backends.backend(artifact.backend)
     found = engine.profile(artifact, inputs, threads=threads, warmup=timing.warmup, runs=timing.runs)
     return dataclasses.replace(found, device=place.info.model) if found else None
 

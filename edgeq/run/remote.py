@@ -7,16 +7,13 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgeq.devices import Device, Finished
-from edgeq.devices.shell import digest
-from edgeq.devices.tvm_rpc import TvmRpc
+from edgeq.device import Device, Finished, Server
 from edgeq.spec import EdgeqError, Job
 
 DTYPES = {
@@ -75,8 +72,12 @@ def execute(
     Raises:
         DeviceLost: it went away. EdgeqError: it refuses, the runner ends with an error, or gives what cannot be read.
     """
-    if isinstance(device, TvmRpc):
-        return _over_rpc(device, job, batches, threads, timing, timeout_s)
+    if isinstance(device, Server):
+        (artifact,) = job.files.values()
+        warmup, runs = timing.warmup, timing.runs
+        return Outcome(
+            *device.execute(artifact, batches, threads=threads, warmup=warmup, runs=runs, timeout_s=timeout_s)
+        )
     command = [*job.command, "--input", "in", "--output", "out", "--batches", str(len(batches))]
     command += ["--threads", str(threads), "--warmup", str(timing.warmup), "--runs", str(timing.runs)]
     if timing.cores:
@@ -104,27 +105,6 @@ def execute(
             for b in range(len(batches))
         )
     return Outcome(outputs, result, done.instructions)
-
-
-def is_rpc(device: Device | None) -> bool:
-    """Whether the device runs TVM's modules and no programs."""
-    return isinstance(device, TvmRpc)
-
-
-def _over_rpc(
-    device: TvmRpc, job: Job, batches: Sequence[Sequence[Tensor]], threads: int, timing: Timing, timeout_s: float
-) -> Outcome:
-    """The job's artefact, through the session, in place of its runner; no operators' times."""
-    from edgeq.backends.tvm.rpc import run
-
-    local = job.files["model.so"]
-    name = f"model-{digest(local)[:16]}.so"  # a library that is loaded must not be written over
-    device.put(local, name)
-    with device.explained("the network ran", timeout_s):
-        outputs, run_ms = run(device.session, name, batches, threads, timing.warmup, timing.runs)
-    release = f"tvm {version('apache-tvm')}"
-    result = {"runtime": release, "threads": threads, "cores": [], "run_ms": run_ms, "events": [], "events_run_ms": []}
-    return Outcome(outputs, result, None)
 
 
 def _put_inputs(device: Device, folder: Path, batches: Sequence[Sequence[Tensor]]) -> None:

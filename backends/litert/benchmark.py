@@ -11,39 +11,47 @@ from edgeq.backends.litert import benchmark_model
 from edgeq.backends.litert.benchmark_model import ON_DEVICE, PROGRAM, VARIABLE, Benchmark
 from edgeq.backends.litert.profile import rows_of
 from edgeq.backends.timing import report
-from edgeq.devices import Device
-from edgeq.devices.shell import digest
-from edgeq.run.remote import Timing
+from edgeq.device import Device, digest
 from edgeq.spec import Artifact, EdgeqError, LatencyReport
 
 PROCESSES: Final = 5  # the program prints no single run, so the total's spread is one over starts of it
 METHOD: Final = "benchmark_model"
 
 
-def benchmark(device: Device, model: str, artifact: Artifact, threads: int, timing: Timing) -> LatencyReport:
+def benchmark(
+    device: Device,
+    model: str,
+    artifact: Artifact,
+    *,
+    threads: int,
+    warmup: int,
+    runs: int,
+    events: bool,
+    cores: tuple[int, ...],
+) -> LatencyReport:
     """Time a `.tflite` file: PROCESSES starts of the program with profiling off, then one with it on.
 
     model: the device in words. The total's runs are the starts, each with its median (or mean, from programs that print no
-    median) of a share of `timing.runs`. Inputs are the program's own, random ones.
+    median) of a share of `runs`. Inputs are the program's own, random ones.
 
     Raises:
         DeviceLost: the device went away. EdgeqError: there is no such program, or it failed: what to do.
     """
     program, version = _program(device)
     device.put(artifact.path, "model.tflite")
-    each = max(1, timing.runs // PROCESSES)
+    each = max(1, runs // PROCESSES)
 
     def run(profiling: bool) -> Benchmark:
         command = benchmark_model.command(
             program,
             "model.tflite",
             threads=threads,
-            warmup=timing.warmup,
-            runs=timing.runs if profiling else each,
+            warmup=warmup,
+            runs=runs if profiling else each,
             profiling=profiling,
         )
-        if timing.cores:
-            command = ["taskset", f"{sum(1 << c for c in timing.cores):x}", *command]
+        if cores:
+            command = ["taskset", f"{sum(1 << c for c in cores):x}", *command]
         done = device.run(command)
         said = f"{done.stdout}\n{done.stderr}"
         if done.status:
@@ -55,14 +63,14 @@ def benchmark(device: Device, model: str, artifact: Artifact, threads: int, timi
             raise EdgeqError(f"{device.name}: {error}") from error
 
     starts = [run(profiling=False) for _ in range(PROCESSES)]
-    traced = run(profiling=True) if timing.events else None
+    traced = run(profiling=True) if events else None
     return report(
         [b.mean_ms if b.median_ms is None else b.median_ms for b in starts],
         rows_of(artifact, traced.nodes) if traced else (),
         backend=artifact.backend,
         versions={PROGRAM: version},
         threads=threads,
-        warmup=timing.warmup,
+        warmup=warmup,
         method=METHOD,
         device=model,
     )

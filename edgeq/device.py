@@ -1,14 +1,26 @@
-"""What every device can do: take a file, run a command, give a file, describe itself. It knows nothing of models."""
+"""What every device can do: take a file, run a command, give a file, describe itself. It knows nothing of models.
+
+It stands below the runtimes, so that one with servers of its own can bring its device along.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from edgeq.spec import DeviceInfo, EdgeqError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STEP_S = 20.0  # what a short command, or the next piece of a transfer, may take
+AGAIN = "what was measured is kept: reconnect it and run the same command again"
 
 
 class DeviceLost(EdgeqError):
@@ -88,6 +100,41 @@ class Device(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Server(Device):
+    """A device that runs the artefacts of one runtime through a session, and no programs."""
+
+    runtime: ClassVar[str]
+
+    @abstractmethod
+    def execute(
+        self,
+        artifact: Path,
+        batches: Sequence[Sequence[Tensor]],
+        *,
+        threads: int,
+        warmup: int,
+        runs: int,
+        timeout_s: float,
+    ) -> tuple[tuple[tuple[Tensor, ...], ...], dict[str, Any]]:
+        """Outputs of each batch, and what a runner's result.json would say, without operators' times.
+
+        Raises:
+            DeviceLost: it went away. EdgeqError: it refuses.
+        """
+
+
+@functools.lru_cache(maxsize=1024)
+def _digest(path: Path, size: int, changed_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file here, read once while size and time stay the same."""
+    stat = path.stat()
+    return _digest(path, stat.st_size, stat.st_mtime_ns)
 
 
 def inside(remote: str) -> str:

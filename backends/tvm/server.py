@@ -11,11 +11,14 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from edgeq.devices.device import Device, DeviceLost, Finished, beside, inside
-from edgeq.devices.shell import AGAIN, STEP_S, digest
+from torch import Tensor
+
+from edgeq.backends.tvm.rpc import run
+from edgeq.device import AGAIN, STEP_S, DeviceLost, Finished, Server, beside, digest, inside
 from edgeq.spec import DeviceInfo, EdgeqError
 
 # the handshake of tvm/rpc/base.py: magic, length and text of the key; then the answer
@@ -26,8 +29,10 @@ LARGEST = 10e6  # bytes of a file that is fetched
 STRANGER = b"client:edgeq-asks-whether-you-are-free"
 
 
-class TvmRpc(Device):
+class TvmRpc(Server):
     """A session with a server started by `python -m tvm.exec.rpc_server`, its files in a folder of the session's own."""
+
+    runtime = "tvm"
 
     def __init__(self, where: str, *, step_s: float = STEP_S) -> None:
         """Connect.
@@ -110,6 +115,25 @@ class TvmRpc(Device):
             f"{self._name} runs TVM modules, not programs such as {command[0]}; use --to tvm or tvm-arm64 there, "
             "and ssh: or adb: for the other runtimes"
         )
+
+    def execute(
+        self,
+        artifact: Path,
+        batches: Sequence[Sequence[Tensor]],
+        *,
+        threads: int,
+        warmup: int,
+        runs: int,
+        timeout_s: float,
+    ) -> tuple[tuple[tuple[Tensor, ...], ...], dict[str, Any]]:
+        """Run a compiled library; the server times its runs."""
+        name = f"model-{digest(artifact)[:16]}.so"  # a library that is loaded must not be written over
+        self.put(artifact, name)
+        with self.explained("the network ran", timeout_s):
+            outputs, run_ms = run(self.session, name, batches, threads, warmup, runs)
+        told = f"tvm {version('apache-tvm')}"
+        result = {"runtime": told, "threads": threads, "cores": [], "run_ms": run_ms, "events": [], "events_run_ms": []}
+        return outputs, result
 
     def get(self, remote: str, local: Path) -> None:
         """Download."""
@@ -199,6 +223,15 @@ class TvmRpc(Device):
             ) from None
         if answer != struct.pack("<i", MISMATCH):
             raise EdgeqError(f"{self._name}: what listens there is no TVM RPC server")
+
+
+def connect(where: str) -> TvmRpc:
+    """A session with the server at HOST:PORT[:KEY].
+
+    Raises:
+        EdgeqError: see TvmRpc.
+    """
+    return TvmRpc(where)
 
 
 def _within(timeout_s: float, call: Callable[[], Any]) -> Any:
