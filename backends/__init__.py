@@ -111,6 +111,11 @@ def differing(name: str, path: Path, program: IntegerProgram) -> list[str]:
     return list(differences(held, program, backend(name).target))
 
 
+def engine(name: str) -> Path:
+    """The file that runs artefacts of backend `name` by NumPy and the runtime alone, where edgeq is not."""
+    return Path(__path__[0]) / runtime_of(name) / "engine.py"
+
+
 def runtime_of(name: str) -> str:
     """The runtime behind backend `name`.
 

@@ -20,7 +20,7 @@ from edgeq.lidar import pipeline, runner
 from edgeq.lidar.pillars import grid
 from edgeq.spec import EdgeqError, EdgeqWarning
 
-# numpy alone, importing each other relatively: they run where nothing else of edgeq is
+# numpy alone, importing each other relatively: they run where nothing else of edgeq is, beside the runtime's `engine.py`
 CODE = ("__init__", "anchors", "boxes", "centre", "pillars", "pipeline", "runner", "voxels")
 
 
@@ -73,6 +73,7 @@ def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float
         code.mkdir()
         for name in CODE:
             shutil.copy(Path(__file__).parent / f"{name}.py", code / f"{name}.py")
+        shutil.copy(backends.engine(to), code / "engine.py")
         points = np.ascontiguousarray(points[:, :4], np.float32)
         points.tofile(part / "golden_points.bin")
         boxes = golden(model, to, settings, points)

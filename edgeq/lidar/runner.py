@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Bundle:
     """A bundle folder, loaded: `detect(points)` gives its boxes."""
 
     def __init__(self, folder: Path, load: Callable[[Path], Run] | None = None, threads: int = 1) -> None:
-        """Read pipeline.json and load each part, by `load` where it is given, else by the bundle's own runtime.
+        """Read pipeline.json and load each part, by `load` where it is given, else by `engine.py` beside this file in a bundle.
 
         Raises:
             ValueError: the folder is no bundle, a part of it is damaged, or its runtime cannot run here.
@@ -37,8 +38,10 @@ class Bundle:
         try:
             self.settings: dict[str, Any] = json.loads((folder / "pipeline.json").read_text())
             runtime, parts = self.settings["runtime"], self.settings["parts"]
-            loader, files = LOADERS[runtime], {part["name"]: folder / part["file"] for part in parts}
+            files = {part["name"]: folder / part["file"] for part in parts}
             known = {part["name"]: (part["file"], part["sha256"]) for part in parts}
+            if not isinstance(runtime, str):
+                raise TypeError("its runtime has no name")
             for name in pipeline.NEEDED:
                 pipeline.part(self.settings, name)
             if "network" not in files and (
@@ -60,8 +63,12 @@ class Bundle:
                 )
             if not path.exists() or digest(path) != wanted:
                 raise ValueError(f"{path}: missing, not whole or changed; write the bundle again")
+        if load is None and importlib.util.find_spec(f"{__package__}.engine") is None:
+            raise ValueError(
+                f"{folder}: this runner lies in no bundle; run the bundle's own there, or give it what loads a part"
+            )
         try:
-            opened = load or loader(threads)
+            opened = load or importlib.import_module(f"{__package__}.engine").loader(threads)
         except ImportError as error:
             raise ValueError(f"{runtime} cannot run here ({error}): install its Python package") from error
         self.parts = {name: opened(path) for name, path in files.items()}
@@ -180,86 +187,6 @@ def scatter(rows: Array, table: Array, grid: Sequence[int]) -> Array:
     """Rows [P, C] and table [H·W] (cell → row, P where empty) → BEV image [1, C, H, W], zero where empty."""
     bordered = np.concatenate([rows, np.zeros((1, rows.shape[1]), rows.dtype)])
     return np.ascontiguousarray(bordered[table].reshape(*grid, -1).transpose(2, 0, 1)[None])
-
-
-def _litert(threads: int) -> Callable[[Path], Run]:
-    from ai_edge_litert.interpreter import Interpreter
-
-    def load(path: Path) -> Run:
-        engine = Interpreter(str(path), num_threads=threads)
-        engine.allocate_tensors()
-
-        def run(inputs: Sequence[Array]) -> list[Array]:
-            for detail, value in zip(engine.get_input_details(), inputs, strict=True):
-                engine.set_tensor(detail["index"], value.astype(detail["dtype"], copy=False))
-            engine.invoke()
-            return [engine.get_tensor(detail["index"]) for detail in engine.get_output_details()]
-
-        return run
-
-    return load
-
-
-def _executorch(threads: int) -> Callable[[Path], Run]:
-    import torch  # ExecuTorch's Python runtime takes torch's tensors
-    from executorch.extension.pybindings import portable_lib
-
-    portable_lib._unsafe_reset_threadpool(threads)
-
-    def load(path: Path) -> Run:
-        module = portable_lib._load_for_executorch(str(path))
-
-        def run(inputs: Sequence[Array]) -> list[Array]:
-            return [out.numpy().copy() for out in module.forward([torch.from_numpy(x) for x in inputs])]
-
-        return run
-
-    return load
-
-
-def _tvm(threads: int) -> Callable[[Path], Run]:
-    import os
-
-    os.environ.setdefault("TVM_BIND_THREADS", "0")  # else TVM nails this whole process to one core
-    os.environ["TVM_NUM_THREADS"] = str(threads)  # else it counts cores at every loop, and takes half of them at most
-    import tvm
-
-    def load(path: Path) -> Run:
-        machine = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
-        tvm.get_global_func("runtime.config_threadpool")(1, threads)
-
-        def run(inputs: Sequence[Array]) -> list[Array]:
-            results = machine["main"](*(tvm.runtime.tensor(x) for x in inputs))
-            return [r.numpy() for r in (results if hasattr(results, "__len__") else [results])]
-
-        return run
-
-    return load
-
-
-def _coreml(threads: int) -> Callable[[Path], Run]:
-    if sys.platform != "darwin":
-        raise ValueError("Core ML runs on Apple's systems only: take this bundle to a Mac, or the app to an iPhone")
-    import coremltools
-
-    def load(path: Path) -> Run:
-        model = coremltools.models.MLModel(str(path))
-        described = model.get_spec().description
-
-        def run(inputs: Sequence[Array]) -> list[Array]:
-            # Core ML knows no int64
-            narrow = [x.astype(np.int32) if x.dtype == np.int64 else x for x in inputs]
-            found: Mapping[str, Array] = model.predict(
-                {i.name: x for i, x in zip(described.input, narrow, strict=True)}
-            )
-            return [found[o.name] for o in described.output]
-
-        return run
-
-    return load
-
-
-LOADERS = {"litert": _litert, "executorch": _executorch, "tvm": _tvm, "coreml": _coreml}
 
 
 def main() -> int:

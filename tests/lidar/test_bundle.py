@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import math
 import random
@@ -118,6 +119,13 @@ def test_the_code_of_a_bundle_imports_numpy_alone() -> None:
         [sys.executable, "-c", script, str(source.parent)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_runner_outside_a_bundle_says_so_and_runs_by_what_it_is_given(small: Path, points: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="lies in no bundle; run the bundle's own"):
+        Bundle(small)
+    found = Bundle(small, load=importlib.import_module("edgeq.backends.litert.engine").loader(1)).detect(points)
+    assert alike(rounded(*found), json.loads((small / "golden_boxes.json").read_text()))
 
 
 @pytest.fixture(scope="module")
