@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeq.backends.portable import intersection
 from edgeq.backends.runtime import Runtime, Variant
-from edgeq.backends.timing import Event
 from edgeq.spec import Artifact, EdgeqError, LatencyReport, OpLatency, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
+    from edgeq.backends.timing import Event
     from edgeq.graph.integer import IntegerProgram
 
 
@@ -140,6 +140,13 @@ def runs_here(name: str) -> str:
         return f"no: {name} is compiled for other machines than this one: add --device, as {VARIANTS[name].devices}"
     runtime = RUNTIMES[runtime_of(name)]
     return runtime.stand_in if runtime.apple and sys.platform != "darwin" else "yes"
+
+
+def versions() -> dict[str, str]:
+    """Versions of edgeq, torch and what is installed of the packages that make and run artefacts."""
+    from edgeq.graph.package import versions
+
+    return versions(name for runtime in RUNTIMES.values() for name in (runtime.runner, runtime.package) if name)
 
 
 def title(name: str) -> str:

@@ -30,7 +30,7 @@ from edgeq.graph.annotate import Annotation, annotate, default_plan, in_float
 from edgeq.graph.capture import Captured, capture, confirm, leaves_like
 from edgeq.graph.convert import Resolved, convert, float_program
 from edgeq.graph.golden import golden
-from edgeq.graph.package import QuantizedModel, hash_of, keep_result, load_plan, result, versions, write_json
+from edgeq.graph.package import QuantizedModel, hash_of, keep_result, load_plan, result, write_json
 from edgeq.run.agree import agree
 from edgeq.run.compare import compare as compare_profiles
 from edgeq.run.condition import conditions, holding
@@ -151,7 +151,7 @@ def quantize(
         warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     if where is not None:
         older = package.exports(where)
-        model.save(where)
+        model.save(where, backends.versions())
         forget(where)
         if older:
             progress(f"removed what belonged to the older program: {', '.join(older)}", 1, 1)
@@ -370,7 +370,7 @@ def verify(
         found: dict[str, Any] = {
             "model": model.name,
             "device": device,
-            "versions": versions(),
+            "versions": backends.versions(),
             "inputs": source,
             "batches": len(inputs),
             "float_metric": float_metric(source_of, model) if source_of and place.device is None else None,
@@ -386,7 +386,7 @@ def verify(
         def row(name: str) -> dict[str, Any]:
             artifact = find(model, name)
             agree(model, artifact)
-            known = digest(artifact.path, layers, threads, versions(), *parts)
+            known = digest(artifact.path, layers, threads, backends.versions(), *parts)
             made = kept.get(name, known)
             if made is None:
                 parity = verify_artifact(
@@ -443,7 +443,7 @@ def profile(
         found: dict[str, Any] = {
             "model": model.name,
             "device": device,
-            "versions": versions(),
+            "versions": backends.versions(),
             "backends": {},
             "skipped": skipped,
             "notes": [],
@@ -453,7 +453,15 @@ def profile(
         def row(name: str) -> dict[str, Any]:
             int8 = find(model, name)
             twin = _twin(model, name, place, found["notes"], progress)
-            known = digest(int8.path, twin.path if twin else None, threads, warmup, runs, tuple(cores), versions())
+            known = digest(
+                int8.path,
+                twin.path if twin else None,
+                threads,
+                warmup,
+                runs,
+                tuple(cores),
+                backends.versions(),
+            )
             made = kept.get(name, known)
             if made is None:
                 made = _measured(
@@ -538,13 +546,13 @@ def doctor() -> dict[str, Any]:
         there = backends.installed(name)
         engines[name] = {
             "installed": there,
-            "version": versions().get(runtime.runner or runtime.package),
+            "version": backends.versions().get(runtime.runner or runtime.package),
             "install": f"pip install 'edgeq[{name}]'",
             "runs_here": backends.runs_here(name) if there else "not installed",
         }
     names = ("portable", *backends.RUNTIMES)
     return {
-        "versions": versions(),
+        "versions": backends.versions(),
         "backends": engines,
         "devices": {row.name: device_json(row) for row in devices.found()},
         "targets": {name: target_table(backends.target(name)) for name in names},
@@ -604,7 +612,9 @@ def _chosen(model: QuantizedModel, to: Sequence[str], place: Place) -> tuple[tup
     """
     there = tuple(to) or exported(model, elsewhere=place.device is not None)
     if not there:
-        raise EdgeqError(f"{model.folder}: nothing exported yet; run edgeq export {model.folder} --to litert first")
+        raise EdgeqError(
+            f"{model.folder}: nothing exported yet; run edgeq export {model.folder} --to {next(iter(backends.RUNTIMES))} first"
+        )
     lacking = {name: why for name in there if (why := place.lacks(name))}
     if (to and lacking) or len(lacking) == len(there):
         raise EdgeqError(next(iter(lacking.values())))

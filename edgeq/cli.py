@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from edgeq import backends
+
+FIRST = next(iter(backends.RUNTIMES))
+TUNED = ", ".join(runtime.title for runtime in backends.RUNTIMES.values() if runtime.tunes)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 if TYPE_CHECKING:
@@ -25,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Calibrate a PyTorch model once, run it as the same integers on every edge runtime.\n\n"
     "A first run:  [bold]edgeq demo[/bold].  Your own network: copy a task file from examples/, then\n\n"
-    "edgeq quantize my_task.py -o out;  edgeq export out --to litert;  edgeq verify out;  edgeq profile out",
+    f"edgeq quantize my_task.py -o out;  edgeq export out --to {FIRST};  edgeq verify out;  edgeq profile out",
 )
 
 Folder = Annotated[Path, typer.Argument(help="Folder written by edgeq quantize.")]
@@ -35,8 +39,7 @@ To = Annotated[
     list[str] | None,
     typer.Option(
         "--to",
-        help="Backend: litert, executorch, coreml or tvm; for other machines tvm-arm64, tvm-arm64-dotprod, tvm-hexagon; "
-        "repeat for several.",
+        help=f"Backend: {', '.join(backends.RUNTIMES)}; for other machines {', '.join(backends.VARIANTS)}; repeat for several.",
         show_default=False,
     ),
 ]
@@ -112,7 +115,7 @@ def quantize(
         str, typer.Option(help="How the numbers are chosen; `edgeq doctor` lists the recipes.")
     ] = "default",
     target: Annotated[
-        str, typer.Option(help="portable: one program for all runtimes; or litert, executorch, coreml, tvm, simulated.")
+        str, typer.Option(help=f"portable: one program for all runtimes; or {', '.join(backends.RUNTIMES)}, simulated.")
     ] = "portable",
     precision: Annotated[
         str, typer.Option(help="w8a8, w8 (weights only), fp32; w4a8, w8a4, w6a6 … with --target simulated.")
@@ -185,14 +188,14 @@ def export(
     tune: Annotated[
         int,
         typer.Option(
-            min=0, help="TVM: time so many schedules of each float kernel on this computer, and keep the best."
+            min=0, help=f"{TUNED}: time so many schedules of each float kernel on this computer, and keep the best."
         ),
     ] = 0,
     fail_if: FailIf = None,
     as_json: AsJson = False,
 ) -> None:
     """Lower the program to one runtime or several, and say which operators run as integers."""
-    from edgeq import api, backends
+    from edgeq import api
     from edgeq.graph.package import load
     from edgeq.pages.tables import coverage_tables
     from edgeq.run.condition import conditions, holding
@@ -201,7 +204,9 @@ def export(
     from edgeq.spec import EdgeqError
 
     if not to:
-        raise typer.BadParameter("name at least one backend: --to litert, --to executorch, --to coreml, --to tvm")
+        raise typer.BadParameter(
+            f"name at least one backend: {', '.join(f'--to {name}' for name in backends.RUNTIMES)}"
+        )
     if points is not None and not bundle:
         raise typer.BadParameter("--points is the golden frame of a bundle: add --bundle")
     failing_if = conditions(fail_if or (), "export")

@@ -14,7 +14,7 @@ from edgeq import api, backends
 from edgeq.api import silent
 from edgeq.devices import host
 from edgeq.fault import Told
-from edgeq.graph.package import QuantizedModel, versions
+from edgeq.graph.package import QuantizedModel
 from edgeq.pages.words import speed
 from edgeq.spec import EdgeqError, Progress
 from edgeq.task import Task, load_task
@@ -36,7 +36,7 @@ def image(output: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
     return {
         "network": "EfficientNet-Lite0 (ImageNet)",
         "device": host.describe(),
-        "versions": versions(),
+        "versions": backends.versions(),
         "report": str(api.report(model)),
         "float_metric": parity["float_metric"],
         "qdq_metric": parity["qdq_metric"],
@@ -86,7 +86,7 @@ def lidar(output: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
     found = {
         "network": "CenterPoint-Pillar (synthetic scenes)",
         "device": host.describe(),
-        "versions": versions(),
+        "versions": backends.versions(),
         "frames": {"calibration": CALIBRATION, "evaluation": len(frames)},
         "ap": {name: summary(b, frames, where, classes)["vehicle_ap"] for name, b in boxes.items()},
         "agreement": agreement(boxes["lidar_ptq"], boxes["float"], "Vehicle"),

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,17 +144,19 @@ class QuantizedModel:
         """Outputs of the float network the program came from."""
         return _run(self._float, inputs)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, made_by: Mapping[str, str] | None = None) -> None:
         """Write everything to `folder`, whole or not at all; an older model there is replaced.
+
+        made_by: versions for the manifest; edgeq's and torch's where not given.
 
         Raises:
             EdgeqError: `folder` holds something that is no quantized model.
         """
         with replacing(folder) as part:
-            self._write(part)
+            self._write(part, versions() if made_by is None else dict(made_by))
         self.folder = folder
 
-    def _write(self, part: Path) -> None:
+    def _write(self, part: Path, made_by: dict[str, str]) -> None:
         plan_text = dump_plan(self.plan)
         (part / "plan.json").write_text(plan_text)
         plan_hash = hashlib.sha256(plan_text.encode()).hexdigest()
@@ -179,7 +181,7 @@ class QuantizedModel:
             task_sha256=self.task_sha256,
             files={name: hash_of(part / name) for name in FILES if name != MANIFEST},
             artifacts={},
-            versions=versions(),
+            versions=made_by,
             inputs=self.inputs,
             outputs=self.outputs,
             preprocessing=self.preprocessing,
@@ -484,11 +486,10 @@ def plain(content: Any) -> Any:
     return content
 
 
-def versions() -> dict[str, str]:
-    """Versions of edgeq, torch and every runtime that is installed."""
-    names = ("edgeq", "torch", "ai-edge-litert", "litert-torch", "executorch", "coremltools", "apache-tvm")
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Versions of edgeq, torch and what is installed of `packages`."""
     found = {}
-    for name in names:
+    for name in ("edgeq", "torch", *packages):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

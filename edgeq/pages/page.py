@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgeq import backends
 from edgeq.graph.capture import leaves_like
-from edgeq.graph.package import QuantizedModel, read_manifest, result, versions
+from edgeq.graph.package import QuantizedModel, read_manifest, result
 from edgeq.pages import template, words
 from edgeq.run.coverage import coverage_json, program_counts
 from edgeq.run.files import exported, find, sizes
@@ -339,7 +339,7 @@ def _versions(model: QuantizedModel, parity: Found | None, latency: Found | None
     """Package → version when quantized, verified, profiled; a stage that has not happened reads –."""
     assert model.folder is not None
     stages = [read_manifest(model.folder).versions, *((f or {}).get("versions", {}) for f in (parity, latency))]
-    names = dict.fromkeys(name for stage in [*stages, versions()] for name in stage)
+    names = dict.fromkeys(name for stage in [*stages, backends.versions()] for name in stage)
     return [(name, [stage.get(name, words.NOTHING) for stage in stages]) for name in names]
 
 

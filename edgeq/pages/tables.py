@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from edgeq import backends
 from edgeq.pages.devices import device_rows
 from edgeq.pages.words import (
     NOTHING,
@@ -139,7 +140,7 @@ def quantized_table(found: Found) -> list[RenderableType]:
     if found["islands"]:
         parts.append(_islands(found["islands"]))
     if folder:
-        parts.append(Text.assemble("next  ", (f"edgeq export {folder} --to litert", "bold")))
+        parts.append(Text.assemble("next  ", (f"edgeq export {folder} --to {next(iter(backends.RUNTIMES))}", "bold")))
     return parts
 
 
