@@ -92,6 +92,16 @@ def excerpt(
     )
 
 
+def cuts(model: QuantizedModel) -> dict[str, str]:
+    """Quantize node → the key that `excerpt` knows its tensor by; none of the network's inputs."""
+    module, twin = unlift(model.program), unlift(model.twin)
+    labels = {n: model.labels[n.name] for n in module.graph.nodes if n.name in model.labels}
+    twin_labels = {n: model.twin_labels[n.name] for n in twin.graph.nodes if n.name in model.twin_labels}
+    places = _places(module, twin, labels, twin_labels, [i.name for i in model.inputs])
+    given = [f"input {info.name}" for info in model.inputs]
+    return {p.quantize.name: key for key, p in places.items() if p.quantize is not None and key not in given}
+
+
 def _places(
     module: GraphModule,
     twin: GraphModule,

@@ -38,6 +38,7 @@ from edgeq.pages.words import (
     sized,
     slower,
     speed,
+    tied,
     title,
     unsteady,
 )
@@ -46,7 +47,6 @@ Found = Mapping[str, Any]
 STYLE = {"integer": "green", "eligible": "cyan", "float island": "yellow"}
 VERDICTS = {"faster": "green", "slower": "bold yellow", "no difference seen": "dim", "too few runs": "dim"}
 SHOWN = 10  # slowest operators listed; the page has all
-FLOAT_NOISE = 1e-4  # of a step: what float32 rounds in a few operators on values of up to 127 steps
 
 
 def demo_table(found: Found) -> list[RenderableType]:
@@ -439,16 +439,14 @@ def _parting(name: str, row: Found) -> list[RenderableType]:
         return []
     found = row["first_parting"]
     if found is None:
+        outputs = [o for k in row["kernels"].values() for o in k["outputs"] if o["max_lsb"] != 0]
+        if all(o["equivalent"] for o in outputs):
+            return [Text(f"{title(name)}: every integer agrees; what is computed in float behind them differs")]
         return [Text(f"{title(name)}: every prefix agrees; the difference arises only in the whole network")]
     text = f"{title(name)}: parts first at {found['layer']}, by {plain(found['max_lsb'])} LSB"
     rows: list[RenderableType] = [Text(f"{text} ({share(found['exact_share'])} equal)")]
-    if found.get("tie") is not None and found["tie"] < FLOAT_NOISE:
-        rows.append(
-            Text(
-                f"a float island hands it a value {found['tie']:.1g} of a step from halfway between two integers: float's own "
-                "rounding decides which, and both are right"
-            )
-        )
+    if found.get("tie") is not None:
+        rows.append(Text(tied(found["tie"])))
     return rows
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from edgeq import backends
 
 NOTHING = "–"
+FLOAT_NOISE = 1e-4  # of a step: what float32 rounds in a few operators on values of up to 127 steps
 ORDER = {"float island": 0, "eligible": 1, "integer": 2}  # what a reader must see first
 
 
@@ -205,6 +206,19 @@ def far(sentences: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> str:
     exact = rows and all(row["max_lsb"] == 0 for row in rows.values())
     begin = "The runtimes compute the integers exactly, but they" if exact else "The integers"
     return f"{begin} are far from float: {'; '.join(sentences)}."
+
+
+def tied(tie: float) -> str:
+    """What it means that a float island's results, at most `tie` of a step from halfway between two integers, became others."""
+    if tie < FLOAT_NOISE:
+        return (
+            f"it is a float island, and the results that became other integers lie within {tie:.1g} of a step from halfway "
+            "between two: float's own rounding decides which, and both are right"
+        )
+    return (
+        f"it is a float island, and results up to {tie:.1g} of a step from halfway between two integers became the other: the "
+        "runtime's float kernels differ from torch's by that much"
+    )
 
 
 @dataclass(slots=True)

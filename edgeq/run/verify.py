@@ -11,10 +11,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.fx import Node
 
 from edgeq import backends
-from edgeq.graph.excerpt import excerpt
+from edgeq.graph.excerpt import cuts, excerpt
 from edgeq.graph.far import apart, sqnr_db
 from edgeq.graph.integer import tensor_qparams
 from edgeq.graph.package import QuantizedModel
@@ -194,9 +193,9 @@ def _rounding(values: Tensor) -> float:
 class Parting:
     """The first tensor where an artefact's prefix and the simulation differ.
 
-    tie: how near to halfway between two integers the nearest value lies that a float island hands to this layer, in steps;
-    None where all it reads are integers. Nearer than float32 rounds, either integer is right: a runtime whose sigmoid
-    differs in the last bit takes the other.
+    layer: an integer layer, or the float island whose result was rounded to other integers. tie: of an island, how far
+    from halfway between two integers the farthest of those results lies, in steps; None for an integer layer. Nearer
+    than float32 rounds, either integer is right: a runtime whose sigmoid differs in the last bit takes the other.
     """
 
     layer: str
@@ -223,28 +222,36 @@ def first_parting(
     engine, place = backends.backend(backend), place or Place()
     arithmetic = dict(engine.target.kernel_sets(place.info.abi))[kernels]
     wanted: dict[str, Tensor] = {}
+    islands: dict[str, Tensor] = {}  # quantize nodes behind a float island, and what they round
     from edgeq.graph.simulate import simulate
 
-    nearest: dict[str, float] = {}  # quantize nodes behind a float island
+    simulate(
+        model.integers,
+        batch,
+        arithmetic,
+        watch=lambda node, q: wanted.__setitem__(node.name, q),
+        enters=lambda node, x: islands.__setitem__(node.name, x),
+    )
+    keys = cuts(model)
+    ops = model.integers.ops
+    names = [n for n in wanted if n in keys and (n in islands or ops[n].kind != "requantize")]
+    grids = {n.name: tensor_qparams(n) for n in model.integers.module.graph.nodes if n.name in wanted}
 
-    def enters(node: Node, x: Tensor) -> None:
-        if node.all_input_nodes[0].op != "placeholder":
-            nearest[node.name] = _tie(x, tensor_qparams(node))
-
-    simulate(model.integers, batch, arithmetic, watch=lambda node, q: wanted.__setitem__(node.name, q), enters=enters)
-    names = [n for n in wanted if n in model.integers.ops and model.integers.ops[n].kind != "requantize"]
+    def scale(q: QParams) -> float:
+        """As the artefact holds it."""
+        half = torch.tensor(q.scale[0]).half().item() if backends.RUNTIMES[backend].half else math.inf
+        return half if math.isfinite(half) else q.scale[0]
 
     def parts(index: int) -> Parting | None:
         name = names[index]
-        got = _prefix(model, engine, place, name, batch, kernels)
-        q = next(tensor_qparams(n) for n in model.integers.module.graph.nodes if n.name == name)
+        got, q = _prefix(model, engine, place, keys[name], batch, kernels), grids[name]
         reference = (wanted[name].double() - q.zero_point[0]) * q.scale[0]
         difference = ((got.double() - reference).abs() / q.scale[0]).round()
         if difference.max().item() == 0:
             return None
         share = (difference == 0).double().mean().item()
-        ties = [nearest[read] for read in model.integers.ops[name].inputs if read in nearest]
-        return Parting(model.labels.get(name, name), difference.max().item(), share, min(ties, default=None), 0)
+        tie = _tie(islands[name], scale(q), difference > 0) if name in islands else None
+        return Parting(keys[name], difference.max().item(), share, tie, 0)
 
     low, high, found, checked = 0, len(names) - 1, None, 0
     while low <= high:
@@ -259,18 +266,17 @@ def first_parting(
     return found
 
 
-def _tie(x: Tensor, q: QParams) -> float:
-    """How near the values of `x` that `q` does not clip come to halfway between two integers, in steps."""
-    steps = x.double() / q.scale[0]
-    inside = steps[(steps + q.zero_point[0] >= q.qmin) & (steps + q.zero_point[0] <= q.qmax)]
-    return float((inside - inside.floor() - 0.5).abs().min()) if inside.numel() else 0.5
+def _tie(x: Tensor, scale: float, chosen: Tensor) -> float:
+    """How far from halfway between two integers the farthest of the `chosen` values of `x` lies, in steps."""
+    steps = x.double()[chosen.reshape(x.shape)] / scale
+    return float((steps - steps.floor() - 0.5).abs().max())
 
 
 def _prefix(
-    model: QuantizedModel, engine: backends.Backend, place: Place, name: str, batch: Batch, kernels: str
+    model: QuantizedModel, engine: backends.Backend, place: Place, key: str, batch: Batch, kernels: str
 ) -> Tensor:
-    """The value of quantize node `name` as the artefact of the program cut there computes it."""
-    part = excerpt(model, None, (model.labels[name],), "prefix")
+    """The tensor `key` as the artefact of the program cut there computes it."""
+    part = excerpt(model, None, (key,), "prefix")
     needed = {info.name for info in part.inputs}
     with tempfile.TemporaryDirectory() as folder:
         artifact = engine.lower(part.program, Path(folder), name="prefix", layers={})
