@@ -19,7 +19,7 @@ from edgeq.calib.cache import Cache
 from edgeq.calib.correct import correct, frames
 from edgeq.calib.equalise import equalise
 from edgeq.calib.floats import Floats
-from edgeq.calib.objectives.tgpl import TaskLoss
+from edgeq.calib.objectives.tgpl import HOOK, Positives, TaskLoss
 from edgeq.calib.ranges import method, sparsity
 from edgeq.calib.ranges.affine import affine
 from edgeq.calib.ranges.observe import Observer
@@ -37,7 +37,6 @@ from edgeq.graph.convert import Resolved, snap_weight_scale
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
 from edgeq.graph.ordered import ordered
 from edgeq.spec import EdgeqError, EdgeqWarning, Precision, Progress, QParams, QuantSpec, Recipe
-from edgeq.task import Positives
 
 STACKED: Final = (
     1 << 18
@@ -95,17 +94,18 @@ def calibrate(
     data: Iterable[Any],
     progress: Progress,
     *,
-    positives: Positives | None = None,
+    hook: Callable[[str], Callable[..., Any] | None] = lambda name: None,
     output: Path | None = None,
     again: Again | None = None,
     settled: frozenset[str] = frozenset(),
 ) -> tuple[Annotation, Resolved]:
     """Resolve every scale of `annotation` by `recipe` on calibration `data` (batches like the example inputs).
 
-    positives: for the objective `tgpl`, see edgeq.calib.objectives.tgpl. output: beside it, in `<output>.partial`, lies
-    what a reconstruction has finished; an interrupted calibration goes on from there, and the caller removes the folder
-    once the result is safe. again: makes the annotation anew where values of unlike size would share a scale
-    (edgeq.calib.unlike), which touches no layer of `settled`; None leaves it as it is. Returns the annotation and its numbers.
+    hook: the task's function of a name, which a method may need: see HOOK of edgeq.calib.objectives.tgpl. output: beside
+    it, in `<output>.partial`, lies what a reconstruction has finished; an interrupted calibration goes on from there, and
+    the caller removes the folder once the result is safe. again: makes the annotation anew where values of unlike size
+    would share a scale (edgeq.calib.unlike), which touches no layer of `settled`; None leaves it as it is. Returns the
+    annotation and its numbers.
 
     Raises:
         EdgeqError: the data does not fit the network, or the recipe needs positives that are not there.
@@ -115,6 +115,7 @@ def calibrate(
         annotation, observers = look(captured, annotation, recipe, data, progress, again, settled)
         return annotation, resolve(captured, annotation, recipe, observers)
     guided = plan is not None and "tgpl" in plan.objectives
+    positives: Positives | None = hook(HOOK) if guided else None
     if guided and positives is None:
         raise EdgeqError(
             f"recipe {recipe.name!r} looks at the cells where the detector's answers are: add positives(outputs) to the "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import shutil
 import warnings
@@ -56,7 +57,7 @@ from edgeq.run.trial import run_once
 from edgeq.run.verify import Parity, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
 from edgeq.spec import Artifact, EdgeqError, EdgeqWarning, Progress, QuantPlan, Recipe, Target
-from edgeq.task import Positives, Predict, Task, asked, build, example, load_task
+from edgeq.task import Predict, Task, build, example, hook, load_task
 from edgeq.task import batches as data
 
 LOOKED_AT = 2  # calibration batches on which the QDQ program is compared with the float network
@@ -135,7 +136,7 @@ def quantize(
         method,
         every,
         progress,
-        positives=_positives(task),
+        hook=functools.partial(hook, task),
         output=where,
         again=partial(annotate, captured, chosen, followed),
         settled=frozenset(given.layers if given is not None else ()),
@@ -596,12 +597,6 @@ def refuse_beyond(model: QuantizedModel, to: str) -> None:
                 f"{', '.join(row.precisions) if row else 'this operator in float only'}; "
                 f"quantize with --target {to} or portable, or change the layer in plan.json"
             )
-
-
-def _positives(task: Task) -> Positives | None:
-    """The task's positives(); what it raises becomes one sentence."""
-    function = task.positives
-    return None if function is None else lambda outputs: asked(task, "positives", function, outputs)
 
 
 def _chosen(model: QuantizedModel, to: Sequence[str], place: Place) -> tuple[tuple[str, ...], dict[str, str]]:

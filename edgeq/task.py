@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from edgeq.spec import EdgeqError
 
 T = TypeVar("T")
 Predict = Callable[..., tuple[Tensor, ...]]
-Positives = Callable[[tuple[Tensor, ...]], Sequence[Tensor | None] | None]
+STAGES = ("model", "example_inputs", "calibration", "evaluate", "PREPROCESSING")  # what the pipeline itself asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,7 @@ class Task:
         name, or (args, kwargs); shapes are fixed by them.
     calibration: batches like `example_inputs`; None needs a data-free recipe.
     evaluate: takes `predict(*inputs) -> tuple of tensors`, returns named numbers. path: the file it came from.
-    positives: takes the float network's flat outputs for one calibration batch; returns one mask or weight per output
-        (broadcastable to it, or None) that is above 0 where the detector's answers are, or None where there are none.
+    hooks: what the file has besides, by name; a method asks for a function of a name that it documents (see `hook`).
     preprocessing: what an app must do to its input (mean, scale, layout, labels); travels in the manifest.
     """
 
@@ -39,9 +38,9 @@ class Task:
     example_inputs: Callable[[], tuple[Any, ...]]
     calibration: Callable[[], Iterable[tuple[Any, ...]]] | None = None
     evaluate: Callable[[Predict], dict[str, float]] | None = None
-    positives: Positives | None = None
     preprocessing: dict[str, Any] | None = None
     path: Path | None = None
+    hooks: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_task(path: str | Path) -> Task:
@@ -58,7 +57,7 @@ def load_task(path: str | Path) -> Task:
     for needed in ("model", "example_inputs"):
         if not callable(getattr(module, needed, None)):
             raise EdgeqError(f"{file}: a task file needs a function {needed}(); see examples/ for one to copy")
-    for name in ("calibration", "evaluate", "positives"):
+    for name in ("calibration", "evaluate"):
         if not callable(getattr(module, name, print)):
             raise EdgeqError(f"{file}: {name} is no function; see examples/ for one to copy")
     preprocessing = getattr(module, "PREPROCESSING", None)
@@ -72,9 +71,9 @@ def load_task(path: str | Path) -> Task:
         example_inputs=module.example_inputs,
         calibration=getattr(module, "calibration", None),
         evaluate=getattr(module, "evaluate", None),
-        positives=getattr(module, "positives", None),
         preprocessing=preprocessing,
         path=place,
+        hooks={k: v for k, v in vars(module).items() if not k.startswith("_") and k not in STAGES},
     )
 
 
@@ -117,6 +116,20 @@ def batches(task: Task) -> Iterator[Any]:
     given, end = asked(task, "calibration", iter, made), object()
     while (batch := asked(task, "calibration", next, given, end)) is not end:
         yield batch
+
+
+def hook(task: Task, name: str) -> Callable[..., Any] | None:
+    """The task's function `name`, which a method asks for; its failures become one sentence. None where there is none.
+
+    Raises:
+        EdgeqError: it is no function.
+    """
+    function = task.hooks.get(name)
+    if function is None:
+        return None
+    if not callable(function):
+        raise EdgeqError(f"{task.path or task.name}: {name} is no function; see examples/ for one to copy")
+    return lambda *arguments: asked(task, name, function, *arguments)
 
 
 def asked(task: Task, name: str, function: Callable[..., T], *arguments: Any) -> T:

@@ -162,7 +162,7 @@ def detector(positives: object) -> Task:
     network = Sparse().eval()
     return Task(
         "sparse", lambda: network, lambda: (heavy(0),), lambda: [(heavy(i),) for i in range(4)],
-        positives=positives,  # type: ignore[arg-type] # some are wrong on purpose
+        hooks={"positives": positives},
     )  # fmt: skip
 
 
@@ -171,6 +171,8 @@ def test_the_task_guided_recipe_says_what_is_missing(monkeypatch: pytest.MonkeyP
         api.quantize(detector(None), recipe="lidar-ptq", target="simulated")
     with pytest.raises(EdgeqError, match="marks nothing in any of the 4 calibration batches"):
         api.quantize(detector(lambda outputs: None), recipe="lidar-ptq", target="simulated")
+    with pytest.raises(EdgeqError, match="positives is no function"):
+        api.quantize(detector(3), recipe="lidar-ptq", target="simulated")
     with pytest.raises(EdgeqError, match=r"positives\(\) failed: ZeroDivisionError"):
         api.quantize(detector(lambda outputs: 1 // 0), recipe="lidar-ptq", target="simulated")
 

@@ -126,7 +126,7 @@ def test_every_recipe_is_near_the_users_module(recipe: str) -> None:
         lambda: net,
         lambda: (torch.zeros(1, 3, 8, 8),),
         batches,
-        positives=lambda outputs: [torch.ones_like(y) for y in outputs],
+        hooks={"positives": lambda outputs: [torch.ones_like(y) for y in outputs]},
     )
     model = api.quantize(task, target="simulated", recipe=quick(RECIPES[recipe]))
     with torch.no_grad():

@@ -222,7 +222,11 @@ def task(frames: int = 12, **changes: object) -> Task:
     torch.manual_seed(3)
     network = Detector().eval()
     made = Task(
-        "detector", lambda: network, lambda: (sparse(0),), lambda: [(sparse(i),) for i in range(frames)], positives=best
+        "detector",
+        lambda: network,
+        lambda: (sparse(0),),
+        lambda: [(sparse(i),) for i in range(frames)],
+        hooks={"positives": best},
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type] # fields of Task
 
@@ -295,7 +299,7 @@ def test_frames_without_positives_leave_the_task_loss_its_say(lacking: range, mo
     local = dataclasses.replace(plan, objectives=("mse",))
     monkeypatch.setitem(RECIPES, "local", dataclasses.replace(RECIPES["lidar-ptq"], reconstruction=local))
     seen = itertools.count()
-    some = task(8, positives=lambda outputs: None if next(seen) in lacking else best(outputs))
+    some = task(8, hooks={"positives": lambda outputs: None if next(seen) in lacking else best(outputs)})
     assert constants(quantized(some, "lidar-ptq")) != constants(quantized(task(8), "local"))
 
 

@@ -4,13 +4,13 @@ Zhou et al. 2024, LiDAR-PTQ (arXiv 2401.15865), section 3.3: the float network's
 a score, the best of them, mark the positive cells, and classification and regression outputs of both networks are
 compared there. The loss is the mean over outputs of Σ m · (ŷ − y)² / Σ m · y², with y of the float network, ŷ of the quantized
 one and m the mask of positives; it is added to the span's local error, each in units of where it started. Which cells the
-positives are only the task knows: `positives(outputs)` in the task file says it. Ours: every output's difference is divided
+positives are only the task knows: its hook `positives(outputs)` says it. Ours: every output's difference is divided
 by its own size at the positives, so that logits, metres and angles need no weights of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,11 @@ from torch import Tensor
 
 from edgeq.calib.cache import Cache
 from edgeq.spec import EdgeqError
-from edgeq.task import Positives
+
+# the hook: takes the float network's flat outputs for one calibration batch; returns one mask or weight per output
+# (broadcastable to it, or None) that is above 0 where the detector's answers are, or None where there are none
+HOOK = "positives"
+Positives = Callable[[tuple[Tensor, ...]], Sequence[Tensor | None] | None]
 
 
 class TaskLoss:
