@@ -75,17 +75,21 @@ def constants(data: bytes, model: QuantizedModel, runtime: str) -> Iterator[tupl
         at = data.find(ARRAY, at + 8)
 
 
-def test_scales_below_a_printed_digit_are_found(tmp_path: Path) -> None:
-    """XNNPACK's graphs are read as text with six digits: a scale of 1e-7 stands there as 0."""
-    torch.manual_seed(0)
-    network = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Conv2d(6, 6, 1), nn.Hardswish()))).eval()
-    batches = [(torch.randn(1, 6, 8, 8) * 1e-5,) for _ in range(3)]
-    with torch.no_grad():
-        for layer in network[::2]:
-            layer.bias.mul_(1e-5)
-    made = edgeq.quantize(network, example_inputs=batches[0], calibration=batches, output=tmp_path / "out")
-    assert min(q.scale[0] for q in made.qparams.values()) < 5e-7
-    agree(made, edgeq.export(made, "executorch"))
+def test_scales_of_a_pte_are_read_to_the_bit(tmp_path: Path) -> None:
+    """flatc prints six digits: a scale of 1e-7 stands there as 0, like small integers, and like scales a ten-millionth apart."""
+    steps = torch.arange(-128.0, 128.0).reshape(1, 1, 16, 16)
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1), nn.Hardswish()).eval()
+    for name, unit in (("near", 1e-4), ("small", 1e-7)):
+        with torch.no_grad():
+            network[0].weight.fill_(1.003)
+            network[0].bias.fill_(40 * unit)
+            network[1].bias.mul_(unit)
+        batches = [(steps * unit,)]
+        made = edgeq.quantize(network, example_inputs=batches[0], calibration=batches, output=tmp_path / name)
+        first = next(iter(made.integers.ops.values()))
+        taken, given = first.input_qparams[0], first.output_qparams
+        assert taken.zero_point[0] == 0 != given.zero_point[0] and abs(taken.scale[0] - given.scale[0]) < 1e-6
+        agree(made, edgeq.export(made, "executorch"))
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

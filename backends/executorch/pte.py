@@ -99,8 +99,8 @@ def read_pte(data: bytes) -> tuple[PteOp, ...]:
     return tuple(found)
 
 
-def delegates(data: bytes) -> Iterator[tuple[dict[str, Any], bytes, Callable[[int], bytes]]]:
-    """Each of XNNPACK's graphs in the file as JSON and as its own bytes, with what gives its constants by their index."""
+def delegates(data: bytes) -> Iterator[tuple[dict[str, Any], Callable[[int], bytes]]]:
+    """Each of XNNPACK's graphs in the file as JSON, with what gives its constants by their index."""
     from executorch.exir._serialize._program import deserialize_pte_binary
 
     file = deserialize_pte_binary(data)
@@ -109,7 +109,6 @@ def delegates(data: bytes) -> Iterator[tuple[dict[str, Any], bytes, Callable[[in
         for delegate in plan.delegates:
             payload = bytes(file.program.backend_delegate_data[delegate.processed.index].data)
             graph = _xnnpack_graph(payload)
-            start, size = (int.from_bytes(payload[at : at + 4], "little") for at in (10, 14))
             begin = int.from_bytes(payload[18:26], "little")
 
             def constant(
@@ -121,7 +120,7 @@ def delegates(data: bytes) -> Iterator[tuple[dict[str, Any], bytes, Callable[[in
                     return bytes(named.buffers[named.pte_data[entry["named_key"]].buffer_index])
                 return own[entry["offset"] : entry["offset"] + entry["size"]]
 
-            yield graph, payload[start : start + size], constant
+            yield graph, constant
 
 
 def _datatypes(values: Sequence[Any], indices: Sequence[int]) -> Iterator[str]:
@@ -138,16 +137,21 @@ def _datatypes(values: Sequence[Any], indices: Sequence[int]) -> Iterator[str]:
 
 
 def _xnnpack_graph(payload: bytes) -> dict[str, Any]:
-    """The flatbuffer of one delegate as JSON, by the flatc that the wheel carries."""
+    """The flatbuffer of one delegate as JSON, by the flatc that the wheel carries; a tensor's scale as the bits of its float32.
+
+    flatc prints floats with six digits behind the point, so it is told that these four bytes are an integer.
+    """
     import executorch.backends.xnnpack.serialization as serialization
     from executorch.exir._serialize._flatbuffer import _flatc_decompile
 
     assert payload[4:8] == XNNPACK_HEADER, "the delegate is not XNNPACK"
     start, size = (int.from_bytes(payload[at : at + 4], "little") for at in (10, 14))
-    schema = importlib.resources.files(serialization).joinpath("runtime_schema.fbs").read_bytes()
+    schema = importlib.resources.files(serialization).joinpath("runtime_schema.fbs").read_text()
+    schema, told = re.subn(r"(table PerTensorQuant \{\s*scale:)float;", r"\1uint;", schema)
+    assert told == 1, "the schema of XNNPACK's graphs has no PerTensorQuant as we know it"
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        (home / "schema.fbs").write_bytes(schema)
+        (home / "schema.fbs").write_text(schema)
         (home / "graph.bin").write_bytes(payload[start : start + size])
         _flatc_decompile(folder, str(home / "schema.fbs"), str(home / "graph.bin"), ["--raw-binary"])
         text = (home / "graph.json").read_text()
