@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from edgeq.graph.arithmetic import coreml
 from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, tensor_qparams
 from edgeq.spec import Target
 
@@ -109,8 +111,9 @@ def _occurrences(weight: Array) -> bytes:
 
 
 def _rounded(values: Array, half: bool) -> Array:
-    return values.reshape(-1).astype(np.float16 if half else np.float32)
+    values = values.reshape(-1).astype(np.float32)
+    return coreml.stored(torch.from_numpy(values), half=True).numpy() if half else values
 
 
 def _single(scale: float, half: bool) -> float:
-    return float(np.float16(scale) if half else np.float32(scale))
+    return float(coreml.stored(scale, half))

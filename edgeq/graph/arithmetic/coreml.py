@@ -23,6 +23,8 @@ from edgeq.spec import EdgeqError, QParams
 
 # an operator with a finite constant beyond LARGEST stays in float32 (coremltools, fp16_overflow in passes/defs/quantization.py)
 LARGEST, INFINITE = 65504.0, 1e38
+# constants of fewer elements never become zero (_check_underflow_to_zero there)
+SMALLEST, RAISED = 2.0**-24, 400
 
 
 def compute(op: IntegerOp, inputs: Sequence[Tensor], *, half: bool = False) -> Tensor:
@@ -102,11 +104,15 @@ def quantize(real: Tensor, qparams: QParams, *, half: bool = False) -> Tensor:
 
 
 def stored(constant: Tensor | float, half: bool) -> Tensor:
-    """A float constant as the package stores it, as float32: one that half precision cannot hold stays as it is."""
+    """A float constant as the package stores it, as float32: one too large for half precision as it is, one too small for
+    it as the smallest that there is."""
     value = torch.as_tensor(constant, dtype=torch.float32)
     if not half or bool((value.abs() > LARGEST).logical_and(value.abs() < INFINITE).any()):
         return value
-    return value.to(torch.float16).to(torch.float32)
+    rounded = value.to(torch.float16).to(torch.float32)
+    if value.numel() < RAISED:
+        rounded = torch.where((rounded.abs() <= SMALLEST) & (value != 0), SMALLEST * value.sign(), rounded)
+    return rounded
 
 
 def _activation(op: IntegerOp, real: Tensor) -> Tensor:
