@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import edgeq
-from edgeq import cli
+from edgeq.cli import terminal
 from edgeq.graph.package import QuantizedModel
 from edgeq.run import trial
 from edgeq.run.each import each
@@ -257,7 +257,7 @@ def test_on_a_terminal_no_finished_stage_keeps_its_spinner() -> None:
 
     shown = Console(file=io.StringIO(), force_terminal=True, width=60)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=shown) as progress:
-        bar = cli._Bar(progress)
+        bar = terminal.Bar(progress)
         bar("capture", 0, None)
         bar("calibrate", 3, 8)
         bar.finish()

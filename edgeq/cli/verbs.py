@@ -1,27 +1,20 @@
-"""The command line: every verb calls the function of the same name in edgeq.api."""
+"""The verbs: each calls the function of its name in edgeq.api and shows what that found."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
-import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 
 from edgeq import backends
+from edgeq.cli.options import MEASURED, AsJson, Device, FailIf, Folder, TaskFile, Threads, To
+from edgeq.cli.terminal import Progressing, show
 
 FIRST = next(iter(backends.RUNTIMES))
 TUNED = ", ".join(runtime.title for runtime in backends.RUNTIMES.values() if runtime.tunes)
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,39 +24,6 @@ app = typer.Typer(
     "A first run:  [bold]edgeq demo[/bold].  Your own network: copy a task file from examples/, then\n\n"
     f"edgeq quantize my_task.py -o out;  edgeq export out --to {FIRST};  edgeq verify out;  edgeq profile out",
 )
-
-Folder = Annotated[Path, typer.Argument(help="Folder written by edgeq quantize.")]
-MEASURED = "Folder written by edgeq quantize, or an exported file in it."
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout; progress goes to stderr.")]
-To = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--to",
-        help=f"Backend: {', '.join(backends.RUNTIMES)}; for other machines {', '.join(backends.VARIANTS)}; repeat for several.",
-        show_default=False,
-    ),
-]
-Device = Annotated[str, typer.Option(help="Where to run; `edgeq doctor` lists what is reachable.")]
-FailIf = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fail-if",
-        help="Exit with 1 when this holds for any backend: a name, a comparison, a number; repeat for several. export: "
-        '"float_ops>0", "size_bytes>4e6"; verify: "max_lsb>1", "sqnr_db<25", a metric of the task; profile: "speedup<1.2", '
-        '"p90_ms>20".',
-        show_default=False,
-    ),
-]
-TaskFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--task",
-        help="The task file to take batches and metric from. Without it the one that was quantized is run, if it lies where "
-        "it lay and was not changed.",
-        show_default=False,
-    ),
-]
-Threads = Annotated[int, typer.Option(min=1, help="Threads the runtime may use.")]
 
 
 def _version(asked: bool) -> None:
@@ -97,12 +57,12 @@ def demo(
     from edgeq import demos
     from edgeq.pages.tables import demo_table, lidar_table
 
-    with _progress() as progress:
+    with Progressing() as progress:
         if lidar:
             found = demos.lidar(output or Path("demo-lidar-out"), progress=progress)
         else:
             found = demos.image(output or Path("demo-out"), progress=progress)
-    _print(found, as_json, lidar_table if lidar else demo_table)
+    show(found, as_json, lidar_table if lidar else demo_table)
 
 
 @app.command()
@@ -140,7 +100,7 @@ def quantize(
 
     folder = (output or Path(task.stem)).absolute()
     try:
-        with _progress() as progress:
+        with Progressing() as progress:
             model = api.quantize(
                 task,
                 recipe=recipe,
@@ -155,7 +115,7 @@ def quantize(
         if beside(folder).is_dir():
             typer.echo(f"edgeq: {beside(folder)} keeps what is finished; the same command goes on from there", err=True)
         raise
-    _print(api.summary(model), as_json, quantized_table)
+    show(api.summary(model), as_json, quantized_table)
 
 
 @app.command()
@@ -212,7 +172,7 @@ def export(
     failing_if = conditions(fail_if or (), "export")
     for name in to:
         backends.runtime_of(name)  # names the backends there are, before the first is exported
-    with _progress() as progress:
+    with Progressing() as progress:
         model = load(folder)
 
         def row(name: str) -> dict[str, Any]:
@@ -229,7 +189,7 @@ def export(
 
         rows = each(list(dict.fromkeys(to)), "export", row)
     found = {"model": str(folder), "backends": rows, "failing": holding(failing_if, rows)}
-    _print(found, as_json, coverage_tables)
+    show(found, as_json, coverage_tables)
     _end(found)
 
 
@@ -264,7 +224,7 @@ def verify(
 
     junit = junit.absolute() if junit is not None else None  # a task file may change the current folder
     try:
-        with _resumable(), _progress() as progress:
+        with _resumable(), Progressing() as progress:
             found = api.verify(
                 folder,
                 to=to or (),
@@ -283,7 +243,7 @@ def verify(
         raise
     if junit is not None:
         write_junit(found, junit)
-    _print(found, as_json, parity_table)
+    show(found, as_json, parity_table)
     _end(found)
 
 
@@ -324,11 +284,11 @@ def profile(
     if compare is not None:
         if folder is not None:
             raise typer.BadParameter("--compare takes two profiles and measures no folder")
-        _print(api.compare(*compare), as_json, comparison_tables)
+        show(api.compare(*compare), as_json, comparison_tables)
         return
     if folder is None:
         raise typer.BadParameter("name a folder written by edgeq quantize, or two profiles to --compare")
-    with _resumable(), _progress() as progress:
+    with _resumable(), Progressing() as progress:
         found = api.profile(
             folder,
             to=to or (),
@@ -341,7 +301,7 @@ def profile(
             fail_if=fail_if or (),
             progress=progress,
         )
-    _print(found, as_json, latency_tables)
+    show(found, as_json, latency_tables)
     _end(found)
 
 
@@ -356,7 +316,7 @@ def diff(
     from edgeq.pages.tables import diff_tables
 
     found = api.diff(old, new)
-    _print(found, as_json, diff_tables)
+    show(found, as_json, diff_tables)
     if found["regressions"]:
         raise typer.Exit(1)
 
@@ -373,10 +333,10 @@ def report(
     """Write one self-contained HTML page: accuracy, parity, coverage, latency, per-layer error."""
     from edgeq import api
 
-    with _progress() as progress:
+    with Progressing() as progress:
         progress("report", 0, None)
         page = api.report(folder, output=output, task=task)
-    _print({"report": str(page)}, as_json, lambda found: found["report"])
+    show({"report": str(page)}, as_json, lambda found: found["report"])
 
 
 @app.command()
@@ -385,39 +345,7 @@ def doctor(as_json: AsJson = False) -> None:
     from edgeq import api
     from edgeq.pages.tables import doctor_tables
 
-    _print(api.doctor(), as_json, doctor_tables)
-
-
-def main() -> None:
-    """Entry point. Exit codes: 2 for a user's mistake, 3 for a fault in edgeq, each with one sentence; 130 after Ctrl-C."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    _reuse_memory()
-    from edgeq import fault
-    from edgeq.run.supervised import is_supervised, supervised
-    from edgeq.spec import EdgeqError
-
-    if not is_supervised() and "export" in sys.argv[1:2]:  # its converters are native code, which may end the process
-        raise SystemExit(supervised([sys.executable, *sys.orig_argv[1:]]))
-    try:
-        app()  # typer itself answers Ctrl-C with exit code 130 and a closed pipe with 1; what was finished is untouched
-    except EdgeqError as error:
-        typer.echo(f"edgeq: {error}", err=True)
-        raise SystemExit(2) from None
-    except Exception as error:  # the last net: no traceback on the user's terminal
-        full = fault.beyond_the_machine(error)
-        verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "edgeq")
-        typer.echo(f"edgeq: {full or fault.sentence(error, verb)}", err=True)
-        raise SystemExit(2 if full else 3) from None
-
-
-def _reuse_memory() -> None:
-    """Let glibc keep a freed tensor's pages for the next one, where it would return them and have each cleared anew.
-
-    A quarter of the processor time of calibrating PointPillars, whose maps are tens of megabytes; without glibc nothing changes.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            libc.mallopt(option, 2**31 - 1)
+    show(api.doctor(), as_json, doctor_tables)
 
 
 @contextlib.contextmanager
@@ -445,140 +373,3 @@ def _cores(text: str | None) -> list[int]:
         return [int(part) for part in text.split(",")] if text else []
     except ValueError:
         raise typer.BadParameter(f"--cores {text}: write core numbers, as 4,5") from None
-
-
-class _Bar:
-    """Progress on a terminal: one line a stage."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.stage: str | None = None
-        self.task: Any = None
-
-    def __call__(self, stage: str, done: int, total: int | None) -> None:
-        if self.stage is not None and stage.startswith(f"{self.stage}: "):  # the same stage with its result
-            self.progress.update(self.task, description=stage)
-        elif stage != self.stage:
-            self.finish()
-            self.stage, self.task = stage, self.progress.add_task(stage, total=total)
-        self.progress.update(self.task, completed=done, total=total)
-
-    def finish(self, failed: bool = False) -> None:
-        """The stage is over: its spinner stops; one that failed goes, as the sentence behind it says what happened."""
-        if self.task is not None:
-            last = self.progress.tasks[-1]
-            known = last.total or max(last.completed, 1)
-            self.progress.update(self.task, completed=known, total=known, visible=not failed)
-
-
-class _Lines:
-    """Progress where stderr is a file or a pipe: a line when a stage begins, one every ten seconds, one when it is over."""
-
-    EVERY_S = 10.0
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
-        self.stage: str | None = None
-        self.began = self.said = 0.0
-
-    def __call__(self, stage: str, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        if self.stage is not None and stage.startswith(f"{self.stage}: "):  # the same stage with its result
-            self.say(stage)
-        elif stage != self.stage:
-            self.finish()
-            self.stage, self.began, self.said = stage, now, now
-            self.say(f"{stage} …")
-        elif now - self.said >= self.EVERY_S:
-            self.said = now
-            self.say(f"{stage} {done}/{total}" if total else f"{stage} … {now - self.began:.0f} s")
-
-    def finish(self, failed: bool = False) -> None:
-        """The stage is over, and how long it took."""
-        if self.stage is not None:
-            self.say(f"{self.stage} {'failed after' if failed else 'done in'} {time.monotonic() - self.began:.1f} s")
-
-
-class _progress:
-    """Context manager giving a progress function that draws, or writes lines, on stderr.
-
-    What a task file or a library prints in the body goes to stderr as well: stdout is for the result alone.
-    """
-
-    def __enter__(self) -> _Bar | _Lines:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        sys.stdout.flush()
-        self.stdout, self.printed = os.dup(1), contextlib.redirect_stdout(sys.stderr)
-        os.dup2(2, 1)
-        self.printed.__enter__()
-        # a stderr of its own, so that silencing the converters does not silence the bar
-        stream = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        self.progress = Progress(*columns, console=Console(file=stream, stderr=True))
-        self.shown, self.said = warnings.showwarning, set[str]()
-        warnings.showwarning = self._warned
-        self.shows: _Bar | _Lines
-        if stream.isatty():
-            self.progress.start()
-            self.shows = _Bar(self.progress)
-        else:
-            self.shows = _Lines(self._say)
-        return self.shows
-
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        warnings.showwarning = self.shown
-        self.shows.finish(failed=kind is not None)
-        if isinstance(self.shows, _Bar):
-            self.progress.stop()
-        self.printed.__exit__(None, None, None)
-        with contextlib.suppress(OSError):  # C's own buffer, written while stdout is still stderr
-            ctypes.CDLL(None).fflush(None)
-        os.dup2(self.stdout, 1)
-        os.close(self.stdout)
-
-    def _say(self, line: str) -> None:
-        self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def _warned(
-        self,
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        """Show a warning of edgeq as a sentence above the bar, once; any other as Python does."""
-        from edgeq.spec import EdgeqWarning
-
-        if not issubclass(category, EdgeqWarning):
-            self.shown(message, category, filename, lineno, file, line)
-        elif str(message) not in self.said:
-            self.said.add(str(message))
-            self._say(f"edgeq: warning: {message}")
-
-
-def _print(found: dict[str, Any], as_json: bool, render: Any) -> None:
-    if as_json:
-        from edgeq.graph.package import dumps
-
-        sys.stdout.write(dumps(found) + "\n")
-        return
-    from rich.console import Console
-
-    console = Console()
-    shown = render(found)
-    for part in shown if isinstance(shown, list) else [shown]:
-        console.print(part)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,43 @@
+"""Options and arguments that several verbs have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeq import backends
+
+Folder = Annotated[Path, typer.Argument(help="Folder written by edgeq quantize.")]
+MEASURED = "Folder written by edgeq quantize, or an exported file in it."
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout; progress goes to stderr.")]
+To = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--to",
+        help=f"Backend: {', '.join(backends.RUNTIMES)}; for other machines {', '.join(backends.VARIANTS)}; repeat for several.",
+        show_default=False,
+    ),
+]
+Device = Annotated[str, typer.Option(help="Where to run; `edgeq doctor` lists what is reachable.")]
+FailIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-if",
+        help="Exit with 1 when this holds for any backend: a name, a comparison, a number; repeat for several. export: "
+        '"float_ops>0", "size_bytes>4e6"; verify: "max_lsb>1", "sqnr_db<25", a metric of the task; profile: "speedup<1.2", '
+        '"p90_ms>20".',
+        show_default=False,
+    ),
+]
+TaskFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--task",
+        help="The task file to take batches and metric from. Without it the one that was quantized is run, if it lies where "
+        "it lay and was not changed.",
+        show_default=False,
+    ),
+]
+Threads = Annotated[int, typer.Option(min=1, help="Threads the runtime may use.")]
