@@ -47,6 +47,7 @@ from edgeq.run.half import beyond_half
 from edgeq.run.kept import Kept, digest, slug
 from edgeq.run.metric import begins, evaluate, float_metric
 from edgeq.run.place import Place
+from edgeq.run.precisions import refuse_beyond
 from edgeq.run.profile import kept as keep_pair
 from edgeq.run.profile import pair_json
 from edgeq.run.profile import profile as profile_artifact
@@ -307,33 +308,6 @@ def export(
     return artifact
 
 
-def bundle(
-    model: QuantizedModel | str | Path, to: str, *, folder: str | Path | None = None, points: str | Path | None = None
-) -> Path:
-    """A lidar detector as a deployable folder for runtime `to`; returns it (`<model folder>/bundle/<to>`).
-
-    Artefacts, pipeline.json, a golden frame with its boxes, and Python code that runs them with numpy and the runtime
-    alone. points: file of the golden frame, float32 rows of x, y, z, intensity or .npy [N, ≥4]; without one the frame is
-    generated.
-
-    Raises:
-        EdgeqError: see `export`; or the task is no lidar detector, or there is no such frame.
-    """
-    from edgeq.lidar import bundle as lidar
-    from edgeq.lidar.runner import read_points
-    from edgeq.lidar.scenes import HDL64_FRONT, scene
-
-    model = _saved(model)
-    refuse_beyond(model, to)
-    where = Path(folder) if folder is not None else _home(model) / "bundle" / to
-    try:
-        frame = read_points(Path(points)) if points is not None else scene(0, HDL64_FRONT).points
-    except (OSError, ValueError) as error:
-        raise EdgeqError(f"golden frame: {error}") from error
-    lidar.write(model, to, where, frame)
-    return where
-
-
 def verify(
     model: QuantizedModel | str | Path,
     *,
@@ -576,27 +550,6 @@ def target_table(target: Target) -> dict[str, Any]:
         "arithmetic": target.arithmetic,
         "ops": [dataclasses.asdict(row) for row in target.ops],
     }
-
-
-def refuse_beyond(model: QuantizedModel, to: str) -> None:
-    """Raise EdgeqError where the plan asks for what runtime `to` cannot compute."""
-    engine = backends.backend(to).target
-    for key, name in model.plan.layers.items():
-        if key in model.islands or name == "fp32":
-            continue
-        kind = key.rsplit("/", 1)[-1].split("#")[0]
-        row = engine.support(kind)
-        fine = (
-            name in engine.floats
-            or (name == "w8" and kind in engine.weight_only)
-            or (row is not None and name in row.precisions)
-        )
-        if not fine:
-            raise EdgeqError(
-                f"{to} cannot compute layer {key!r} in {name}: its kernels take "
-                f"{', '.join(row.precisions) if row else 'this operator in float only'}; "
-                f"quantize with --target {to} or portable, or change the layer in plan.json"
-            )
 
 
 def _chosen(model: QuantizedModel, to: Sequence[str], place: Place) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -51,6 +51,7 @@ def lidar(output: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
     IoU 0.7), agreement with the float boxes, report and, per backend, what `image` gives, and the bundle's folder.
     """
     from edgeq.lidar import synthetic
+    from edgeq.lidar.bundle import bundle
     from edgeq.lidar.detectors import DETECTORS
     from edgeq.lidar.evaluate import agreement, summary
     from edgeq.lidar.frame import Detections
@@ -81,7 +82,7 @@ def lidar(output: str | Path, *, progress: Progress = silent) -> dict[str, Any]:
     _, rows = _everywhere(model, 2, progress)
     for name in rows:
         progress(f"bundle for {name}", 0, None)
-        rows[name]["bundle"] = str(api.bundle(model, name))
+        rows[name]["bundle"] = str(bundle(model, name))
     page = Path(output) / "lidar.html"
     found = {
         "network": "CenterPoint-Pillar (synthetic scenes)",

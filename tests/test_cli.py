@@ -94,6 +94,13 @@ def test_calibration_on_zeros_is_warned_of_once_in_a_sentence(tmp_path: Path) ->
     assert "EdgeqWarning" not in made.stderr and ".py:" not in made.stderr
 
 
+@pytest.mark.parametrize("verb", ["demo", "quantize", "export", "verify", "profile", "report"])
+def test_general_verbs_speak_of_no_lidar(verb: str, tmp_path: Path) -> None:
+    said = run(verb, "--help", cwd=tmp_path).stdout.lower()
+    assert "--json" in said
+    assert not [word for word in ("lidar", "bundle", "points", "boxes") if word in said]
+
+
 def test_points_without_a_bundle_are_refused(tmp_path: Path) -> None:
     done = run("export", "out", "--to", "litert", "--points", "frame.bin", cwd=tmp_path)
     assert done.returncode == 2 and "add --bundle" in done.stderr

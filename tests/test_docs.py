@@ -82,10 +82,12 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_command_exists_with_its_options(page: str, line: str) -> None:
-    _, verb, *words = shlex.split(line)
-    known = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined] # typer's command is a group
-    assert verb in known, f"{page}: there is no edgeq {verb}"
-    options = {name for parameter in known[verb].params for name in parameter.opts}
+    _, *words = shlex.split(line)
+    command: Any = typer.main.get_command(cli.app)
+    while hasattr(command, "commands"):
+        assert words and words[0] in command.commands, f"{page}: {line}"
+        command, *words = command.commands[words[0]], *words[1:]
+    options = {name for parameter in command.params for name in parameter.opts}
     assert {word for word in words if word.startswith("-")} <= options, f"{page}: {line}"
 
 

@@ -8,9 +8,12 @@ import sys
 
 import typer
 
+from edgeq.cli import lidar
 from edgeq.cli.verbs import app
 
 __all__ = ["app", "main"]
+
+app.add_typer(lidar.app, name="lidar")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 

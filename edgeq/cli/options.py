@@ -41,3 +41,18 @@ TaskFile = Annotated[
     ),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads the runtime may use.")]
+
+
+def named(to: list[str] | None) -> list[str]:
+    """The backends of --to, each once.
+
+    Raises:
+        typer.BadParameter: none is named. EdgeqError: there is none of a name.
+    """
+    if not to:
+        raise typer.BadParameter(
+            f"name at least one backend: {', '.join(f'--to {name}' for name in backends.RUNTIMES)}"
+        )
+    for name in to:
+        backends.runtime_of(name)
+    return list(dict.fromkeys(to))

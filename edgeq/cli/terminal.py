@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
+import typer
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -147,3 +149,12 @@ def show(found: dict[str, Any], as_json: bool, render: Any) -> None:
     shown = render(found)
     for part in shown if isinstance(shown, list) else [shown]:
         console.print(part)
+
+
+def end(found: dict[str, Any]) -> None:
+    """Exit code 1 where a condition of --fail-if holds or a runtime failed, 3 where a fault in edgeq is why."""
+    for name, texts in found["failing"].items():
+        typer.echo(f"edgeq: {' and '.join(texts)} {'hold' if len(texts) > 1 else 'holds'} for {name}", err=True)
+    errors = [row for row in found["backends"].values() if "error" in row or "metric_error" in row]
+    if errors or found["failing"]:
+        raise typer.Exit(3 if any(row.get("fault") for row in errors) else 1)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from edgeq import backends
-from edgeq.cli.options import MEASURED, AsJson, Device, FailIf, Folder, TaskFile, Threads, To
-from edgeq.cli.terminal import Progressing, show
+from edgeq.cli.options import MEASURED, AsJson, Device, FailIf, Folder, TaskFile, Threads, To, named
+from edgeq.cli.terminal import Progressing, end, show
 
 FIRST = next(iter(backends.RUNTIMES))
 TUNED = ", ".join(runtime.title for runtime in backends.RUNTIMES.values() if runtime.tunes)
@@ -46,23 +46,22 @@ def _edgeq(
 @app.command()
 def demo(
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder to write to; default: demo-out or demo-lidar-out.")
+        Path | None, typer.Option("-o", "--output", help="Folder to write to; default: demo-out.")
     ] = None,
-    lidar: Annotated[
-        bool, typer.Option("--lidar", help="A 3D detector on lidar scenes by LiDAR-PTQ, drawn from above.")
-    ] = False,
+    lidar: Annotated[bool, typer.Option("--lidar", hidden=True)] = False,  # as `edgeq lidar demo` was called
     as_json: AsJson = False,
 ) -> None:
     """Quantize a real network, export it to all four runtimes, check, time and report it (some minutes)."""
     from edgeq import demos
-    from edgeq.pages.tables import demo_table, lidar_table
+    from edgeq.cli.lidar import demo as lidar_demo
+    from edgeq.pages.tables import demo_table
 
+    if lidar:
+        lidar_demo(output or Path("demo-lidar-out"), as_json)
+        return
     with Progressing() as progress:
-        if lidar:
-            found = demos.lidar(output or Path("demo-lidar-out"), progress=progress)
-        else:
-            found = demos.image(output or Path("demo-out"), progress=progress)
-    show(found, as_json, lidar_table if lidar else demo_table)
+        found = demos.image(output or Path("demo-out"), progress=progress)
+    show(found, as_json, demo_table)
 
 
 @app.command()
@@ -134,17 +133,8 @@ def export(
             show_default=False,
         ),
     ] = None,
-    bundle: Annotated[
-        bool,
-        typer.Option("--bundle", help="Also write FOLDER/bundle/BACKEND: a lidar detector with all that runs it."),
-    ] = False,
-    points: Annotated[
-        Path | None,
-        typer.Option(
-            help="The bundle's golden frame: float32 rows of x, y, z, intensity, or .npy [N, 4 or more]; default: generated.",
-            show_default=False,
-        ),
-    ] = None,
+    bundle: Annotated[bool, typer.Option("--bundle", hidden=True)] = False,  # as `edgeq lidar bundle` was called
+    points: Annotated[Path | None, typer.Option(hidden=True)] = None,
     tune: Annotated[
         int,
         typer.Option(
@@ -156,6 +146,7 @@ def export(
 ) -> None:
     """Lower the program to one runtime or several, and say which operators run as integers."""
     from edgeq import api
+    from edgeq.cli.lidar import bundled
     from edgeq.graph.package import load
     from edgeq.pages.tables import coverage_tables
     from edgeq.run.condition import conditions, holding
@@ -163,15 +154,9 @@ def export(
     from edgeq.run.supervised import died
     from edgeq.spec import EdgeqError
 
-    if not to:
-        raise typer.BadParameter(
-            f"name at least one backend: {', '.join(f'--to {name}' for name in backends.RUNTIMES)}"
-        )
     if points is not None and not bundle:
         raise typer.BadParameter("--points is the golden frame of a bundle: add --bundle")
-    failing_if = conditions(fail_if or (), "export")
-    for name in to:
-        backends.runtime_of(name)  # names the backends there are, before the first is exported
+    wanted, failing_if = named(to), conditions(fail_if or (), "export")
     with Progressing() as progress:
         model = load(folder)
 
@@ -182,15 +167,12 @@ def export(
             made = api.coverage(
                 api.export(model, name, io=io, channels_last=channels_last, tune=tune, progress=progress), model
             )
-            if bundle:
-                progress(f"bundle for {name}", 0, None)
-                made["bundle"] = str(api.bundle(model, name, points=points))
-            return made
+            return {**made, **bundled(model, name, points, progress)} if bundle else made
 
-        rows = each(list(dict.fromkeys(to)), "export", row)
+        rows = each(wanted, "export", row)
     found = {"model": str(folder), "backends": rows, "failing": holding(failing_if, rows)}
     show(found, as_json, coverage_tables)
-    _end(found)
+    end(found)
 
 
 @app.command()
@@ -244,7 +226,7 @@ def verify(
     if junit is not None:
         write_junit(found, junit)
     show(found, as_json, parity_table)
-    _end(found)
+    end(found)
 
 
 @app.command()
@@ -302,7 +284,7 @@ def profile(
             progress=progress,
         )
     show(found, as_json, latency_tables)
-    _end(found)
+    end(found)
 
 
 @app.command()
@@ -356,15 +338,6 @@ def _resumable() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("edgeq: every finished runtime is kept; the same command goes on from there", err=True)
         raise
-
-
-def _end(found: dict[str, Any]) -> None:
-    """Exit code 1 where a condition of --fail-if holds or a runtime failed, 3 where a fault in edgeq is why."""
-    for name, texts in found["failing"].items():
-        typer.echo(f"edgeq: {' and '.join(texts)} {'hold' if len(texts) > 1 else 'holds'} for {name}", err=True)
-    errors = [row for row in found["backends"].values() if "error" in row or "metric_error" in row]
-    if errors or found["failing"]:
-        raise typer.Exit(3 if any(row.get("fault") for row in errors) else 1)
 
 
 def _cores(text: str | None) -> list[int]:

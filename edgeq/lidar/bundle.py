@@ -15,13 +15,40 @@ from numpy.typing import NDArray
 
 from edgeq import backends
 from edgeq.graph.excerpt import excerpt
-from edgeq.graph.package import QuantizedModel, hash_of, plain, replacing
+from edgeq.graph.package import QuantizedModel, hash_of, load, plain, replacing
 from edgeq.lidar import pipeline, runner
 from edgeq.lidar.pillars import grid
+from edgeq.lidar.scenes import HDL64_FRONT, scene
+from edgeq.run.precisions import refuse_beyond
 from edgeq.spec import EdgeqError, EdgeqWarning
 
 # numpy alone, importing each other relatively: they run where nothing else of edgeq is, beside the runtime's `engine.py`
 CODE = ("__init__", "anchors", "boxes", "centre", "pillars", "pipeline", "runner", "voxels")
+
+
+def bundle(
+    model: QuantizedModel | str | Path, to: str, *, folder: str | Path | None = None, points: str | Path | None = None
+) -> Path:
+    """A lidar detector as a deployable folder for runtime `to`; returns it (`<model folder>/bundle/<to>`).
+
+    Artefacts, pipeline.json, a golden frame with its boxes, and Python code that runs them with numpy and the runtime
+    alone. points: file of the golden frame, float32 rows of x, y, z, intensity or .npy [N, ≥4]; without one the frame is
+    generated.
+
+    Raises:
+        EdgeqError: see `edgeq.export`; or the task is no lidar detector, or there is no such frame.
+    """
+    model = model if isinstance(model, QuantizedModel) else load(model)
+    refuse_beyond(model, to)
+    if folder is None and model.folder is None:
+        raise EdgeqError("the model is not saved yet: call model.save(folder) first, or name a folder for the bundle")
+    where = Path(folder) if folder is not None else Path(str(model.folder)) / "bundle" / to
+    try:
+        frame = runner.read_points(Path(points)) if points is not None else scene(0, HDL64_FRONT).points
+    except (OSError, ValueError) as error:
+        raise EdgeqError(f"golden frame: {error}") from error
+    write(model, to, where, frame)
+    return where
 
 
 def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float32]) -> list[str]:
@@ -81,7 +108,7 @@ def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float
     if not boxes:
         warnings.warn(
             f"{folder}: the golden frame has no boxes, so the bundle's --check compares none; give a frame in which the "
-            "detector finds something, as edgeq export … --bundle --points FILE",
+            "detector finds something, as edgeq lidar bundle … --points FILE",
             EdgeqWarning,
             stacklevel=3,
         )

@@ -46,7 +46,7 @@ class Picture:
 
 
 def write_bev(found: Found, pictures: Sequence[Picture], path: Path) -> Path:
-    """Write the page about `found`, the object of `edgeq demo --lidar --json`, to `path`, whole or not at all.
+    """Write the page about `found`, the object of `edgeq lidar demo --json`, to `path`, whole or not at all.
 
     The pictures are shown in the order given, those of one source together. Returns `path`.
 

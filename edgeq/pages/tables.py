@@ -122,6 +122,12 @@ def lidar_table(found: Found) -> list[RenderableType]:
     ]
 
 
+def bundle_table(found: Found) -> list[RenderableType]:
+    """Where the bundles lie, and why one is missing."""
+    made = [(title(name), str(row["bundle"])) for name, row in _ran(found).items()]
+    return [*(Text.assemble(f"{name}  ", (path, "bold")) for name, path in made), *_failed(found)]
+
+
 def quantized_table(found: Found) -> list[RenderableType]:
     """What quantize made: counts, and the float islands grouped by reason."""
     folder = found["folder"]

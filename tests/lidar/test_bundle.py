@@ -84,7 +84,7 @@ def boxes_of(model: QuantizedModel, points: np.ndarray, arithmetic: str) -> list
 def test_a_bundle_finds_the_boxes_of_the_whole_program(
     model: QuantizedModel, points: np.ndarray, runtime: str, tmp_path: Path
 ) -> None:
-    folder = api.bundle(model, runtime, folder=tmp_path / runtime)
+    folder = bundle.bundle(model, runtime, folder=tmp_path / runtime)
     said = json.loads((folder / "pipeline.json").read_text())
     assert [p["name"] for p in said["parts"]] == (["pillars", "dense"] if model.name == "pillar" else ["network"])
     wanted = boxes_of(model, points, backends.backend(runtime).target.arithmetic)
@@ -152,7 +152,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     task = Task("small", lambda: Network().eval(), lambda: next(batches()), batches, preprocessing={"pipeline": wanted})
     model = api.quantize(task, recipe="minmax", output=tmp_path_factory.mktemp("small") / "small")
-    return api.bundle(model, "litert")
+    return bundle.bundle(model, "litert")
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -233,16 +233,32 @@ def test_the_golden_frame_may_be_the_users_and_one_without_boxes_is_warned_of(
     np.save(tmp_path / "empty.npy", np.zeros((0, 4)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        folder = api.bundle(small.parent.parent, "litert", folder=tmp_path / "own", points=tmp_path / "own.npy")
+        folder = bundle.bundle(small.parent.parent, "litert", folder=tmp_path / "own", points=tmp_path / "own.npy")
     np.testing.assert_array_equal(np.fromfile(folder / "golden_points.bin", np.float32).reshape(-1, 4), own)
     assert json.loads((folder / "golden_boxes.json").read_text()) != json.loads(
         (small / "golden_boxes.json").read_text()
     )
     assert run(folder, "golden_points.bin", "--check").returncode == 0
     with pytest.warns(EdgeqWarning, match="the golden frame has no boxes"):
-        api.bundle(small.parent.parent, "litert", folder=tmp_path / "empty", points=tmp_path / "empty.npy")
+        bundle.bundle(small.parent.parent, "litert", folder=tmp_path / "empty", points=tmp_path / "empty.npy")
     with pytest.raises(EdgeqError, match=r"golden frame: .*nowhere\.bin"):
-        api.bundle(small.parent.parent, "litert", folder=tmp_path / "none", points=tmp_path / "nowhere.bin")
+        bundle.bundle(small.parent.parent, "litert", folder=tmp_path / "none", points=tmp_path / "nowhere.bin")
+
+
+def test_the_command_writes_a_bundle_for_each_runtime_and_says_why_one_is_missing(small: Path) -> None:
+    command = [sys.executable, "-m", "edgeq.cli", "lidar", "bundle", str(small.parent.parent), "--json"]
+    before = (small / "golden_boxes.json").read_bytes()
+    done = subprocess.run([*command, "--to", "litert"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["backends"] == {"litert": {"bundle": str(small)}}
+    assert (small / "golden_boxes.json").read_bytes() == before
+    done = subprocess.run(
+        [*command, "--to", "litert", "--to", "tvm-hexagon"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "which tvm-hexagon has not" in json.loads(done.stdout)["backends"]["tvm-hexagon"]["error"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "name at least one backend" in done.stderr
 
 
 def test_no_lidar_detector_no_bundle(model: QuantizedModel, tmp_path: Path) -> None:
@@ -250,7 +266,7 @@ def test_no_lidar_detector_no_bundle(model: QuantizedModel, tmp_path: Path) -> N
 
     other = dataclasses.replace(model, preprocessing=None)
     with pytest.raises(EdgeqError, match="is no lidar detector"):
-        api.bundle(other, "litert", folder=tmp_path / "b")
+        bundle.bundle(other, "litert", folder=tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
