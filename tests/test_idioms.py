@@ -81,6 +81,17 @@ def written_out(net: Any, x: Tensor) -> Tensor:
     return 2.0 - (3.0 + (net.a(x) - 0.5) / 4.0) * 1.5
 
 
+def positions(net: Any, x: Tensor) -> Tensor:
+    wave = torch.arange(8) ** 2 / 10.0 ** (2 * torch.div(torch.arange(8).float(), 2, rounding_mode="floor") / 8)
+    return net.a(x) + torch.cat((wave[0::2].sin(), wave[1::2].cos())).expand(8, -1)
+
+
+def written_table(net: Any, x: Tensor) -> Tensor:
+    table = torch.zeros(8, 8) * 2
+    table[1:3] = x[0, 0, 1:3] + torch.arange(8).float().sin()
+    return net.a(x) + table
+
+
 def conv(inputs: int = 3, outputs: int = 8, kernel: int = 3, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **options)
 
@@ -95,6 +106,8 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "neutral arithmetic": (Net(neutral, a=conv(), b=conv(kernel=1)), (1, 3, 8, 8)),
     "frozen norm": (Net(frozen_norm, a=conv(bias=False), n=nn.BatchNorm2d(8)), (1, 3, 8, 8)),
     "numbers": (Net(written_out, a=conv()), (1, 3, 8, 8)),
+    "positions": (Net(positions, a=conv()), (1, 3, 8, 8)),
+    "a table that is written to": (Net(written_table, a=conv()), (1, 3, 8, 8)),
     "norm over tokens": (nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5)), (1, 5, 7)),
     "norm over other tokens": (nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(6), nn.ReLU()), (1, 6, 7)),
     "norm over channels of four axes": (nn.Sequential(nn.Linear(8, 8), nn.BatchNorm2d(3)), (1, 3, 8, 8)),
@@ -155,6 +168,10 @@ def test_neutral_and_written_out_norms_leave_one_layer() -> None:
     assert kinds(same(seeded(NETS["neutral arithmetic"][0]), (1, 3, 8, 8))) == ["conv2d"]
     assert kinds(same(seeded(NETS["frozen norm"][0]), (1, 3, 8, 8))) == ["conv2d"]
     assert kinds(same(seeded(NETS["casts"][0]), (1, 3, 8, 8))) == ["conv2d", "cat"]
+
+
+def test_what_no_input_decides_is_a_constant() -> None:
+    assert kinds(same(seeded(NETS["positions"][0]), (1, 3, 8, 8))) == ["conv2d", "add"]
 
 
 @settings(max_examples=20, deadline=None)

@@ -24,7 +24,7 @@ from edgeq.graph.normalise.kernels import (
     spell_out_windows,
     subsample_as_convolution,
 )
-from edgeq.graph.normalise.spelling import open_graphs, spell
+from edgeq.graph.normalise.spelling import compute_tables, open_graphs, spell
 from edgeq.graph.ops import kind_of
 
 aten = torch.ops.aten
@@ -36,6 +36,7 @@ def normalise(module: GraphModule) -> None:
     """Rewrite `module` in place; every rewrite leaves the function as it was, up to float rounding."""
     graph = module.graph
     open_graphs(module)
+    compute_tables(module)
     for node in list(graph.nodes):
         if node.op == "call_function":
             spell(module, node)

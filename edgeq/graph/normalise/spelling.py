@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgeq.graph.ops import node_arg, value
+from edgeq.graph.ops import node_arg, set_constant, value
 
 aten = torch.ops.aten
 
@@ -67,6 +67,7 @@ NOTHING_IF_SAME = (
     aten.squeeze.dims,
     aten.narrow.default,
 )
+TABLE = 2**20  # elements of a constant that is computed on capture
 
 
 def open_graphs(module: GraphModule) -> None:
@@ -119,6 +120,37 @@ def _open(module: GraphModule, node: Node) -> None:
     if node.users:
         node.replace_all_uses_with(results)  # type: ignore[arg-type] # a single result
     module.graph.erase_node(node)
+
+
+def compute_tables(module: GraphModule) -> None:
+    """What no input and no weight decides, as the sines of positions, is computed now and kept as a constant.
+
+    Only float results up to TABLE elements; indices and masks stay as they are spelled, as runtimes have operators for those.
+    """
+    operators = [n for n in module.graph.nodes if n.op == "call_function"]
+    if any(_mutates(n) for n in operators):  # what is a constant now may be written to later
+        return
+    values: dict[Node, Any] = {}
+    with torch.no_grad():
+        for node in operators:
+            overload = node.target
+            if not isinstance(overload, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in overload.tags:
+                continue
+            made = node.meta.get("val")
+            if all(n in values for n in node.all_input_nodes) and isinstance(made, Tensor) and made.numel() <= TABLE:
+                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+                values[node] = overload(*args, **kwargs)
+    for node, table in values.items():
+        useful = node.all_input_nodes and any(user not in values for user in node.users)
+        if useful and table.is_floating_point() and table.dtype is not torch.float64:
+            with module.graph.inserting_before(node):
+                constant = set_constant(module, f"{node.name}_table", table)
+            node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in values)
+    module.graph.eliminate_dead_code()
+
+
+def _mutates(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _stack(node: Node) -> Any:
