@@ -29,13 +29,17 @@ LIMIT: Final = 900  # seconds for one verb
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One network: where it comes from, how its own users make it, and the shapes of its inputs."""
+    """One network: where it comes from, how its own users make it, and the shapes of its inputs.
+
+    tokens: the inputs are whole numbers below it; 0: they are noise.
+    """
 
     name: str
     package: str
     licence: str
     make: str
     inputs: tuple[tuple[int, ...], ...]
+    tokens: int = 0
 
 
 CV: Final = "pytorchcv==0.0.67"
@@ -83,9 +87,11 @@ def _yolo(name: str, kind: str) -> Entry:
     return Entry(name, packages, "AGPL-3.0", make, ((1, 3, 64, 64),))
 
 
-def _hugging(name: str, config: str, model: str, shape: tuple[int, ...], options: str) -> Entry:
-    make = f"{OPERATORS}from transformers import {config}, {model}; net = {model}({config}({options}))"
-    return Entry(f"{name} of transformers", f"transformers==5.23.0 {VISION}", "Apache-2.0", make, (shape,))
+def _hugging(name: str, config: str, model: str, shape: tuple[int, ...], options: str, tokens: int = 0) -> Entry:
+    make = (
+        f"{OPERATORS}from transformers import {config}, {model}; net = {model}({config.partition(',')[0]}({options}))"
+    )
+    return Entry(f"{name} of transformers", f"transformers==5.23.0 {VISION}", "Apache-2.0", make, (shape,), tokens)
 
 
 ZOO: Final = (
@@ -169,6 +175,13 @@ ZOO: Final = (
     _timm("efficientvit_b0"),
     _timm("edgenext_xx_small"),
     _vision("ssdlite320 features", "detection", "ssdlite320_mobilenet_v3_large", ".backbone", (1, 3, 96, 96)),
+    Entry(
+        "torchvision squeezenet1_1",
+        VISION,
+        "BSD-3-Clause",
+        f"{OPERATORS}from torchvision.models import squeezenet1_1; net = squeezenet1_1(weights=None, num_classes=10)",
+        ((1, 3, 64, 64),),
+    ),
     _vision("lraspp", "segmentation", "lraspp_mobilenet_v3_large", "", (1, 3, 96, 96)),
     _smp("Unet", "timm-mobilenetv3_small_minimal_100"),
     _smp("FPN", "mobilenet_v2"),
@@ -225,6 +238,54 @@ ZOO: Final = (
         (1, 1600),
         f"{TINY}, conv_dim=(16, 16, 16), conv_stride=(5, 4, 4), "
         "conv_kernel=(10, 8, 4), num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4",
+    ),
+    _hugging(
+        "BERT", "BertConfig", "BertModel", (1, 16), f"{TINY}, vocab_size=100, max_position_embeddings=32", tokens=100
+    ),
+    _hugging(
+        "DistilBERT",
+        "DistilBertConfig",
+        "DistilBertForSequenceClassification",
+        (1, 16),
+        "dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=100, max_position_embeddings=32",
+        tokens=100,
+    ),
+    _hugging(
+        "GPT-2",
+        "GPT2Config",
+        "GPT2LMHeadModel",
+        (1, 16),
+        "n_embd=32, n_layer=2, n_head=4, vocab_size=100, n_positions=32, use_cache=False",
+        tokens=100,
+    ),
+    _hugging(
+        "EnCodec audio encoder",
+        "EncodecConfig",
+        "EncodecModel",
+        (1, 1, 640),
+        "num_filters=8, hidden_size=16, codebook_dim=16",
+    ),
+    _hugging(
+        "ViTPose",
+        "VitPoseConfig, VitPoseBackboneConfig",
+        "VitPoseForPoseEstimation",
+        (1, 3, 64, 48),
+        "backbone_config=VitPoseBackboneConfig(image_size=[64, 48], patch_size=[16, 16], hidden_size=32, num_hidden_layers=2, "
+        "num_attention_heads=4, out_indices=[2]), num_labels=17",
+    ),
+    _hugging(
+        "PoolFormer",
+        "PoolFormerConfig",
+        "PoolFormerForImageClassification",
+        (1, 3, 64, 64),
+        "depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 48, 64], num_labels=5",
+    ),
+    _hugging(
+        "MobileNetV2 DeepLab",
+        "MobileNetV2Config",
+        "MobileNetV2ForSemanticSegmentation",
+        (1, 3, 64, 64),
+        "depth_multiplier=0.35, num_labels=5",
     ),
     _hugging(
         "SegFormer",
@@ -293,13 +354,20 @@ def model():
     return net.eval()
 
 
+def noise(shape, generator):
+    tokens = {tokens}
+    if tokens:
+        return torch.randint(tokens, shape, generator=generator)
+    return torch.randn(shape, generator=generator)
+
+
 def example_inputs():
-    return tuple(torch.zeros(shape) for shape in {inputs})
+    return tuple(torch.zeros_like(x) for x in calibration()[0])
 
 
 def calibration():
     generator = torch.Generator().manual_seed(1)
-    return [tuple(torch.randn(shape, generator=generator) for shape in {inputs}) for _ in range(4)]
+    return [tuple(noise(shape, generator) for shape in {inputs}) for _ in range(4)]
 '''
 
 
@@ -354,7 +422,9 @@ def passed(entry: Entry, work: Path, runtimes: list[str], *, profile: bool) -> d
         subprocess.run([*pip, "--target", str(site), *missing], check=True, stderr=subprocess.DEVNULL)
     folder.mkdir(exist_ok=True)
     task, out = folder / "task.py", folder / "out"
-    task.write_text(TASK.format(name=entry.name, package=entry.package, make=entry.make, inputs=entry.inputs))
+    task.write_text(
+        TASK.format(**{key: getattr(entry, key) for key in ("name", "package", "make", "inputs", "tokens")})
+    )
     found = verb(site, "quantize", str(task), "-o", str(out))
     if fault(found["quantize"]) or not found["quantize"].startswith("ok"):
         return found
