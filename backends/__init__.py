@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,14 +24,17 @@ if TYPE_CHECKING:
     from edgeq.graph.integer import IntegerProgram
 
 
-def _found() -> dict[str, Runtime]:
-    """Every folder here that has a `runtime.py`."""
-    names = [entry.name for entry in pkgutil.iter_modules(__path__) if entry.ispkg]
-    found: list[Runtime] = [importlib.import_module(f"edgeq.backends.{name}.runtime").RUNTIME for name in names]
-    return {runtime.name: runtime for runtime in sorted(found, key=lambda r: r.rank)}
+def found(places: Iterable[str], package: str) -> dict[str, Runtime]:
+    """The runtimes of `package`, whose folder lies at `places`: every folder in it that has a `runtime.py`."""
+    names = [entry.name for entry in pkgutil.iter_modules(places) if entry.ispkg]
+    modules = [f"{package}.{name}.runtime" for name in names]
+    runtimes: list[Runtime] = [
+        importlib.import_module(name).RUNTIME for name in modules if importlib.util.find_spec(name)
+    ]
+    return {runtime.name: runtime for runtime in sorted(runtimes, key=lambda r: r.rank)}
 
 
-RUNTIMES = _found()
+RUNTIMES = found(__path__, __name__)
 VARIANTS: dict[str, Variant] = {name: v for runtime in RUNTIMES.values() for name, v in runtime.variants}
 SIMULATED = Target("simulated", (), "ideal", (), floats=("fp32", "fp16"), any_precision=True)
 

@@ -14,20 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from clone import built, cloned
 
-ROOT = Path(__file__).parents[1]
-PARTS = (
-    "pyproject.toml",
-    "setup.py",
-    "README.md",
-    "LICENSE",
-    "edgeq",
-    "calib",
-    "backends",
-    "examples",
-    "tools",
-    "native",
-)
 LINKS = ("calib", "backends", "examples", "runners")
 
 TASK = """
@@ -49,27 +37,7 @@ def calibration():
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a clone holds, its links kept, without what was built in it."""
-    folder = tmp_path_factory.mktemp("clone") / "edgeq"
-    folder.mkdir()
-    for name in PARTS:
-        if (ROOT / name).is_dir():
-            left_out = shutil.ignore_patterns("__pycache__", "_native*")
-            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=left_out)
-        else:
-            shutil.copy(ROOT / name, folder / name)
-    return folder
-
-
-def built(source: Path, kind: str, folder: Path) -> Path:
-    """A wheel or source archive of `source`, made by the build backend that pip calls."""
-    folder.mkdir()
-    code = f"from setuptools import build_meta; build_meta.build_{kind}({str(folder)!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    (made,) = folder.iterdir()
-    return made
+    return cloned(tmp_path_factory.mktemp("clone") / "edgeq")
 
 
 def test_wheels_of_clone_and_archive_are_alike_and_work(source: Path, tmp_path: Path) -> None:

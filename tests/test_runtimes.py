@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeq.backends import RUNTIMES
+from edgeq.backends import RUNTIMES, found
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {word for r in RUNTIMES.values() for word in (r.name, r.title, r.module, r.package, r.runner) if word}
@@ -43,6 +43,28 @@ def words(node: ast.AST) -> Iterator[str]:
     for value in (getattr(node, field, None) for field in ("id", "attr", "name", "module", "arg", "value")):
         if isinstance(value, str):
             yield value
+
+
+def test_a_folder_without_runtime_py_is_no_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `git checkout` leaves one where a backend was: __init__.py, or compiled files alone."""
+    package = tmp_path / "some_backends"
+    for name in ("first", "second", "shared", "left"):
+        (package / name).mkdir(parents=True)
+        (package / name / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    (package / "alone.py").touch()
+    (package / "left" / "__init__.py").unlink()
+    (package / "left" / "__pycache__").mkdir()
+    made = (
+        "from edgeq.backends.runtime import Runtime\nRUNTIME = Runtime({!r}, 'A title', {}, 'a_module', 'a-package')\n"
+    )
+    (package / "first" / "runtime.py").write_text(made.format("first", 2))
+    (package / "second" / "runtime.py").write_text(made.format("second", 1))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert [(name, r.rank) for name, r in found([str(package)], "some_backends").items()] == [
+        ("second", 1),
+        ("first", 2),
+    ]
 
 
 def test_nothing_outside_the_backends_names_a_runtime() -> None:

@@ -6,9 +6,6 @@ import ast
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -16,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clone import built, cloned
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -120,28 +118,10 @@ def test_a_licence_is_taken_from_the_most_exact_place(tmp_path: Path, monkeypatc
 
 
 def test_the_wheel_carries_the_bill(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    for name in (
-        "pyproject.toml",
-        "setup.py",
-        "README.md",
-        "LICENSE",
-        "edgeq",
-        "calib",
-        "backends",
-        "examples",
-        "tools",
-        "native",
-    ):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(ROOT / name, source / name)
+    source = cloned(tmp_path / "source")
     # what the wheel holds is asked here, and not what it compiles
     (source / "setup.py").write_text("from setuptools import setup\n\nsetup()\n")
-    build = "from setuptools import build_meta; build_meta.build_wheel('..')"
-    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True, timeout=120)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as packed:
+    with zipfile.ZipFile(built(source, "wheel", tmp_path / "wheel")) as packed:
         assert json.loads(packed.read("edgeq/sbom.json")) == bill()
 
 
