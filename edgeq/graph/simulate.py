@@ -36,6 +36,7 @@ def simulate(
     rule = import_module(f"edgeq.graph.arithmetic.{arithmetic}")
     compute: Compute = rule.compute
     quantize: Callable[[Tensor, QParams], Tensor] = getattr(rule, "quantize", quantize_float)
+    widen: Callable[[Tensor, QParams], Tensor] = getattr(rule, "widen", dequantize)
     stored: Callable[[Tensor], Tensor] = getattr(rule, "constant", lambda tensor: tensor)
     program = without(program, getattr(rule, "MISSING", frozenset()), getattr(rule, "LIMITED", {}))
     needed = _needed(program)
@@ -64,7 +65,7 @@ def simulate(
                 if watch is not None:
                     watch(node, values[node])
             elif node.target is DEQUANTIZE:
-                values[node] = dequantize(values[node.args[0]], tensor_qparams(node))
+                values[node] = widen(values[node.args[0]], tensor_qparams(node))
             elif node.op == "call_function":
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
                 values[node] = node.target(*args, **kwargs)

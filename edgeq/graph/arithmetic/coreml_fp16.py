@@ -16,3 +16,4 @@ def constant(tensor: Tensor) -> Tensor:
 
 compute = partial(coreml.compute, half=True)
 quantize = partial(coreml.quantize, half=True)
+widen = partial(coreml.dequantize, half=True)  # of what a float island reads
