@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeq.backends.coreml.operators import DTYPES, OPERATORS
+from edgeq.backends.coreml.operators import OPERATORS
 from edgeq.backends.coreml.package import Operation, Program, Variable, coremltools, read
+from edgeq.backends.coreml.parameters import DTYPES
 from edgeq.spec import EdgeqError
 
 Compute = Literal["fp32", "fp16"]

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from edgeq.backends.coreml import run
-from edgeq.backends.coreml.operators import OPERATORS, grid
+from edgeq.backends.coreml.operators import OPERATORS
 from edgeq.backends.coreml.package import WEIGHTS, coremltools, read
+from edgeq.backends.coreml.resizing import grid
 from edgeq.graph.quiet import quiet
 from edgeq.spec import EdgeqError
 
