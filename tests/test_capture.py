@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -236,6 +237,16 @@ def test_control_flow_is_told_in_plain_words_with_its_line() -> None:
     with pytest.raises(EdgeqError, match=r"decides by a value.*\(at .*test_capture\.py:\d+\)") as error:
         capture(Branching(), (torch.randn(1, 3),))
     assert "unhinted" not in str(error.value)
+
+
+def chosen(x: Tensor) -> Tensor:
+    return x if x.sum() > 0 else -x
+
+
+def test_control_flow_in_what_forward_calls_is_told_with_its_own_line() -> None:
+    line = inspect.getsourcelines(chosen)[1] + 1
+    with pytest.raises(EdgeqError, match=rf"decides by a value.*\(at .*test_capture\.py:{line}\)"):
+        capture(Function(lambda _, x: chosen(x * 2)), (X,))
 
 
 def test_a_weight_computed_of_parameters_is_folded_too() -> None:

@@ -259,9 +259,9 @@ def refuse_integers(model: nn.Module, graph: torch.fx.Graph) -> None:
 
 
 def place(trace: str) -> str:
-    """` (at file:line)` of the innermost forward in a traceback."""
-    found = re.findall(r'File "([^"]+)", line (\d+), in forward', trace)
-    own = [place for place in found if "/torch/" not in place[0]] or found
+    """` (at file:line)` of the innermost line in a traceback that is not torch's: a forward's, or of what it calls."""
+    found = re.findall(r'File "([^"]+)", line (\d+), in ', trace)
+    own = [place for place in found if "/torch/" not in place[0] and not place[0].startswith("<")] or found
     return f" (at {own[-1][0]}:{own[-1][1]})" if own else ""
 
 
