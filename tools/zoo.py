@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -519,8 +520,9 @@ def page(known: dict[str, dict[str, str]], older: str = "") -> str:
 
 
 def row(entry: Entry, found: dict[str, str]) -> str:
-    """The network's row of a Markdown table."""
+    """The network's row of a Markdown table; of a file in the work folder only what lies below it."""
     cells = "; ".join(f"{verb}: {answer}" for verb, answer in found.items() if answer != "ok").replace("|", "\\|")
+    cells = re.sub(r"/\S*/(?:site(?:-packages)?|out)/", "", cells)
     return f"| {entry.name} | {entry.package} | {entry.licence} | {cells or 'ok'} |"
 
 
