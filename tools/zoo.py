@@ -501,7 +501,8 @@ What became of public networks, taken as they are, from `quantize` to `report`. 
 
 Packages are pinned and installed beside edgeq, nothing of them is kept; weights are the packages' random ones, the data is noise,
 so dB says how near the integers are to that network, and nothing about accuracy. LSB: against the runtime's own simulation, on a
-calibration batch. Core ML claims no exact integers (its device decides). Every verb that is not named ended well.
+calibration batch. Core ML claims no exact integers (its device decides), and its file is computed in float32 here, where values
+beyond float16 stay finite. Every verb that is not named ended well.
 [Results](results.md#public-networks) say what the runs found, what was mended since and which were cut off.
 
 | network | package | licence | what happened |
@@ -523,6 +524,7 @@ def row(entry: Entry, found: dict[str, str]) -> str:
     """The network's row of a Markdown table; of a file in the work folder only what lies below it."""
     cells = "; ".join(f"{verb}: {answer}" for verb, answer in found.items() if answer != "ok").replace("|", "\\|")
     cells = re.sub(r"/\S*/(?:site(?:-packages)?|out)/", "", cells)
+    cells = re.sub(r"/\S*/out\b", "out", cells)
     return f"| {entry.name} | {entry.package} | {entry.licence} | {cells or 'ok'} |"
 
 
