@@ -31,7 +31,8 @@ from edgeq.backends.litert.metadata import (
     unbelieved,
     with_files,
 )
-from edgeq.backends.litert.operators import Emitter, Perm, Value
+from edgeq.backends.litert.operators import Emitter
+from edgeq.backends.litert.parts import Perm, Value
 from edgeq.backends.litert.run import LAST, SHIFT, described, ports
 from edgeq.graph.arithmetic.litert_reference import LIMITED
 from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, members, read, tensor_qparams, without
@@ -374,7 +375,7 @@ def check(data: bytes, program: IntegerProgram, renamed: Mapping[str, str] = {})
 
     renamed: tensors that bear another name in the file.
     """
-    from edgeq.backends.litert.operators import bias_scale
+    from edgeq.backends.litert.parts import bias_scale
 
     model = schema().ModelT.InitFromPackedBuf(data, 0)
     tensors = {t.name.decode(): t for t in model.subgraphs[0].tensors}

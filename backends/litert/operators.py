@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from edgeq.backends.litert.flatbuffer import ModelWriter
+from edgeq.backends.litert.moves import Moves
+from edgeq.backends.litert.parts import Value, same_windows, unsupported
 from edgeq.graph.integer import IntegerOp
-from edgeq.graph.ops import ACTIVATIONS, ConvAttrs, clip_bounds, node_arg, value
-from edgeq.spec import EdgeqError, QParams
-
-Perm = tuple[int, ...]
+from edgeq.graph.ops import ConvAttrs, clip_bounds, node_arg, value
+from edgeq.spec import QParams
 
 FIXED_OUTPUT = {"softmax": (1 / 256, -128), "sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0)}
 AFFINE_BINARY = {"add": "ADD", "sub": "SUB", "mul": "MUL"}
-STRIDED_SLICE_LIMIT = 5  # axes strided_slice.cc takes
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    """An int8 tensor of the file: torch's axes stand in order `perm`; `shape` is torch's."""
-
-    index: int
-    shape: tuple[int, ...]
-    perm: Perm
-    qparams: QParams
-
-
-class Emitter:
+class Emitter(Moves):
     """Appends the operators of one program to `writer`, carrying each value in whatever layout it was computed in."""
 
     def __init__(self, writer: ModelWriter) -> None:
-        self.writer = writer
+        super().__init__(writer)
         self.kinds: dict[str, Callable[[IntegerOp, Sequence[Value]], Value]] = {
             "conv1d": self._conv,
             "conv2d": self._conv,
@@ -65,8 +51,6 @@ class Emitter:
             "matmul": self._matmul,
             "requantize": self._requantize,
         }
-        self._copies: dict[tuple[int, Perm, tuple[int, ...], Perm], Value] = {}
-        self._tables: dict[int, int] = {}  # index tensor → the same, flattened
 
     def emit(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
         """Append `op`; its output tensor carries op.name.
@@ -75,27 +59,6 @@ class Emitter:
             EdgeqError: the geometry has no LiteRT operator.
         """
         return self.kinds[op.kind](op, inputs)
-
-    def arranged(self, source: Value, perm: Perm) -> Value:
-        """`source` in axis order `perm`: as it is, reshaped where only axes of size 1 move, else transposed."""
-        if source.perm == perm:
-            return source
-        key = (source.index, source.perm, source.shape, perm)  # of one tensor there may be several turned readings
-        if key not in self._copies:
-            moved = [a for a in source.perm if source.shape[a] != 1] != [a for a in perm if source.shape[a] != 1]
-            name = f"{self._name(source.index)}_{'transposed' if moved else 'reshaped'}_{''.join(map(str, perm))}"
-            out = self._value(name, source.shape, perm, source.qparams)
-            if moved:
-                order = [source.perm.index(a) for a in perm]
-                self._operator("TRANSPOSE", [source.index, self._ints(order)], out, table="TransposeOptions")
-            else:
-                self._reshape_to(source.index, out)
-            self._copies[key] = out
-        return self._copies[key]
-
-    def plain(self, source: Value) -> Value:
-        """`source` in torch's own axis order."""
-        return self.arranged(source, tuple(range(len(source.shape))))
 
     # ------------------------------------------------------------ weighted operators
 
@@ -152,7 +115,7 @@ class Emitter:
         attrs = op.attrs
         assert isinstance(attrs, ConvAttrs) and op.weight is not None and attrs.output_padding is not None
         if attrs.groups != 1 or any(d != 1 for d in attrs.dilation):
-            raise _unsupported(op, "a transposed convolution with groups or dilation has no LiteRT kernel")
+            raise unsupported(op, "a transposed convolution with groups or dilation has no LiteRT kernel")
         x = self.arranged(inputs[0], (0, 2, 3, 1))
         out_shape = tuple(value(op.node).shape)
         kernel, stride, pads = op.weight.shape[2:], attrs.stride, attrs.padding
@@ -215,7 +178,7 @@ class Emitter:
     def _matmul(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
         a, b = (self.plain(v) for v in inputs)
         if len(a.shape) < 2 or len(b.shape) < 2:
-            raise _unsupported(op, "a matrix product with a vector has no LiteRT kernel")
+            raise unsupported(op, "a matrix product with a vector has no LiteRT kernel")
         shape = tuple(value(op.node).shape)
         out = self._value(op.name, shape, tuple(range(len(shape))), op.output_qparams)
         self._activated("BATCH_MATMUL", [a.index, b.index], out, 0, self._bounds(op), table="BatchMatMulOptions")
@@ -249,21 +212,21 @@ class Emitter:
         if average:
             counted = bool(node_arg(node, 5, True)) or pads == (0, 0)
             if node_arg(node, 6, None) is not None:
-                raise _unsupported(op, "average pooling with divisor_override has no LiteRT kernel")
+                raise unsupported(op, "average pooling with divisor_override has no LiteRT kernel")
             if any(
                 (o - 1) * s + k > i + 2 * p
                 for o, s, k, i, p in zip(shape[2:], strides, kernel, x.shape[2:], pads, strict=True)
             ):
-                raise _unsupported(op, "average pooling with ceil_mode has no LiteRT kernel")
+                raise unsupported(op, "average pooling with ceil_mode has no LiteRT kernel")
             if counted:
                 x, padding = self._padded(op, x, kernel, strides, pads, (1, 1), shape[2:], same=pads == (0, 0))
-            elif _same(x.shape[2:], shape[2:], kernel, strides, pads, (1, 1)):
+            elif same_windows(x.shape[2:], shape[2:], kernel, strides, pads, (1, 1)):
                 padding = self.writer.schema.Padding.SAME
             else:
-                raise _unsupported(op, "average pooling that leaves this padding uncounted has no LiteRT kernel")
+                raise unsupported(op, "average pooling that leaves this padding uncounted has no LiteRT kernel")
         else:
             if _pair(node_arg(node, 4, 1)) != (1, 1):
-                raise _unsupported(op, "max pooling with dilation has no LiteRT kernel")
+                raise unsupported(op, "max pooling with dilation has no LiteRT kernel")
             x, padding = self._padded(op, x, kernel, strides, pads, (1, 1), shape[2:], fill=-128)
         out = self._value(op.name, shape, x.perm, x.qparams)
         self._rescaled(
@@ -329,294 +292,12 @@ class Emitter:
         self._operator("QUANTIZE", [x.index], out, table="QuantizeOptions")
         return out
 
-    # ------------------------------------------------------------ movement
-
-    def _cat(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
-        shape = tuple(value(op.node).shape)
-        perm = max(inputs, key=lambda v: prod(v.shape)).perm
-        parts = [
-            self.requantized(self.arranged(v, perm), op.output_qparams, f"{op.name}_part{i}")
-            for i, v in enumerate(inputs)
-        ]
-        axis = int(node_arg(op.node, 1, 0)) % len(shape)
-        out = self._value(op.name, shape, perm, op.output_qparams)
-        indices = [p.index for p in parts]
-        self._operator("CONCATENATION", indices, out, table="ConcatenationOptions", axis=perm.index(axis))
-        return out
-
-    def _reshape(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
-        x, shape = inputs[0], tuple(value(op.node).shape)
-        if [a for a in x.perm if x.shape[a] != 1] != [a for a in range(len(x.shape)) if x.shape[a] != 1]:
-            x = self.plain(x)  # else the memory is in torch's order already
-        out = self._value(op.name, shape, tuple(range(len(shape))), x.qparams)
-        self._rescaled(op, out, lambda target: self._reshape_to(x.index, target))
-        return Value(out.index, shape, out.perm, op.output_qparams)
-
-    def _permute(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
-        """No operator at all: the axes get new names."""
-        x, rank = inputs[0], len(inputs[0].shape)
-        if op.node.target is torch.ops.aten.transpose.int:
-            a, b = (int(d) % rank for d in op.node.args[1:3])  # type: ignore[arg-type] # ints
-            order = list(range(rank))
-            order[a], order[b] = b, a
-        else:
-            order = [int(d) % rank for d in op.node.args[1]]  # type: ignore[union-attr,arg-type] # a list of ints
-        x = self.requantized(x, op.output_qparams, op.name)
-        return Value(
-            x.index, tuple(x.shape[a] for a in order), tuple(order.index(a) for a in x.perm), op.output_qparams
-        )
-
-    def _slice(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
-        x, node = inputs[0], op.node
-        if len(x.shape) > STRIDED_SLICE_LIMIT:
-            raise _unsupported(op, f"LiteRT slices at most {STRIDED_SLICE_LIMIT} axes")
-        axis = int(node_arg(node, 1, 0)) % len(x.shape)
-        start, end, step = slice(node_arg(node, 2, None), node_arg(node, 3, None), node_arg(node, 4, 1)).indices(
-            x.shape[axis]
-        )
-        begin, stop, steps = [0] * len(x.shape), list(x.shape), [1] * len(x.shape)
-        begin[axis], stop[axis], steps[axis] = start, end, step
-        out = self._value(op.name, tuple(value(node).shape), x.perm, x.qparams)
-        self._rescaled(op, out, lambda target: self._cut(x, target, begin, stop, steps))
-        return Value(out.index, out.shape, out.perm, op.output_qparams)
-
-    def _pad(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
-        x = inputs[0]
-        amounts = [int(a) for a in op.node.args[1]]  # type: ignore[union-attr,arg-type] # last axis first, two an axis
-        if any(a < 0 for a in amounts):
-            raise _unsupported(op, "padding by a negative amount has no LiteRT kernel: slice instead")
-        sides = [(0, 0)] * len(x.shape)
-        for i in range(len(amounts) // 2):
-            sides[-1 - i] = (amounts[2 * i], amounts[2 * i + 1])
-        out = self._value(op.name, tuple(value(op.node).shape), x.perm, x.qparams)
-        self._rescaled(op, out, lambda target: self._pad_to(x, target, sides, None))
-        return Value(out.index, out.shape, out.perm, op.output_qparams)
-
-    def _upsample(self, op: IntegerOp, inputs: Sequence[Value]) -> Value:
-        x, shape = self.arranged(inputs[0], (0, 2, 3, 1)), tuple(value(op.node).shape)
-        if any(o % i for o, i in zip(shape[2:], x.shape[2:], strict=True)):
-            raise _unsupported(op, "nearest upsampling by a fraction picks other pixels in LiteRT: use whole factors")
-        out = self._value(op.name, shape, x.perm, x.qparams)
-        size = self._ints(shape[2:])
-        # the same pixels with and without for whole factors; other readers (Arm's TOSA) round half a pixel away without
-        options = {"table": "ResizeNearestNeighborOptions", "halfPixelCenters": True}
-        self._rescaled(
-            op, out, lambda target: self._operator("RESIZE_NEAREST_NEIGHBOR", [x.index, size], target, **options)
-        )
-        return Value(out.index, shape, out.perm, op.output_qparams)
-
-    def gather(self, op: IntegerOp, source: Value, table: int) -> Value:
-        """Append `op`, which picks rows of `source` by tensor `table` of the file: int32 or int64, any shape."""
-        x, places = self.plain(source), self._flattened(table)
-        shape = tuple(value(op.node).shape)
-        out = self._value(op.name, shape, tuple(range(len(shape))), op.output_qparams)
-        self._activated("GATHER", [x.index, places], out, 0, self._bounds(op), table="GatherOptions", axis=0)
-        return out
-
-    def _flattened(self, table: int) -> int:
-        tensor = self.writer.tensors[table]
-        if len(tensor.shape) == 1:
-            return table
-        if table not in self._tables:
-            types = self.writer.schema.TensorType
-            dtype = "int64" if tensor.type == types.INT64 else "int32"
-            shape = [prod(int(n) for n in tensor.shape)]
-            new = np.asarray(shape, np.int32)
-            flat = self.writer.tensor(f"{self._name(table)}_flat", shape, dtype)
-            self.writer.operator("RESHAPE", [table, self._ints(shape)], [flat], table="ReshapeOptions", newShape=new)
-            self._tables[table] = flat
-        return self._tables[table]
-
-    def requantized(self, x: Value, wanted: QParams, name: str) -> Value:
-        """`x` with other numbers, by a QUANTIZE operator where they differ."""
-        if _numbers(x.qparams) == _numbers(wanted):
-            return x
-        out = self._value(name, x.shape, x.perm, wanted)
-        self._operator("QUANTIZE", [x.index], out, table="QuantizeOptions")
-        return out
-
-    # ------------------------------------------------------------ parts
-
-    def _padded(
-        self,
-        op: IntegerOp,
-        x: Value,
-        kernel: Sequence[int],
-        strides: Sequence[int],
-        pads: Sequence[int],
-        dilations: Sequence[int],
-        out: Sequence[int],
-        *,
-        fill: int | None = None,
-        same: bool = True,
-    ) -> tuple[Value, int]:
-        """`x` and the padding mode that give torch's windows; a PAD operator stands in where no mode does."""
-        modes = self.writer.schema.Padding
-        extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
-        needed = [(o - 1) * s + e for o, s, e in zip(out, strides, extents, strict=True)]
-        if all(p == 0 for p in pads) and all(n <= i for n, i in zip(needed, x.shape[2:], strict=True)):
-            return x, modes.VALID
-        # where windows leave out the end of an axis, XNNPACK's SAME is wrong in releases before 2.3 (seen in 2.1.6)
-        reach = all(n >= i for n, i in zip(needed, x.shape[2:], strict=True))
-        if same and reach and _same(x.shape[2:], out, kernel, strides, pads, dilations):
-            return x, modes.SAME
-        # what the last window does not reach stays unpadded
-        sides = [(0, 0), (0, 0)] + [(p, max(n - i - p, 0)) for p, n, i in zip(pads, needed, x.shape[2:], strict=True)]
-        shape = tuple(i + a + b for i, (a, b) in zip(x.shape, sides, strict=True))
-        padded = self._value(f"{op.name}_padded", shape, x.perm, x.qparams)
-        self._pad_to(x, padded, sides, fill)
-        return padded, modes.VALID
-
-    def _pad_to(self, x: Value, out: Value, sides: Sequence[tuple[int, int]], fill: int | None) -> None:
-        """PAD with the zero point, PADV2 with the integer `fill`."""
-        amounts = self.writer.constant("paddings", np.asarray([sides[a] for a in x.perm], np.int32))
-        if fill is None:
-            self._operator("PAD", [x.index, amounts], out, table="PadOptions")
-            return
-        scale, zero_point = _numbers(x.qparams)
-        constant = self.writer.tensor("fill", (), "int8", scale, zero_point, data=np.asarray(fill, np.int8))
-        self._operator("PADV2", [x.index, amounts, constant], out, table="PadV2Options")
-
-    def _cut(self, x: Value, out: Value, begin: Sequence[int], end: Sequence[int], steps: Sequence[int]) -> None:
-        ranges = [self._ints([bounds[a] for a in x.perm]) for bounds in (begin, end, steps)]
-        self._operator("STRIDED_SLICE", [x.index, *ranges], out, table="StridedSliceOptions")
-
-    def _reshape_to(self, source: int, out: Value) -> None:
-        shape = [out.shape[a] for a in out.perm]
-        new = np.asarray(shape, np.int32)
-        self._operator("RESHAPE", [source, self._ints(shape)], out, table="ReshapeOptions", newShape=new)
-
-    def _weight(self, op: IntegerOp, stored: torch.Tensor, axis: int) -> int:
-        assert op.weight_scale is not None
-        data = np.ascontiguousarray(stored.numpy())
-        return self.writer.tensor(
-            f"{op.name}_weight", data.shape, "int8", op.weight_scale.numpy(), axis=axis, data=data
-        )
-
-    def _bias(self, op: IntegerOp) -> int:
-        assert op.weight_scale is not None
-        scale = bias_scale(op)
-        data = np.zeros(len(scale), np.int32) if op.bias is None else op.bias.numpy().astype(np.int32)
-        return self.writer.tensor(f"{op.name}_bias", data.shape, "int32", scale, data=data)
-
-    def _fused(self, op: IntegerOp) -> tuple[int, tuple[int, int] | None]:
-        """The activation whose integer bounds LiteRT computes as ours, else none and the bounds to clip to."""
-        if (op.low, op.high) == (-128, 127) and op.kind not in ACTIVATIONS:
-            return 0, None
-        for code, low, high in self._activations():
-            if fused_bounds(op.output_qparams, low, high) == (op.low, op.high):
-                return code, None
-        return 0, (op.low, op.high)
-
-    def _activations(self) -> tuple[tuple[int, float, float | None], ...]:
-        codes = self.writer.schema.ActivationFunctionType
-        return ((codes.RELU, 0.0, None), (codes.RELU6, 0.0, 6.0), (codes.RELU_N1_TO_1, -1.0, 1.0))
-
-    def _bounds(self, op: IntegerOp) -> tuple[int, int] | None:
-        return None if (op.low, op.high) == (-128, 127) else (op.low, op.high)
-
-    def _activated(
-        self, code: str, inputs: Sequence[int], out: Value, fused: int, rest: tuple[int, int] | None, **options: Any
-    ) -> None:
-        """An operator with its activation, fused or as a clip behind it."""
-        if fused:
-            options["fusedActivationFunction"] = fused
-        self._clipped(out, rest, lambda target: self._operator(code, inputs, target, **options))
-
-    def _clipped(self, out: Value, bounds: tuple[int, int] | None, write: Callable[[Value], None]) -> None:
-        if bounds is None:
-            write(out)
-            return
-        raw = self._value(f"{self._name(out.index)}_raw", out.shape, out.perm, out.qparams)
-        write(raw)
-        self._clip(raw.index, out, *bounds)
-
-    def _clip(self, source: int, out: Value, low: int, high: int) -> None:
-        scale, zero_point = _numbers(out.qparams)
-        steps = [("MAXIMUM", low)] * (low > -128) + [("MINIMUM", high)] * (high < 127)
-        for i, (code, bound) in enumerate(steps or [("MAXIMUM", low)]):
-            last = i == len(steps or [0]) - 1
-            target = out if last else self._value(f"{self._name(out.index)}_low", out.shape, out.perm, out.qparams)
-            data = np.full((1,) * max(len(out.shape), 1), bound, np.int8)
-            constant = self.writer.tensor("bound", data.shape, "int8", scale, zero_point, data=data)
-            self._operator(code, [source, constant], target, table="MaximumMinimumOptions")
-            source = target.index
-
-    def _rescaled(self, op: IntegerOp, out: Value, write: Callable[[Value], None]) -> None:
-        """Write an operator that keeps (or fixes) its numbers, then clip, and requantise where the program's differ."""
-        bounds = self._bounds(op)
-        tensor = self.writer.tensors[out.index]
-        if _numbers(out.qparams) == _numbers(op.output_qparams):
-            self._clipped(out, bounds, write)
-            return
-        raw = self._value(f"{op.name}_own_scale", out.shape, out.perm, out.qparams)
-        write(raw)
-        scale, zero_point = _numbers(op.output_qparams)
-        tensor.quantization.scale = np.asarray([scale], np.float32)
-        tensor.quantization.zeroPoint = np.asarray([zero_point], np.int64)
-        target = Value(out.index, out.shape, out.perm, op.output_qparams)
-        self._clipped(target, bounds, lambda t: self._operator("QUANTIZE", [raw.index], t, table="QuantizeOptions"))
-
-    def _value(self, name: str, shape: Sequence[int], perm: Perm, qparams: QParams) -> Value:
-        scale, zero_point = _numbers(qparams)
-        index = self.writer.tensor(name, [shape[a] for a in perm], "int8", scale, zero_point)
-        return Value(index, tuple(shape), perm, qparams)
-
-    def _operator(self, code: str, inputs: Sequence[int], out: Value, **options: Any) -> None:
-        self.writer.operator(code, inputs, [out.index], **options)
-
-    def _ints(self, numbers: Sequence[int]) -> int:
-        return self.writer.constant("ints", np.asarray(list(numbers), np.int32))
-
-    def _name(self, index: int) -> str:
-        return str(self.writer.tensors[index].name.decode())
-
-
-def bias_scale(op: IntegerOp) -> NDArray[np.float32]:
-    """input scale × weight scale in float32: what LiteRT's converter stores on the bias."""
-    assert op.weight_scale is not None
-    return np.float32(op.input_qparams[0].scale[0]) * op.weight_scale.numpy()
-
-
-def fused_bounds(qparams: QParams, low: float, high: float | None) -> tuple[int, int]:
-    """Clip bounds by float32 division, half away from zero (CalculateActivationRangeQuantized, kernel_util.cc)."""
-    scale, zero_point = _numbers(qparams)
-
-    def quantized(bound: float) -> int:
-        ratio = float(np.float32(bound) / np.float32(scale))
-        return zero_point + int(np.copysign(np.floor(abs(ratio) + 0.5), ratio))
-
-    return max(-128, quantized(low)), 127 if high is None else min(127, quantized(high))
-
-
-def _numbers(qparams: QParams) -> tuple[float, int]:
-    return float(np.float32(qparams.scale[0])), qparams.zero_point[0]
-
 
 def _fixed(op: IntegerOp) -> QParams:
     scale, zero_point = FIXED_OUTPUT[op.kind]
     return QParams((scale,), (zero_point,))
 
 
-def _same(
-    size: Sequence[int],
-    out: Sequence[int],
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    pads: Sequence[int],
-    dilations: Sequence[int],
-) -> bool:
-    """Whether padding SAME means torch's windows: as many outputs, and as much in front (kernels/padding.h)."""
-    return all(
-        o == ceil(i / s) and max((o - 1) * s + (k - 1) * d + 1 - i, 0) // 2 == p
-        for i, o, k, s, p, d in zip(size, out, kernel, strides, pads, dilations, strict=True)
-    )
-
-
 def _pair(raw: Any) -> tuple[int, int]:
     items = [int(i) for i in raw] if isinstance(raw, (list, tuple)) else [int(raw)]
     return (items[0], items[-1])
-
-
-def _unsupported(op: IntegerOp, reason: str) -> EdgeqError:
-    return EdgeqError(f"{op.layer} ({op.kind}): {reason}; set its layer to fp32 in the plan")
