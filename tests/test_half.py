@@ -106,3 +106,27 @@ def test_an_island_reads_scales_of_half_precision(tmp_path: Path) -> None:
     for batch in data:
         wanted, got = model.simulate(batch, "coreml_fp16")[0], predict(batch)[0]
         assert ((got - wanted).abs() / step.scale[0] < 0.5).float().mean() > 0.999
+
+
+class Faint(nn.Module):
+    """A layer norm of a row whose variance is near its epsilon, between two linear layers, as behind a new class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 16, bias=False), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x) * torch.tensor([[1.0], [1e-4], [1e-3]])
+        return self.second(nn.functional.layer_norm(y, (16,), eps=1e-12))
+
+
+def test_an_epsilon_below_float16_is_simulated_as_the_package_raises_it(tmp_path: Path) -> None:
+    data = [(torch.randn(3, 8),) for _ in range(4)]
+    model = quantize(Faint().eval(), example_inputs=data[0], calibration=data)
+    predict = backends.backend("coreml").load(export(model, "coreml", folder=tmp_path).path)
+    step = model.outputs[0].qparams
+    assert step is not None
+    for batch in data:
+        wanted, got = model.simulate(batch, "coreml_fp16")[0], predict(batch)[0]
+        assert ((got - wanted).abs() / step.scale[0]).max() < 0.5

@@ -38,6 +38,7 @@ def simulate(
     quantize: Callable[[Tensor, QParams], Tensor] = getattr(rule, "quantize", quantize_float)
     widen: Callable[[Tensor, QParams], Tensor] = getattr(rule, "widen", dequantize)
     stored: Callable[[Tensor], Tensor] = getattr(rule, "constant", lambda tensor: tensor)
+    arguments: Callable[[Any, tuple[Any, ...]], tuple[Any, ...]] = getattr(rule, "arguments", lambda target, args: args)
     program = without(program, getattr(rule, "MISSING", frozenset()), getattr(rule, "LIMITED", {}))
     needed = _needed(program)
     values: dict[Node, Any] = {}
@@ -68,7 +69,7 @@ def simulate(
                 values[node] = widen(values[node.args[0]], tensor_qparams(node))
             elif node.op == "call_function":
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-                values[node] = node.target(*args, **kwargs)
+                values[node] = node.target(*arguments(node.target, args), **kwargs)
             elif node.op == "output":
                 flat = torch.utils._pytree.tree_leaves(torch.fx.map_arg(node.args, lambda n: values[n]))
                 return tuple(flat)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import zip_longest
+from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverload
 
 from edgeq.graph.arithmetic import coreml
 
@@ -12,6 +15,14 @@ from edgeq.graph.arithmetic import coreml
 def constant(tensor: Tensor) -> Tensor:
     """A constant of a float island as the package stores it: floats rounded to half."""
     return coreml.stored(tensor, half=True) if tensor.is_floating_point() else tensor
+
+
+def arguments(target: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A float island's arguments as the package stores them: what keeps a norm from dividing by zero is a half, too."""
+    names = [a.name for a in target._schema.arguments] if isinstance(target, OpOverload) else []
+    return tuple(
+        float(coreml.stored(a, half=True)) if name == "eps" else a for name, a in zip_longest(names[: len(args)], args)
+    )
 
 
 compute = partial(coreml.compute, half=True)
