@@ -360,6 +360,36 @@ def test_tables_fit_eighty_columns(verb: str, made: QuantizedModel) -> None:
     assert warned == -1 or warned < text.index("runtime")
 
 
+@pytest.mark.parametrize(
+    ("tie", "mark", "said"),
+    [
+        (
+            6e-6,
+            "good",
+            "within 6e-06 of a step from halfway between two: float's own rounding decides which, and both are",
+        ),
+        (
+            0.01,
+            "warn",
+            "up to 0.01 of a step from halfway between two integers became the other: the runtime's float kernels",
+        ),
+    ],
+)
+def test_an_island_whose_rounding_parts_is_said_in_words(
+    tie: float, mark: str, said: str, made: QuantizedModel
+) -> None:
+    found = parity_of(made, 1)
+    row = found["backends"]["litert"]
+    assert "edgeq verify --layers names the layer that parts first" in shown(tables.parity_table, found)
+    parting = {"layer": "cat", "max_lsb": 1, "exact_share": 0.998, "tie": tie, "checked": 4}
+    found["backends"] = {"litert": {**row, "first_parting": parting}}
+    text = " ".join(shown(tables.parity_table, found).split())
+    assert "LiteRT: parts first at cat" in text and said in text and "--layers" not in text
+    assert any(said in sentence for told, sentence in words.parity(found["backends"]) if told == mark)
+    parting["tie"] = None  # integers that are wrong
+    assert "float island" not in shown(tables.parity_table, found) + str(words.parity(found["backends"]))
+
+
 def test_runs_that_differ_much_are_said_in_one_sentence(made: QuantizedModel) -> None:
     found = profile_of(made, 6.5, 5.25)
     assert words.unsteady(found) == []

@@ -46,6 +46,7 @@ from edgeq.pages.words import (
 Found = Mapping[str, Any]
 STYLE = {"integer": "green", "eligible": "cyan", "float island": "yellow"}
 VERDICTS = {"faster": "green", "slower": "bold yellow", "no difference seen": "dim", "too few runs": "dim"}
+HALF = 0.5  # LSB: where an integer is another one
 SHOWN = 10  # slowest operators listed; the page has all
 
 
@@ -203,6 +204,9 @@ def parity_table(found: Found) -> list[RenderableType]:
         parts.append(Text("* the output is computed in float: LSB is 1/255 of its range", style="dim"))
     parts.append(Text("max LSB, equal: against the runtime's own simulation; SQNR: against float", style="dim"))
     parts.extend(partings)
+    unexplained = [row["max_lsb"] for row in found["backends"].values() if "first_parting" not in row]
+    if any(lsb is None or lsb >= HALF for lsb in unexplained):
+        parts.append(Text.assemble(("edgeq verify --layers", "bold"), " names the layer that parts first"))
     if sentence := far(found.get("far", ()), found["backends"]):
         parts.append(Text.assemble(("! ", "bold red"), sentence))
     parts.extend(Text(sentence, style="dim") for sentence in _skipped(found))

@@ -196,6 +196,11 @@ def parity(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
         said.append(("good", f"{join(exact)} {equal} in every element."))
     if near:
         said.append(("good", f"Within 1 LSB of its simulation: {join(near)}."))
+    for name, row in known.items():
+        parting = row.get("first_parting") or {}
+        if parting.get("tie") is not None:
+            mark = "good" if parting["tie"] < FLOAT_NOISE else "warn"
+            said.append((mark, f"{title(name)} parts first at {parting['layer']}: {tied(parting['tie'])}."))
     return said
 
 
