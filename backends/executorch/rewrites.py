@@ -22,7 +22,7 @@ from edgeq.graph.ops import (
     set_constant,
     value,
 )
-from edgeq.spec import EdgeqError, QParams
+from edgeq.spec import QParams
 
 aten = torch.ops.aten
 
@@ -35,14 +35,11 @@ def rewrite(program: ExportedProgram, layers: Mapping[str, str]) -> tuple[GraphM
     """Rewrite a QDQ or float program; the function computed stays the same, bit for bit in its integers.
 
     layers: node name → layer key. Returns the module and, per node, the name of the program's node it computes (a part of).
-
-    Raises:
-        EdgeqError: an operator that only moves integers has different scales before and after.
     """
     integer = read(program, layers)
     editor = _Editor(integer.module)
     for op in integer.ops.values():
-        _check_shared(op)
+        _share(editor, op)
         _split_activation(editor, op)
     for node in list(integer.module.graph.nodes):
         if node.op == "call_function":
@@ -139,12 +136,16 @@ def _numbers(node: Node) -> tuple[Any, ...] | None:
     return tuple(user.args[1:]) if user.target is QUANTIZE else None
 
 
-def _check_shared(op: IntegerOp) -> None:
-    if op.kind in SHARED and any(_pair(q) != _pair(op.output_qparams) for q in op.input_qparams):
-        raise EdgeqError(
-            f"{op.layer}: XNNPACK's int8 {op.kind} wants one scale and zero point for inputs and output; "
-            "quantize for target executorch or portable, which share them"
-        )
+def _share(editor: _Editor, op: IntegerOp) -> None:
+    """Kernels that move or compare integers want one scale and zero point: what comes with others is converted first."""
+    if op.kind not in SHARED:
+        return
+    (end,) = (n for n in editor.module.graph.nodes if n.name == op.name)
+    for source, qparams in dict(zip(data_inputs(op.node, op.kind), op.input_qparams, strict=True)).items():
+        if _pair(qparams) != _pair(op.output_qparams):
+            brought = editor.boundary(op.node, source, end.args[1:])
+            brought.meta["val"] = source.meta["val"]
+            op.node.replace_input_with(source, brought)
 
 
 def _pair(qparams: QParams) -> tuple[float, int]:

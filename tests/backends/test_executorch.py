@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -110,6 +110,8 @@ def np_quantize(x: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- random operators
+
+RESCALED = ", rescaled"  # behind a kind that moves integers: its output has another grid than its input
 
 
 class Branch(nn.Module):
@@ -227,9 +229,14 @@ def averaging(rng: np.random.Generator, kind: str) -> Branch:
     return branch
 
 
+def np_requantize(x: np.ndarray, grid: Grid, out: Grid) -> np.ndarray:
+    return x if grid == out else np_quantize((x - grid[1]).astype(f32) * f32(grid[0]), out)
+
+
 def moving(rng: np.random.Generator, kind: str) -> Branch:
     branch, a = Branch(), random_grid(rng)
-    zero = a[1]
+    out = random_grid(rng) if kind.endswith(RESCALED) else a
+    zero = out[1]
     torch_op: Callable[[Tensor], Tensor]
     torch_op, numpy_op = {
         "reshape": (lambda t: t.reshape(1, 4, 36), lambda t: t.reshape(1, 4, 36)),
@@ -245,38 +252,38 @@ def moving(rng: np.random.Generator, kind: str) -> Branch:
             lambda t: F.max_pool2d(t, 2),
             lambda t: t.reshape(1, 4, 3, 2, 3, 2).max((3, 5)),
         ),
-        "relu6": (F.relu6, lambda t: np_clip(t, a, (0.0, 6.0))),
-        "clamp": (lambda t: torch.clamp(t, min=-0.5), lambda t: np_clip(t, a, (-0.5, math.inf))),
-    }[kind]
-    branch.run = lambda x, y: q(torch_op(dq(q(x, a), a)), a)
-    branch.oracle = lambda x, y: numpy_op(np_quantize(x, a))
+        "relu6": (F.relu6, lambda t: np_clip(t, out, (0.0, 6.0))),
+        "clamp": (lambda t: torch.clamp(t, min=-0.5), lambda t: np_clip(t, out, (-0.5, math.inf))),
+    }[kind.removesuffix(RESCALED)]
+    branch.run = lambda x, y: q(torch_op(dq(q(x, a), a)), out)
+    branch.oracle = lambda x, y: numpy_op(np_requantize(np_quantize(x, a), a, out))
     return branch
 
 
 def joining(rng: np.random.Generator, kind: str) -> Branch:
     branch, a, out = Branch(), random_grid(rng), random_grid(rng)
+    joined = out if kind.endswith(RESCALED) else a
 
     def oracle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        if kind == "cat":
-            return np.concatenate([np_quantize(x, a), np_quantize(y, a)], 1)
-        return np_quantize((np_quantize(x, a) - a[1]).astype(f32) * f32(a[0]), out)
+        if kind.startswith("cat"):
+            return np.concatenate([np_requantize(np_quantize(t, a), a, joined) for t in (x, y)], 1)
+        return np_requantize(np_quantize(x, a), a, out)
 
     branch.run = {
-        "cat": lambda x, y: q(torch.cat([dq(q(x, a), a), dq(q(y, a), a)], 1), a),
+        "cat": lambda x, y: q(torch.cat([dq(q(x, a), a), dq(q(y, a), a)], 1), joined),
         "requantize": lambda x, y: q(dq(q(x, a), a), out),
-    }[kind]
+    }[kind.removesuffix(RESCALED)]
     branch.oracle = oracle
     return branch
 
 
+MOVES = ("reshape", "unsqueeze", "permute", "slice", "pad", "upsample", "max_pool", "relu6", "clamp")
 MAKERS: dict[str, Callable[[np.random.Generator, str], Branch]] = {
     **dict.fromkeys(("conv", "depthwise", "grouped", "conv1d", "transposed", "linear"), weighted),
     **dict.fromkeys(("add", "sub", "mul"), elementwise),
     **dict.fromkeys(("mean", "mean_flat", "adaptive", "avg_pool"), averaging),
-    **dict.fromkeys(
-        ("reshape", "unsqueeze", "permute", "slice", "pad", "upsample", "max_pool", "relu6", "clamp"), moving
-    ),
-    **dict.fromkeys(("cat", "requantize"), joining),
+    **dict.fromkeys((*MOVES, *(kind + RESCALED for kind in MOVES)), moving),
+    **dict.fromkeys(("cat", f"cat{RESCALED}", "requantize"), joining),
 }
 
 
@@ -292,7 +299,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("family", [weighted, elementwise, averaging, moving, joining])
-@settings(max_examples=1, deadline=None, derandomize=True)
+@settings(max_examples=1, deadline=None, derandomize=True, phases=[Phase.generate])  # shrinking a seed says nothing
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_operator_gives_the_bytes_of_numpy_and_of_the_simulation(
     tmp_path_factory: pytest.TempPathFactory, family: Callable[[np.random.Generator, str], Branch], seed: int
@@ -313,9 +320,9 @@ def test_every_operator_gives_the_bytes_of_numpy_and_of_the_simulation(
     assert not any("pieces" in note for note in artifact.notes)
 
 
-def small(last: Grid = (0.1, 0)) -> nn.Module:
+def small() -> nn.Module:
     rng = np.random.default_rng(0)
-    a = (0.05, 3)
+    a, last = (0.05, 3), (0.1, 0)
 
     class Small(nn.Module):
         def __init__(self) -> None:
@@ -360,14 +367,6 @@ def test_profile_rows_carry_the_names_of_the_coverage_table(artifact_and_input: 
     assert 0 < report.total_ms.p10 <= report.total_ms.median <= report.total_ms.p90
     assert {row.name for row in artifact.coverage if not row.inserted} <= {row.name for row in report.rows}
     assert sum(row.ms for row in report.rows) == pytest.approx(report.total_ms.median)
-
-
-def test_a_concatenation_of_different_scales_is_refused_by_name(tmp_path: Path) -> None:
-    program = torch.export.export(small(last=(0.2, 0)), (torch.randn(1, 3, 12, 12),))
-    keys = {n.name: f"neck/{n.name}" for n in program.graph.nodes}
-    with pytest.raises(EdgeqError, match=r"^neck/quantize_per_tensor_\d: XNNPACK's int8 cat wants one scale"):
-        lower(program, tmp_path, layers=keys)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cut_or_foreign_file_is_refused(artifact_and_input: Any, tmp_path: Path) -> None:

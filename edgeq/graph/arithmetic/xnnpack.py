@@ -48,14 +48,13 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     if op.kind == "avg_pool2d":
         return _average_pool(op, inputs[0])
     if op.kind == "requantize":
-        real = _centred(inputs[0], op.input_qparams[0]).float() * _f32(op.input_qparams[0].scale[0])
-        inverse = 1 / _f32(op.output_qparams.scale[0])
-        return _clip(op, torch.round(real * inverse) + op.output_qparams.zero_point[0])
+        return _clip(op, _converted(inputs[0], op.input_qparams[0], op.output_qparams))
     if op.kind in MOVES or op.kind in ("cat", "max_pool2d"):
-        moved = apply(op, [_centred(x, q).double() for x, q in zip(inputs, op.input_qparams, strict=True)])
-        return _clip(op, moved + op.output_qparams.zero_point[0])
+        out = op.output_qparams
+        same = [_converted(x, q, out) for x, q in zip(inputs, op.input_qparams, strict=True)]
+        return _clip(op, apply(op, [_centred(x, out).double() for x in same]) + out.zero_point[0])
     if op.kind in ACTIVATIONS:
-        return _clip(op, inputs[0])
+        return _clip(op, _converted(inputs[0], op.input_qparams[0], op.output_qparams))
     raise EdgeqError(f"{op.layer}: XNNPACK has no int8 kernel for {op.kind}; keep it in fp32")
 
 
@@ -87,6 +86,15 @@ def _f32(x: float) -> Tensor:
 
 def _centred(x: Tensor, qparams: QParams) -> Tensor:
     return x.to(torch.int64) - qparams.zero_point[0]
+
+
+def _converted(x: Tensor, source: QParams, out: QParams) -> Tensor:
+    """`x` on the grid of `out` (xnn_define_convert): kernels that move or compare integers want one grid for all."""
+    if (source.scale[0], source.zero_point[0]) == (out.scale[0], out.zero_point[0]):
+        return x
+    real = _centred(x, source).float() * _f32(source.scale[0])
+    converted = torch.round(real * (1 / _f32(out.scale[0]))) + out.zero_point[0]
+    return torch.clamp(converted, out.qmin, out.qmax)
 
 
 def _clip(op: IntegerOp, q: Tensor) -> Tensor:
