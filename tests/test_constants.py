@@ -163,3 +163,14 @@ def test_a_bias_beyond_float32_is_the_same_bias(tmp_path: Path) -> None:
     assert op.bias is not None and op.bias.abs().max() > 2**21
     edgeq.export(made, "executorch")
     agree(made, find(made, "executorch"))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_network_without_weights_holds_its_scales(runtime: str, tmp_path: Path) -> None:
+    """Core ML's are float16, which a file without weights says of them alone."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.ReLU6(), nn.MaxPool2d(2), nn.Tanh()).eval()
+    batches = [(torch.randn(1, 3, 8, 8),) for _ in range(2)]
+    made = edgeq.quantize(network, example_inputs=batches[0], calibration=batches, output=tmp_path / "out")
+    edgeq.export(made, runtime)
+    agree(made, find(made, runtime))
