@@ -8,6 +8,7 @@ from typing import Any
 def partitioner() -> Any:
     """An XnnpackPartitioner that also delegates int8 padding and linear layers with int8 weights alone.
 
+    Padding of an int8 tensor whose result stays float is left outside: the delegate pads from one type to the same.
     A maximum goes to the delegate only where the axis is kept and is one of an image's, a PReLU only on images: its
     serialiser and its passes fail on others. A GELU by tanh stays outside: the delegate computes the one by erf.
     The runtime has both kernels (static constant pad on int8; f32 × qc8w fully connected); the stock configuration
@@ -19,11 +20,15 @@ def partitioner() -> Any:
     from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig, PreluConfig
     from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.backends.xnnpack.utils.quant_utils import is_dequant, tag_as_implicit_q_dq
+    from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_quant, tag_as_implicit_q_dq
 
     class IntegerPad(ConstantPadConfig):  # type: ignore[misc] # executorch ships no types
         def supported_precision_types(self) -> list[Any]:
             return [ConfigPrecisionType.FP32, ConfigPrecisionType.STATIC_QUANT]
+
+        def check_constraints(self, node: Any, ep: Any) -> bool:
+            ends = all(is_quant(user) for user in node.users)
+            return bool((ends or not is_dequant(node.args[0])) and super().check_constraints(node, ep))
 
     class WeightOnlyLinear(LinearConfig):  # type: ignore[misc] # executorch ships no types
         def get_deps(self, node: Any, ep: Any) -> tuple[bool, list[Any]]:

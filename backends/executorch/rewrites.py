@@ -95,8 +95,24 @@ def _operator(editor: _Editor, node: Node) -> None:
         _matmul(editor, node)
     elif kind in WEIGHTED:
         _weight_only(editor, node, kind or "")
+    elif node.target is aten.conv_transpose1d.default and value(node).dim() == 3:
+        _transposed_row(editor, node)
     elif node.target is aten.conv3d.default and value(node).dim() == 5:
         _volume(editor, node)
+
+
+def _transposed_row(editor: _Editor, node: Node) -> None:
+    """A transposed convolution of one axis, for which the delegate makes an operator that its runtime refuses: of two axes."""
+    x, weight, bias = node.args[0], node.args[1], node_arg(node, 2, None)
+    stride, pad, extra, groups, gap = (node_arg(node, at, d) for at, d in ((3, 1), (4, 0), (5, 0), (6, 1), (7, 1)))
+    geometry = [
+        [flat, *(n if isinstance(n, (list, tuple)) else [n])] for flat, n in ((1, stride), (0, pad), (0, extra))
+    ]
+    dilation = [1, *(gap if isinstance(gap, (list, tuple)) else [gap])]
+    image = editor.call(node, aten.unsqueeze.default, x, 2)
+    kernel = editor.call(node, aten.unsqueeze.default, weight, 2)
+    image = editor.call(node, aten.conv_transpose2d.input, image, kernel, bias, *geometry, groups, dilation)
+    editor.replace(node, editor.call(node, aten.squeeze.dims, image, [2]))
 
 
 def _volume(editor: _Editor, node: Node) -> None:
@@ -105,7 +121,9 @@ def _volume(editor: _Editor, node: Node) -> None:
     steps, pads, gaps = (_three(node_arg(node, at, default)) for at, default in ((3, 1), (4, 0), (5, 1)))
     (count, channels, _, height, width), (outputs, depth) = value(x).shape, value(node).shape[1:3]
     if pads[0]:
-        x = editor.call(node, aten.constant_pad_nd.default, x, [0, 0, 0, 0, pads[0], pads[0]], 0.0)
+        numbers = x.args[1:] if isinstance(x, Node) and x.target is DEQUANTIZE else None
+        padded = editor.call(node, aten.constant_pad_nd.default, x, [0, 0, 0, 0, pads[0], pads[0]], 0.0)
+        x = editor.boundary(node, padded, numbers)
     total: Node | None = None
     for plane in range(value(weight).shape[2]):
         start = plane * gaps[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,18 +26,33 @@ def load(path: Path, *, threads: int = 1) -> Callable[[Sequence[Tensor]], tuple[
         EdgeqError: executorch is missing, or `path` is no whole .pte, or XNNPACK refuses it.
     """
     module = open_module(path, threads=threads)
+    ran = False
 
     def predict(inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        try:
-            results = module.forward([x.detach().contiguous() for x in inputs])
-        except RuntimeError as error:
-            raise EdgeqError(
-                f"{path}: the ExecuTorch runtime cannot run it ({str(error).splitlines()[0]}); the float operators that edgeq "
-                "export lists are the likely cause, as the wheel's runtime lacks some: rewrite them or use another runtime"
-            ) from error
+        nonlocal ran
+        with contextlib.nullcontext(str) if ran else quiet() as said:  # the first run compiles, and prints
+            try:
+                results = module.forward([x.detach().contiguous() for x in inputs])
+            except RuntimeError as error:
+                raise EdgeqError(
+                    f"{path}: the ExecuTorch runtime cannot run it ({str(error).splitlines()[0]}): {_cause(said())}; "
+                    "rewrite that operator or use another runtime"
+                ) from error
+        ran = True
         return tuple(r.clone() if isinstance(r, Tensor) else torch.tensor(r) for r in results)
 
     return predict
+
+
+def _cause(printed: str) -> str:
+    """Why a forward fails, in words: the runtime raises a number, and prints the operator."""
+    if missing := sorted(set(re.findall(r"Missing operator: \[\d+\] (\S+)", printed))):
+        return f"the wheel's runtime has no kernel for {', '.join(missing)}"
+    if refused := re.search(r"Failed to create (\w+) node", printed):
+        return f"its XNNPACK refuses the {refused[1]} operator that the lowering made"
+    if failed := re.search(r"KernelCall failed at instruction \S+ in operator (\S+?):", printed):
+        return f"its kernel of {failed[1]} fails"
+    return "one of the float operators that edgeq export lists is the likely cause"
 
 
 def open_module(path: Path, *, threads: int, trace: bool = False) -> Any:

@@ -8,14 +8,19 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Final
+
+SAID: Final = 1 << 20  # bytes of what is printed that anybody reads
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Iterator[Callable[[], str]]:
     """Silence stdout, stderr, logging and warnings, native code included, while the body runs.
 
-    Works on the file descriptors, because the converters print from C++ too. If the body raises, nothing is lost:
+    Gives a function that returns what was printed so far, for where native code says the cause nowhere else.
+    Works on the file descriptors, because the converters print from C++ too, and on Python's streams, which are others in a
+    notebook. If the body raises, nothing is lost:
     the exception carries what there is to say.
     """
     sys.stdout.flush()
@@ -27,9 +32,14 @@ def quiet() -> Iterator[None]:
             os.dup2(sink.fileno(), 1)
             os.dup2(sink.fileno(), 2)
             logging.disable(logging.CRITICAL)
-            with warnings.catch_warnings():
+            with (
+                warnings.catch_warnings(),
+                os.fdopen(os.dup(sink.fileno()), "w", buffering=1, errors="replace") as text,
+                contextlib.redirect_stdout(text),
+                contextlib.redirect_stderr(text),
+            ):
                 warnings.simplefilter("ignore")
-                yield
+                yield lambda: os.pread(sink.fileno(), SAID, 0).decode(errors="replace")
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

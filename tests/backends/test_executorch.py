@@ -15,6 +15,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import edgeq
 from edgeq.backends.executorch.lower import lower
 from edgeq.backends.executorch.profile import profile
 from edgeq.backends.executorch.run import load
@@ -376,3 +377,35 @@ def test_a_cut_or_foreign_file_is_refused(artifact_and_input: Any, tmp_path: Pat
         path.write_bytes(content)
         with pytest.raises(EdgeqError, match=words):
             load(path)
+
+
+def test_an_operator_without_a_kernel_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Sorted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sort(x, -1)[0]
+
+    x = torch.randn(1, 3, 8)
+    artifact = lower(torch.export.export(Sorted(), (x,)), tmp_path)
+    with pytest.raises(EdgeqError, match=r"no kernel for aten::sort\.values; rewrite that operator"):
+        load(artifact.path)((x,))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Linear(5, 5), nn.Conv3d(3, 2, 3, padding=1)],
+        [nn.Linear(5, 5), nn.ConstantPad1d(1, 0.0), nn.ELU()],
+        [nn.Flatten(2), nn.Conv1d(3, 4, 3, 2, 1), nn.ConvTranspose1d(4, 2, 3, 2, 1, 1, dilation=2), nn.ELU()],
+        [nn.Flatten(2), nn.ConvTranspose1d(3, 6, 4, groups=3), nn.Conv1d(6, 4, 3)],
+    ],
+    ids=["conv3d", "pad", "transposed behind integers", "transposed before integers"],
+)
+def test_float_islands_between_integers_run_and_equal_the_network(layers: list[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(*layers).eval()
+    batches = [(torch.randn(1, 3, 4, 4, 5),) for _ in range(3)]
+    made = edgeq.quantize(network, example_inputs=batches[0], calibration=batches, output=tmp_path / "out")
+    (out,) = load(edgeq.export(made, "executorch").path)(batches[0])
+    want = network(*batches[0])
+    assert float((out - want).square().sum() / want.square().sum()) < 1e-2
