@@ -17,6 +17,7 @@ from torch.fx import Node
 from edgeq.backends.tvm import bundle, moves, origins, sums, tuning
 from edgeq.backends.tvm.decompositions import rewritten
 from edgeq.backends.tvm.floats import schedule_floats
+from edgeq.backends.tvm.geometry import geometry
 from edgeq.backends.tvm.imported import tvm_package
 from edgeq.backends.tvm.indices import from_start
 from edgeq.backends.tvm.inspection import placement
@@ -276,7 +277,7 @@ class _Emitter:
         shapes = [by_name[name] for name in op.inputs]
         memory = moves.lying(out)
         if op.kind in WEIGHTED:
-            shape, weight = sums.geometry(op, shapes[0], out)
+            shape, weight = geometry(op, shapes[0], out)
             packed = sums.pack(op, shape, weight, self.device)
             function = sums.kernel(op, shape, packed, self.device, moves.lying(shapes[0]), memory)
             constants: tuple[Any, ...] = (packed.weight, packed.bias, packed.multiplier)
