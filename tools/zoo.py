@@ -260,6 +260,38 @@ ZOO: Final = (
         tokens=100,
     ),
     _hugging(
+        "T5 encoder",
+        "T5Config",
+        "T5EncoderModel",
+        (1, 16),
+        "vocab_size=100, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4",
+        tokens=100,
+    ),
+    _hugging(
+        "Mamba",
+        "MambaConfig",
+        "MambaModel",
+        (1, 16),
+        "vocab_size=100, hidden_size=16, num_hidden_layers=1, state_size=4, use_cache=False",
+        tokens=100,
+    ),
+    _hugging(
+        "Depth Anything",
+        "DepthAnythingConfig, Dinov2Config",
+        "DepthAnythingForDepthEstimation",
+        (1, 3, 56, 56),
+        "backbone_config=Dinov2Config(image_size=56, patch_size=14, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, "
+        "out_features=['stage1', 'stage2', 'stage3', 'stage4'], reshape_hidden_states=False), reassemble_hidden_size=32, "
+        "neck_hidden_sizes=[8, 16, 24, 32], fusion_hidden_size=16, patch_size=14",
+    ),
+    _hugging(
+        "PVT v2",
+        "PvtV2Config",
+        "PvtV2ForImageClassification",
+        (1, 3, 64, 64),
+        "image_size=64, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 3, 4], num_labels=5",
+    ),
+    _hugging(
         "EnCodec audio encoder",
         "EncodecConfig",
         "EncodecModel",
