@@ -147,7 +147,7 @@ def runs_here(name: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of edgeq, torch and what is installed of the packages that make and run artefacts."""
-    from edgeq.graph.package import versions
+    from edgeq.graph.store import versions
 
     return versions(name for runtime in RUNTIMES.values() for name in (runtime.runner, runtime.package) if name)
 

@@ -26,12 +26,13 @@ from edgeq.calib.recipes import recipe as find_recipe
 from edgeq.calib.unlike import sentences
 from edgeq.calib.workspace import forget
 from edgeq.devices import Found, open_device
-from edgeq.graph import package
+from edgeq.graph import package, store
 from edgeq.graph.annotate import Annotation, annotate, default_plan, in_float
 from edgeq.graph.capture import Captured, capture, confirm, leaves_like
 from edgeq.graph.convert import Resolved, convert, float_program
 from edgeq.graph.golden import golden
-from edgeq.graph.package import QuantizedModel, hash_of, keep_result, load_plan, result, write_json
+from edgeq.graph.package import QuantizedModel, load_plan
+from edgeq.graph.store import hash_of, keep_result, result, write_json
 from edgeq.run.agree import agree
 from edgeq.run.compare import compare as compare_profiles
 from edgeq.run.condition import conditions, holding
@@ -111,7 +112,7 @@ def quantize(
             f"{task.name}: the task has no calibration(), and recipe {method.name!r} needs calibration batches"
         )
     if where is not None:
-        package.check_replaceable(where)
+        store.check_replaceable(where)
     progress("capture", 0, None)
     network = build(task)
     captured = capture(network, example(task))
@@ -152,7 +153,7 @@ def quantize(
     for sentence in (*model.far, *beyond_half(model, flat[0])):
         warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     if where is not None:
-        older = package.exports(where)
+        older = store.exports(where)
         model.save(where, backends.versions())
         forget(where)
         if older:
@@ -670,9 +671,9 @@ def _named(model: QuantizedModel | str | Path, to: Sequence[str]) -> tuple[Quant
     if isinstance(model, QuantizedModel):
         return model, to
     path = Path(model).resolve()
-    if not path.exists() or (path / package.MANIFEST).is_file():
+    if not path.exists() or (path / store.MANIFEST).is_file():
         return package.load(model), to
-    root = next((folder for folder in path.parents if (folder / package.MANIFEST).is_file()), None)
+    root = next((folder for folder in path.parents if (folder / store.MANIFEST).is_file()), None)
     if root is None:
         if path.is_file():
             raise EdgeqError(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeq.graph.package import hash_of
+from edgeq.graph.store import hash_of
 from edgeq.lidar.networks import PillarEncoder, SparseConv3d, conv, gather_rows
 
 

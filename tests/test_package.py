@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import edgeq
 from edgeq import whole
-from edgeq.graph import package
+from edgeq.graph import package, store
 from edgeq.spec import EdgeqError
 
 X = torch.randn(1, 3, 8, 8)
@@ -62,7 +62,7 @@ def test_same_task_same_bytes_in_another_process(saved: Path, tmp_path: Path) ->
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
     names = sorted(p.name for p in saved.iterdir())
-    assert names == sorted(package.FILES)
+    assert names == sorted(store.FILES)
     for name in names:
         assert (saved / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
@@ -100,7 +100,7 @@ def test_a_folder_of_something_else_is_neither_read_nor_overwritten(tmp_path: Pa
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(EdgeqError, match="not a quantized model"):
         edgeq.load(tmp_path)
-    with pytest.raises(EdgeqError, match="holds other files"), package.replacing(tmp_path):
+    with pytest.raises(EdgeqError, match="holds other files"), store.replacing(tmp_path):
         pass
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -108,7 +108,7 @@ def test_a_folder_of_something_else_is_neither_read_nor_overwritten(tmp_path: Pa
 def test_an_interrupted_write_leaves_the_old_folder_whole(saved: Path, tmp_path: Path) -> None:
     folder = copy(saved, tmp_path)
     before = sorted(p.name for p in folder.iterdir())
-    with pytest.raises(KeyboardInterrupt), package.replacing(folder) as part:
+    with pytest.raises(KeyboardInterrupt), store.replacing(folder) as part:
         (part / "half").write_text("written")
         raise KeyboardInterrupt
     assert sorted(p.name for p in folder.iterdir()) == before
@@ -128,7 +128,7 @@ def test_ctrl_c_between_the_two_renames_keeps_the_old_model(
 
     monkeypatch.setattr(whole.sys, "platform", "one without an exchange by one call")
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), package.replacing(folder) as part:
+    with pytest.raises(KeyboardInterrupt), store.replacing(folder) as part:
         (part / "new").write_text("whole")
     assert sorted(p.name for p in folder.iterdir()) == before
     assert [p.name for p in tmp_path.iterdir()] == ["copy"]
@@ -139,7 +139,7 @@ def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path / "inner")
     for folder in (Path(), Path(".."), tmp_path / "inner"):
         with pytest.raises(EdgeqError, match="current folder cannot be replaced"):
-            package.check_replaceable(folder)
+            store.check_replaceable(folder)
 
 
 def test_what_is_removed_with_the_older_model_is_said(saved: Path, tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_what_is_removed_with_the_older_model_is_said(saved: Path, tmp_path: Pat
     task = edgeq.Task("one", lambda: torch.nn.Conv2d(3, 2, 1), lambda: (X,), lambda: [(X,)])
     edgeq.quantize(task, output=folder, progress=lambda stage, done, total: said.append(stage))
     assert said[-1] == "removed what belonged to the older program: litert, verify.json"
-    assert sorted(p.name for p in folder.iterdir()) == sorted(package.FILES)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(store.FILES)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", '"plan"', '{"target": "portable", "recipe": "default", "layers": []}'])

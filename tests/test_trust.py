@@ -18,7 +18,7 @@ from networks import sealed
 from torch import nn
 
 import edgeq
-from edgeq.graph.package import hash_of
+from edgeq.graph.store import hash_of
 from edgeq.run.files import find
 from edgeq.spec import EdgeqError, EdgeqWarning
 

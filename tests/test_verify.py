@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgeq.graph.far import sqnr_db
-from edgeq.graph.package import plain
+from edgeq.graph.store import plain
 from edgeq.run.condition import NAMES, condition, conditions, holding
 from edgeq.run.metric import evaluate
 from edgeq.run.verify import _compare

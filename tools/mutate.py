@@ -26,7 +26,7 @@ from typing import Any
 
 import edgeq
 from edgeq import api
-from edgeq.graph.package import hash_of
+from edgeq.graph.store import hash_of
 from edgeq.run.agree import agree
 from edgeq.run.files import exported, find
 from edgeq.spec import EdgeqError

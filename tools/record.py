@@ -31,7 +31,8 @@ from edgeq import api, backends, whole
 from edgeq.calib.objectives.tgpl import HOOK
 from edgeq.calib.recipes import RECIPES
 from edgeq.devices import host
-from edgeq.graph.package import QuantizedModel, hash_of
+from edgeq.graph.package import QuantizedModel
+from edgeq.graph.store import hash_of
 from edgeq.spec import EdgeqError, Recipe
 from edgeq.task import Task, load_task
 

@@ -139,7 +139,7 @@ class Progressing:
 def show(found: dict[str, Any], as_json: bool, render: Any) -> None:
     """Print what a verb found: one JSON object, or what `render` makes of it."""
     if as_json:
-        from edgeq.graph.package import dumps
+        from edgeq.graph.store import dumps
 
         sys.stdout.write(dumps(found) + "\n")
         return

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from edgeq import backends
 from edgeq.graph.excerpt import excerpt
-from edgeq.graph.package import QuantizedModel, hash_of, load, plain, replacing
+from edgeq.graph.package import QuantizedModel, load
+from edgeq.graph.store import hash_of, plain, replacing
 from edgeq.lidar import pipeline, runner
 from edgeq.lidar.pillars import grid
 from edgeq.lidar.scenes import HDL64_FRONT, scene

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from edgeq import backends
 from edgeq.graph.capture import leaves_like
-from edgeq.graph.package import QuantizedModel, read_manifest, result
+from edgeq.graph.package import QuantizedModel
+from edgeq.graph.store import read_manifest, result
 from edgeq.pages import template, words
 from edgeq.run.coverage import coverage_json, program_counts
 from edgeq.run.files import exported, find, sizes

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeq.graph.package import plain_name, read_manifest, recorded, result, unchanged
+from edgeq.graph.store import plain_name, read_manifest, recorded, result, unchanged
 from edgeq.run.compare import earlier_of, ratio_of_medians, reports
 from edgeq.run.condition import COUNTS
 from edgeq.run.files import size

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from edgeq import backends, schema
-from edgeq.graph.package import SCHEMA, QuantizedModel, plain_name, record, recorded, write_json, wrong_numbers
+from edgeq.graph.package import QuantizedModel
+from edgeq.graph.store import SCHEMA, plain_name, record, recorded, write_json, wrong_numbers
 from edgeq.run.coverage import Counts, coverage_json
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, TensorInfo
 

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from edgeq.graph.package import write_json
+from edgeq.graph.store import write_json
 from edgeq.schema import load as read_json
 from edgeq.spec import EdgeqError
 

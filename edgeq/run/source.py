@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from edgeq.graph.package import QuantizedModel, hash_of
+from edgeq.graph.package import QuantizedModel
+from edgeq.graph.store import hash_of
 from edgeq.spec import EdgeqWarning
 from edgeq.task import Task, load_task
 

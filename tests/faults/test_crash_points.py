@@ -16,7 +16,7 @@ import torch
 
 import edgeq
 import edgeq.api  # what a verb imports, so that its forks need not
-from edgeq.graph.package import hash_of, read_manifest
+from edgeq.graph.store import hash_of, read_manifest
 from faults.crash import ERRORS, SIGNALS, Fault, run
 
 TASK = """
