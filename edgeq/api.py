@@ -4,46 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx import Node
 
-from edgeq import backends, devices
+from edgeq import backends
+from edgeq.assembly import LOOKED_AT, as_task, assemble, capture_task, remembered, silent
 from edgeq.calib.calibrate import batches as checked
 from edgeq.calib.calibrate import calibrate
 from edgeq.calib.ends import with_ends
-from edgeq.calib.recipes import RECIPES
 from edgeq.calib.recipes import recipe as find_recipe
 from edgeq.calib.unlike import sentences
 from edgeq.calib.workspace import forget
-from edgeq.devices import Found, open_device
-from edgeq.graph import package, store
-from edgeq.graph.annotate import Annotation, annotate, default_plan, in_float
-from edgeq.graph.capture import Captured, capture, confirm, leaves_like
-from edgeq.graph.convert import Resolved, convert, float_program
-from edgeq.graph.golden import golden
+from edgeq.devices import open_device
+from edgeq.given import home_of, inputs_of, merge, named, result_name, runnable, saved
+from edgeq.graph.annotate import annotate, default_plan, in_float
+from edgeq.graph.capture import capture, confirm, leaves_like
 from edgeq.graph.package import QuantizedModel, load_plan
-from edgeq.graph.store import hash_of, keep_result, result, write_json
+from edgeq.graph.store import check_replaceable, exports, write_json
 from edgeq.run.agree import agree
 from edgeq.run.compare import compare as compare_profiles
 from edgeq.run.condition import conditions, holding
 from edgeq.run.count import count as count_instructions
 from edgeq.run.count import counts_json
 from edgeq.run.count import kept as keep_counts
-from edgeq.run.coverage import coverage_json, program_counts
+from edgeq.run.coverage import coverage_json
 from edgeq.run.diff import diff as diff_folders
 from edgeq.run.distance import far
 from edgeq.run.each import each, succeeded
-from edgeq.run.files import exported, find, put, size, sizes
+from edgeq.run.files import exported, find, put, size
 from edgeq.run.half import beyond_half
 from edgeq.run.kept import Kept, digest, slug
 from edgeq.run.metric import begins, evaluate, float_metric
@@ -58,15 +54,27 @@ from edgeq.run.trace import chrome_trace
 from edgeq.run.trial import run_once
 from edgeq.run.verify import Parity, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
-from edgeq.spec import Artifact, EdgeqError, EdgeqWarning, Progress, QuantPlan, Recipe, Target
-from edgeq.task import Predict, Task, build, example, hook, load_task
+from edgeq.spec import Artifact, EdgeqError, EdgeqWarning, Progress, QuantPlan, Recipe
+from edgeq.task import Predict, Task, build, example, hook
 from edgeq.task import batches as data
+from edgeq.tell import coverage, device_json, doctor, summary
 
-LOOKED_AT = 2  # calibration batches on which the QDQ program is compared with the float network
-
-
-def silent(stage: str, done: int, total: int | None) -> None:
-    """Report no progress."""
+__all__ = [
+    "assemble",
+    "capture_task",
+    "compare",
+    "coverage",
+    "device_json",
+    "diff",
+    "doctor",
+    "export",
+    "profile",
+    "quantize",
+    "report",
+    "silent",
+    "summary",
+    "verify",
+]
 
 
 def quantize(
@@ -97,7 +105,7 @@ def quantize(
     """
     where = Path(output).absolute() if output is not None else None  # a task file may change the current folder
     plan = Path(plan).absolute() if isinstance(plan, (str, Path)) else plan
-    task = _task(task, example_inputs, calibration, evaluate)
+    task = as_task(task, example_inputs, calibration, evaluate)
     for name, choice in (("target", target), ("recipe", recipe), ("precision", precision)):
         if not isinstance(choice, (str, Recipe)):
             raise EdgeqError(
@@ -112,7 +120,7 @@ def quantize(
             f"{task.name}: the task has no calibration(), and recipe {method.name!r} needs calibration batches"
         )
     if where is not None:
-        store.check_replaceable(where)
+        check_replaceable(where)
     progress("capture", 0, None)
     network = build(task)
     captured = capture(network, example(task))
@@ -131,14 +139,14 @@ def quantize(
     followed = in_float(followed, keep_float)
     annotation = annotate(captured, chosen, followed)
     looked_at: list[Any] = []
-    every = _remembered(itertools.chain(head, given_batches), looked_at)
+    every = remembered(itertools.chain(head, given_batches), looked_at)
     annotation, resolved = calibrate(
         captured,
         annotation,
         method,
         every,
         progress,
-        hook=functools.partial(hook, task),
+        hook=partial(hook, task),
         output=where,
         again=partial(annotate, captured, chosen, followed),
         settled=frozenset(given.layers if given is not None else ()),
@@ -153,85 +161,12 @@ def quantize(
     for sentence in (*model.far, *beyond_half(model, flat[0])):
         warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     if where is not None:
-        older = store.exports(where)
+        older = exports(where)
         model.save(where, backends.versions())
         forget(where)
         if older:
             progress(f"removed what belonged to the older program: {', '.join(older)}", 1, 1)
     return model
-
-
-def _remembered(given: Iterable[Any], first: list[Any]) -> Iterator[Any]:
-    """`given`, whose first LOOKED_AT batches are kept in `first`."""
-    for batch in given:
-        if len(first) < LOOKED_AT:
-            first.append(batch)
-        yield batch
-
-
-def _task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> Task:
-    """What `quantize` was given, as a task.
-
-    Raises:
-        EdgeqError: a network without example inputs or batches, or these beside a task.
-    """
-    if isinstance(task, (nn.Module, ExportedProgram)):
-        if example_inputs is None or calibration is None:
-            raise EdgeqError(
-                f"quantize({type(task).__name__}) needs example_inputs=(tensor, …) and calibration=[batch, …] beside the network"
-            )
-        return Task(type(task).__name__, lambda: task, lambda: example_inputs, lambda: calibration, evaluate)
-    if any(given is not None for given in (example_inputs, calibration, evaluate)):
-        raise EdgeqError("example_inputs, calibration and evaluate go with a network; a task has its own")
-    if isinstance(task, Task):
-        return task
-    if not isinstance(task, (str, Path)):
-        raise EdgeqError(
-            f"quantize() was given a {type(task).__name__}: give a torch.nn.Module, a Task or a task file's path"
-        )
-    return load_task(task)
-
-
-def capture_task(task: Task, progress: Progress = silent) -> Captured:
-    """The task's network as a graph."""
-    progress("capture", 0, None)
-    return capture(build(task), example(task))
-
-
-def assemble(
-    task: Task, captured: Captured, annotation: Annotation, resolved: Resolved, plan: QuantPlan
-) -> QuantizedModel:
-    """Convert and gather everything that is saved."""
-    program, labels = convert(captured, annotation, resolved)
-    twin, twin_labels = float_program(captured)
-    of = {node: resolved.activations[annotation.tensors.find(node)] for node in annotation.tensors.parent}
-    names = {g.output: g.key for g in annotation.groups}
-    placeholders = [n for n in captured.module.graph.nodes if n.op == "placeholder"]
-    results = captured.module.graph.output_node().args[0]
-    made = set(names)
-    inputs = tuple(
-        dataclasses.replace(info, qparams=of.get(n)) for info, n in zip(captured.inputs, placeholders, strict=True)
-    )
-    outputs = tuple(
-        dataclasses.replace(info, qparams=of[n] if n in made else None)
-        for info, n in zip(captured.outputs, results, strict=True)  # type: ignore[arg-type] # a tuple of nodes
-    )
-    return QuantizedModel(
-        name=task.name,
-        plan=plan,
-        program=program,
-        twin=twin,
-        inputs=inputs,
-        outputs=outputs,
-        qparams={_tensor_key(n, names, captured): q for n, q in of.items()},
-        labels=labels,
-        twin_labels=twin_labels,
-        islands=annotation.islands,
-        golden=golden(captured, of, placeholders),
-        task=str(task.path) if task.path else None,
-        task_sha256=hash_of(task.path) if task.path else None,
-        preprocessing=task.preprocessing,
-    )
 
 
 def export(
@@ -261,14 +196,14 @@ def export(
         EdgeqError: the backend is unknown or not installed, the plan's precision is beyond it, or an operator is; or its
             runtime cannot run what was made.
     """
-    model = _saved(model)
+    model = saved(model)
     engine, runtime = backends.backend(to), backends.RUNTIMES[backends.runtime_of(to)]
     if not backends.installed(to):
         raise EdgeqError(
             f"backend {to} needs {runtime.package}, which is not installed: pip install 'edgeq[{runtime.name}]'"
         )
     refuse_beyond(model, to)
-    where = Path(folder) if folder is not None else _home(model) / to
+    where = Path(folder) if folder is not None else home_of(model) / to
     where.mkdir(parents=True, exist_ok=True)
     program, labels = (model.twin, model.twin_labels) if float_twin else (model.program, model.labels)
     name = "float" if float_twin else "model"
@@ -335,14 +270,14 @@ def verify(
     Raises:
         DeviceLost: the device went away. EdgeqError: nothing was exported, an artefact is truncated or does not run there.
     """
-    model, to = _named(model, to)
+    model, to = named(model, to)
     source_of = task_of(model, task)
     measured = source_of is not None and source_of.evaluate is not None and device == "host"
     failing_if = conditions(fail_if, "verify", None if measured else ())
     with open_device(device) as opened:
         place = Place(opened)
-        chosen, skipped = _chosen(model, to, place)
-        inputs, source = _inputs(model, source_of, batches)
+        chosen, skipped = runnable(model, to, place)
+        inputs, source = inputs_of(model, source_of, batches)
         found: dict[str, Any] = {
             "model": model.name,
             "device": device,
@@ -356,7 +291,7 @@ def verify(
             "skipped": skipped,
         }
         conditions(fail_if, "verify", found["float_metric"] or ())  # before any artefact runs
-        kept = Kept(_home(model) / f"verify.{slug(device)}.partial")
+        kept = Kept(home_of(model) / f"verify.{slug(device)}.partial")
         parts = [source_of.path if source_of else None, *(x.numpy().tobytes() for batch in inputs for x in batch)]
 
         def row(name: str) -> dict[str, Any]:
@@ -375,7 +310,7 @@ def verify(
             return made
 
         found["backends"] = each(chosen, "verify", row)
-    _merge(_home(model) / _result("verify", device), found)
+    merge(home_of(model) / result_name("verify", device), found)
     kept.forget()
     return {**found, "failing": holding(failing_if, found["backends"])}
 
@@ -407,7 +342,7 @@ def profile(
         DeviceLost: the device went away. EdgeqError: see `verify`.
     """
     failing_if = conditions(fail_if, "profile")
-    model, to = _named(model, to)
+    model, to = named(model, to)
     trace = Path(trace).absolute() if trace is not None else None
     if cores and device == "host":
         raise EdgeqError("this process is not bound to cores: start it as taskset -c 0,1 edgeq profile …")
@@ -415,7 +350,7 @@ def profile(
         place = Place(opened)
         if trace is not None and place.info.emulated:
             raise EdgeqError(f"{device} is emulated: it has instruction counts, and no times to trace")
-        chosen, skipped = _chosen(model, to, place)
+        chosen, skipped = runnable(model, to, place)
         found: dict[str, Any] = {
             "model": model.name,
             "device": device,
@@ -424,7 +359,7 @@ def profile(
             "skipped": skipped,
             "notes": [],
         }
-        kept = Kept(_home(model) / f"profile.{slug(device)}.partial")
+        kept = Kept(home_of(model) / f"profile.{slug(device)}.partial")
 
         def row(name: str) -> dict[str, Any]:
             int8 = find(model, name)
@@ -448,7 +383,7 @@ def profile(
             return made
 
         found["backends"] = each(chosen, "profile", row)
-    _merge(_home(model) / _result("profile", device), found)
+    merge(home_of(model) / result_name("profile", device), found)
     kept.forget()
     if trace is not None:
         trace.parent.mkdir(parents=True, exist_ok=True)
@@ -486,88 +421,8 @@ def report(
     """
     from edgeq.pages.page import write_page
 
-    model = _saved(model)
-    return write_page(model, Path(output).absolute() if output else _home(model) / "report.html", task)
-
-
-def summary(model: QuantizedModel) -> dict[str, Any]:
-    """What quantize made, as plain data."""
-    return {
-        "model": model.name,
-        "folder": str(model.folder) if model.folder else None,
-        "target": model.plan.target,
-        "recipe": model.plan.recipe,
-        **program_counts(model),
-        "tensors": len(model.qparams),
-        "islands": model.islands,
-        "far": list(model.far),
-    }
-
-
-def coverage(artifact: Artifact, model: QuantizedModel) -> dict[str, Any]:
-    """What a runtime does with each operator of an artefact of `model`, and its size beside float's, as plain data."""
-    return {
-        "artifact": str(artifact.path),
-        **coverage_json(artifact, model),
-        **sizes(artifact, model),
-        "rows": [dataclasses.asdict(row) for row in artifact.coverage],
-        "notes": list(artifact.notes),
-    }
-
-
-def doctor() -> dict[str, Any]:
-    """Backends, devices, targets and recipes, and how to get what is missing; imports no converter."""
-    engines = {}
-    for name, runtime in backends.RUNTIMES.items():
-        there = backends.installed(name)
-        engines[name] = {
-            "installed": there,
-            "version": backends.versions().get(runtime.runner or runtime.package),
-            "install": f"pip install 'edgeq[{name}]'",
-            "runs_here": backends.runs_here(name) if there else "not installed",
-        }
-    names = ("portable", *backends.RUNTIMES)
-    return {
-        "versions": backends.versions(),
-        "backends": engines,
-        "devices": {row.name: device_json(row) for row in devices.found()},
-        "targets": {name: target_table(backends.target(name)) for name in names},
-        "recipes": {name: r.summary for name, r in RECIPES.items()},
-    }
-
-
-def device_json(row: Found) -> dict[str, Any]:
-    """A device, or a kind of device, as plain data; what it is only where it is reachable."""
-    described = dataclasses.asdict(row.info) if row.info is not None else {}
-    described.pop("name", None)
-    return {"reachable": row.info is not None, "can": row.can, "how": row.how, **described}
-
-
-def target_table(target: Target) -> dict[str, Any]:
-    """A target's operators as plain data: what it computes, fuses and insists on."""
-    return {
-        "floats": list(target.floats),
-        "weight_only": list(target.weight_only),
-        "arithmetic": target.arithmetic,
-        "ops": [dataclasses.asdict(row) for row in target.ops],
-    }
-
-
-def _chosen(model: QuantizedModel, to: Sequence[str], place: Place) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Backends to run at `place`: those of `to`, else all exported ones that run there; and why the others do not.
-
-    Raises:
-        EdgeqError: nothing was exported, or nothing of it runs there.
-    """
-    there = tuple(to) or exported(model, elsewhere=place.device is not None)
-    if not there:
-        raise EdgeqError(
-            f"{model.folder}: nothing exported yet; run edgeq export {model.folder} --to {next(iter(backends.RUNTIMES))} first"
-        )
-    lacking = {name: why for name in there if (why := place.lacks(name))}
-    if (to and lacking) or len(lacking) == len(there):
-        raise EdgeqError(next(iter(lacking.values())))
-    return tuple(name for name in there if name not in lacking), lacking
+    model = saved(model)
+    return write_page(model, Path(output).absolute() if output else home_of(model) / "report.html", task)
 
 
 def _twin(model: QuantizedModel, name: str, place: Place, notes: list[str], progress: Progress) -> Artifact | None:
@@ -637,83 +492,9 @@ def _parting(
     return dataclasses.asdict(parting) if parting else None
 
 
-def _result(verb: str, device: str) -> str:
-    """Name of the file with what a verb found on a device; the pages read the host's."""
-    return f"{verb}.json" if device == "host" else f"{verb}.{slug(device)}.json"
-
-
-def _merge(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Write `found` with the backends measured earlier kept beside the new ones, and those that failed now left out; returns
-    the new ones alone."""
-    try:
-        earlier = (result(path.parent, path.name) or {"backends": {}})["backends"]
-    except EdgeqError:  # damaged: nothing of it is kept
-        earlier = {}
-    rows = {name: row for name, row in earlier.items() if name not in found["backends"]}
-    keep_result(path.parent, path.name, {**found, "backends": {**rows, **succeeded(found["backends"])}})
-    return found
-
-
 def _remove(path: Path) -> None:
     """An artefact that its runtime cannot run, a file or a package."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _named(model: QuantizedModel | str | Path, to: Sequence[str]) -> tuple[QuantizedModel, Sequence[str]]:
-    """The model and the backends that are meant: `to`, or the one whose exported file `model` names.
-
-    Raises:
-        EdgeqError: it names a file that no model folder holds, or another backend's than `to`.
-    """
-    if isinstance(model, QuantizedModel):
-        return model, to
-    path = Path(model).resolve()
-    if not path.exists() or (path / store.MANIFEST).is_file():
-        return package.load(model), to
-    root = next((folder for folder in path.parents if (folder / store.MANIFEST).is_file()), None)
-    if root is None:
-        if path.is_file():
-            raise EdgeqError(
-                f"{model}: lies in no model folder; name the folder that edgeq quantize wrote, with --to BACKEND"
-            )
-        return package.load(model), to
-    backend = path.relative_to(root).parts[0]
-    if (
-        backend not in (*backends.RUNTIMES, *backends.VARIANTS)
-        or find(package.load(root), backend).path.resolve() != path
-    ):
-        raise EdgeqError(f"{model}: is not what was exported of {root}; name that folder, with --to BACKEND")
-    if to and tuple(to) != (backend,):
-        raise EdgeqError(f"{model}: was exported to {backend}, and --to says {', '.join(to)}; leave --to out")
-    return package.load(root), (backend,)
-
-
-def _saved(model: QuantizedModel | str | Path) -> QuantizedModel:
-    return model if isinstance(model, QuantizedModel) else package.load(model)
-
-
-def _inputs(model: QuantizedModel, task: Task | None, batches: int) -> tuple[list[tuple[Tensor, ...]], str]:
-    """Flat batches to compare on, and where they come from."""
-    if task is None or task.calibration is None:
-        return [model.golden], "golden"
-    nested = example(task)
-    taken = [
-        leaves_like(nested, batch, f"calibration batch {index}")
-        for index, batch in enumerate(itertools.islice(data(task), batches))
-    ]
-    return (taken, "calibration") if taken else ([model.golden], "golden")
-
-
-def _home(model: QuantizedModel) -> Path:
-    if model.folder is None:
-        raise EdgeqError("the model is not saved yet: call model.save(folder) first, or name a folder to export to")
-    return model.folder
-
-
-def _tensor_key(node: Node, names: dict[Node, str], captured: Captured) -> str:
-    if node in names:
-        return names[node]
-    return captured.keys.get(node.name, f"input {node.name}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from edgeq import api, backends
-from edgeq.api import silent
+from edgeq.assembly import silent
 from edgeq.devices import host
 from edgeq.fault import Told
 from edgeq.graph.package import QuantizedModel

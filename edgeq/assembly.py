@@ -1,0 +1,106 @@
+"""A task becomes a model: captured before, put together after its numbers are resolved."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import Node
+
+from edgeq.graph.annotate import Annotation
+from edgeq.graph.capture import Captured, capture
+from edgeq.graph.convert import Resolved, convert, float_program
+from edgeq.graph.golden import golden
+from edgeq.graph.package import QuantizedModel
+from edgeq.graph.store import hash_of
+from edgeq.spec import EdgeqError, Progress, QuantPlan
+from edgeq.task import Task, build, example, load_task
+
+LOOKED_AT = 2  # calibration batches on which the QDQ program is compared with the float network
+
+
+def silent(stage: str, done: int, total: int | None) -> None:
+    """Report no progress."""
+
+
+def remembered(given: Iterable[Any], first: list[Any]) -> Iterator[Any]:
+    """`given`, whose first LOOKED_AT batches are kept in `first`."""
+    for batch in given:
+        if len(first) < LOOKED_AT:
+            first.append(batch)
+        yield batch
+
+
+def as_task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> Task:
+    """What `quantize` was given, as a task.
+
+    Raises:
+        EdgeqError: a network without example inputs or batches, or these beside a task.
+    """
+    if isinstance(task, (nn.Module, ExportedProgram)):
+        if example_inputs is None or calibration is None:
+            raise EdgeqError(
+                f"quantize({type(task).__name__}) needs example_inputs=(tensor, …) and calibration=[batch, …] beside the network"
+            )
+        return Task(type(task).__name__, lambda: task, lambda: example_inputs, lambda: calibration, evaluate)
+    if any(given is not None for given in (example_inputs, calibration, evaluate)):
+        raise EdgeqError("example_inputs, calibration and evaluate go with a network; a task has its own")
+    if isinstance(task, Task):
+        return task
+    if not isinstance(task, (str, Path)):
+        raise EdgeqError(
+            f"quantize() was given a {type(task).__name__}: give a torch.nn.Module, a Task or a task file's path"
+        )
+    return load_task(task)
+
+
+def capture_task(task: Task, progress: Progress = silent) -> Captured:
+    """The task's network as a graph."""
+    progress("capture", 0, None)
+    return capture(build(task), example(task))
+
+
+def assemble(
+    task: Task, captured: Captured, annotation: Annotation, resolved: Resolved, plan: QuantPlan
+) -> QuantizedModel:
+    """Convert and gather everything that is saved."""
+    program, labels = convert(captured, annotation, resolved)
+    twin, twin_labels = float_program(captured)
+    of = {node: resolved.activations[annotation.tensors.find(node)] for node in annotation.tensors.parent}
+    names = {g.output: g.key for g in annotation.groups}
+    placeholders = [n for n in captured.module.graph.nodes if n.op == "placeholder"]
+    results = captured.module.graph.output_node().args[0]
+    made = set(names)
+    inputs = tuple(
+        dataclasses.replace(info, qparams=of.get(n)) for info, n in zip(captured.inputs, placeholders, strict=True)
+    )
+    outputs = tuple(
+        dataclasses.replace(info, qparams=of[n] if n in made else None)
+        for info, n in zip(captured.outputs, results, strict=True)  # type: ignore[arg-type] # a tuple of nodes
+    )
+    return QuantizedModel(
+        name=task.name,
+        plan=plan,
+        program=program,
+        twin=twin,
+        inputs=inputs,
+        outputs=outputs,
+        qparams={_tensor_key(n, names, captured): q for n, q in of.items()},
+        labels=labels,
+        twin_labels=twin_labels,
+        islands=annotation.islands,
+        golden=golden(captured, of, placeholders),
+        task=str(task.path) if task.path else None,
+        task_sha256=hash_of(task.path) if task.path else None,
+        preprocessing=task.preprocessing,
+    )
+
+
+def _tensor_key(node: Node, names: dict[Node, str], captured: Captured) -> str:
+    if node in names:
+        return names[node]
+    return captured.keys.get(node.name, f"input {node.name}")
