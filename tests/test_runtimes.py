@@ -77,6 +77,12 @@ def test_nothing_outside_the_backends_names_a_runtime() -> None:
     assert not found
 
 
+def test_no_page_names_a_runtime() -> None:
+    pages = list((ROOT / "edgeq" / "pages").glob("*.html"))
+    assert pages
+    assert not [page.name for page in pages if NAMED.search(page.read_text(encoding="utf-8"))]
+
+
 @pytest.mark.parametrize("where", ALLOWED)
 def test_what_may_name_a_runtime_does(where: str) -> None:
     """Else the exception is one too many."""

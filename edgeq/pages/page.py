@@ -80,6 +80,7 @@ def contents(model: QuantizedModel, task: str | Path | None = None) -> dict[str,
         "versions": _versions(model, parity, latency),
         "commands": _commands(model, runtimes),
         "folder": model.folder.name,
+        "first": next(iter(backends.RUNTIMES)),
     }
 
 
