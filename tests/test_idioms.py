@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,12 @@ def positions(net: Any, x: Tensor) -> Tensor:
     return net.a(x) + torch.cat((wave[0::2].sin(), wave[1::2].cos())).expand(8, -1)
 
 
+def distances(net: Any, x: Tensor) -> Tensor:
+    apart = (torch.arange(8)[None] - torch.arange(8)[:, None]).abs()
+    far = 2 + (torch.log(apart.float() / 2) / math.log(2) * 2).long()
+    return net.a(x) + net.e(torch.where(apart < 2, apart, torch.min(far, torch.full_like(far, 5)))).permute(2, 0, 1)
+
+
 def written_table(net: Any, x: Tensor) -> Tensor:
     table = torch.zeros(8, 8) * 2
     table[1:3] = x[0, 0, 1:3] + torch.arange(8).float().sin()
@@ -107,6 +114,7 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "frozen norm": (Net(frozen_norm, a=conv(bias=False), n=nn.BatchNorm2d(8)), (1, 3, 8, 8)),
     "numbers": (Net(written_out, a=conv()), (1, 3, 8, 8)),
     "positions": (Net(positions, a=conv()), (1, 3, 8, 8)),
+    "distances": (Net(distances, a=conv(), e=nn.Embedding(6, 8)), (1, 3, 8, 8)),
     "a table that is written to": (Net(written_table, a=conv()), (1, 3, 8, 8)),
     "norm over tokens": (nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5)), (1, 5, 7)),
     "norm over other tokens": (nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(6), nn.ReLU()), (1, 6, 7)),
@@ -172,6 +180,7 @@ def test_neutral_and_written_out_norms_leave_one_layer() -> None:
 
 def test_what_no_input_decides_is_a_constant() -> None:
     assert kinds(same(seeded(NETS["positions"][0]), (1, 3, 8, 8))) == ["conv2d", "add"]
+    assert kinds(same(seeded(NETS["distances"][0]), (1, 3, 8, 8))) == ["conv2d", "add"]
 
 
 @settings(max_examples=20, deadline=None)

@@ -20,6 +20,7 @@ from edgeq.graph.normalise.kernels import (
     crop_before_padding,
     explicit_padding,
     pad_into_convolution,
+    repeat_shared_heads,
     spell_out_pixel_shuffle,
     spell_out_windows,
     subsample_as_convolution,
@@ -57,6 +58,8 @@ def normalise(module: GraphModule) -> None:
             fold_affine(module, node)
         elif node.target in (aten.pixel_shuffle.default, aten.pixel_unshuffle.default):
             spell_out_pixel_shuffle(module, node)
+        elif node.target is aten.scaled_dot_product_attention.default:
+            repeat_shared_heads(module, node)
         elif node.target is aten.unfold.default:
             spell_out_windows(module, node)
         elif node.target in (aten.pad.default, aten.constant_pad_nd.default):

@@ -144,6 +144,32 @@ def spell_out_windows(module: GraphModule, node: Node) -> None:
     module.graph.erase_node(node)
 
 
+def repeat_shared_heads(module: GraphModule, node: Node) -> None:
+    """An attention whose groups of queries share a key and a value reads these as often as it has queries."""
+    if not node.kwargs.get("enable_gqa"):
+        return
+    query, *shared = node.args[:3]
+    assert isinstance(query, Node)
+    repeated = []
+    for source in shared:
+        assert isinstance(source, Node)
+        *before, heads, length, width = value(source).shape
+        times = value(query).shape[-3] // heads
+        with module.graph.inserting_before(node):
+            for target, second in (
+                (aten.reshape.default, [*before, heads, 1, length, width]),
+                (aten.cat.default, len(before) + 1),
+                (aten.reshape.default, [*before, heads * times, length, width]),
+            ):
+                first = [source] * times if target is aten.cat.default else source
+                source = module.graph.call_function(target, (first, second))
+                args = torch.fx.map_arg(source.args, lambda n: value(n))
+                source.meta = {**node.meta, "val": target(*args)}
+        repeated.append(source)
+    node.args = (query, *repeated, *node.args[3:])
+    node.kwargs = {name: given for name, given in node.kwargs.items() if name != "enable_gqa"}
+
+
 def pad_into_convolution(module: GraphModule, pad: Node) -> None:
     """Zero padding that is the same on both sides moves into the convolutions that read it."""
     amounts = list(pad.args[1])  # type: ignore[arg-type] # a list of ints: last axis first, two numbers an axis

@@ -67,7 +67,18 @@ NOTHING_IF_SAME = (
     aten.squeeze.dims,
     aten.narrow.default,
 )
+# of truth values the same; coremltools has no other spelling
+TRUTHS: dict[Any, Any] = {
+    aten.__and__.Tensor: aten.logical_and.default,
+    aten.__or__.Tensor: aten.logical_or.default,
+    aten.__xor__.Tensor: aten.logical_xor.default,
+    aten.bitwise_and.Tensor: aten.logical_and.default,
+    aten.bitwise_or.Tensor: aten.logical_or.default,
+    aten.bitwise_xor.Tensor: aten.logical_xor.default,
+    aten.bitwise_not.default: aten.logical_not.default,
+}
 TABLE = 2**20  # elements of a constant that is computed on capture
+TABLES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
 
 
 def open_graphs(module: GraphModule) -> None:
@@ -125,7 +136,8 @@ def _open(module: GraphModule, node: Node) -> None:
 def compute_tables(module: GraphModule) -> None:
     """What no input and no weight decides, as the sines of positions, is computed now and kept as a constant.
 
-    Only float results up to TABLE elements; indices and masks stay as they are spelled, as runtimes have operators for those.
+    Up to TABLE elements. Indices too: where a logarithm decides one, as T5's distances in buckets, a runtime's last bit is
+    another row. Not masks, as runtimes have operators for those.
     """
     operators = [n for n in module.graph.nodes if n.op == "call_function"]
     if any(_mutates(n) for n in operators):  # what is a constant now may be written to later
@@ -142,7 +154,7 @@ def compute_tables(module: GraphModule) -> None:
                 values[node] = overload(*args, **kwargs)
     for node, table in values.items():
         useful = node.all_input_nodes and any(user not in values for user in node.users)
-        if useful and table.is_floating_point() and table.dtype is not torch.float64:
+        if useful and table.dtype in TABLES:
             with module.graph.inserting_before(node):
                 constant = set_constant(module, f"{node.name}_table", table)
             node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in values)
@@ -181,6 +193,8 @@ def spell(module: GraphModule, node: Node) -> None:
         module.graph.erase_node(node)
     elif node.target in (aten.view.default, aten._unsafe_view.default):
         node.target = aten.reshape.default
+    elif node.target in TRUTHS and value(node).dtype is torch.bool:
+        node.target = TRUTHS[node.target]
     elif node.target in VIEWS:
         node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], list(value(node).shape)), {}
     elif node.target in TURNS:
