@@ -10,16 +10,24 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeq.backends.resampling import RESAMPLING, resampling
+from edgeq.graph.ops import value
 
 aten = torch.ops.aten
+ATTENTION = aten.scaled_dot_product_attention.default
 
 
 def rewritten(node: Node) -> Callable[..., Tensor] | None:
     """What stands for `node`, as a function of its arguments; None where TVM's importer is right about it.
 
     The importer normalises batches of other ranks than four along the wrong axis, resamples by the ratio of sizes where
-    torch takes the factor it was given, and divides by zero where it resamples to a width of 1.
+    torch takes the factor it was given, divides by zero where it resamples to a width of 1, and passes over an attention's
+    own scale and its groups of queries, and over axes where there are two.
     """
+    if node.target is ATTENTION:
+        query = node.args[0]
+        assert isinstance(query, Node)
+        own = node.kwargs.get("scale") is not None or node.kwargs.get("enable_gqa") or value(query).dim() == 2
+        return ATTENTION if own else None  # itself, for torch to decompose
     if node.target in RESAMPLING:
         return resampling(node)
     return FUNCTIONS.get(node.target)

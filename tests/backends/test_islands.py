@@ -71,6 +71,38 @@ def test_islands_compute_what_torch_does(name: str, runtime: str, tmp_path: Path
         torch.testing.assert_close(got, right, **close)
 
 
+def heads(x: Tensor, count: int) -> Tensor:
+    return x.reshape(1, 5, count, -1).transpose(1, 2)
+
+
+LOWER = torch.ones(5, 5).tril()
+ATTENTIONS: tuple[Callable[[Tensor], tuple[Tensor, Tensor, Tensor, dict[str, Any]]], ...] = (
+    lambda x: (heads(x, 2), heads(x * 2, 2), heads(x, 2), {"scale": 1.0}),
+    lambda x: (heads(x, 2), heads(x * 2, 2), heads(x, 2), {"attn_mask": LOWER[None, None] * 3, "scale": 0.3}),
+    lambda x: (heads(x, 2), heads(x * 2, 2), heads(x, 2), {"attn_mask": LOWER.bool()}),
+    lambda x: (heads(x, 2), heads(x * 2, 2), heads(x, 2), {"attn_mask": (x[:, None, :, :5] > 0) | (LOWER > 0)}),
+    lambda x: (heads(x, 2), heads(x * 2, 2), heads(x, 2), {"is_causal": True}),
+    lambda x: (heads(x, 6), heads(x * 2, 6)[:, :2], heads(x, 6)[:, :2], {"enable_gqa": True}),
+    lambda x: (x[:, :3], x * 2, x, {}),
+    lambda x: (x[0], x[0] * 2, x[0], {}),
+)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_attention_is_torchs_in_every_way_to_call_it(runtime: str, tmp_path: Path) -> None:
+    def attention(make: Callable[[Tensor], tuple[Tensor, Tensor, Tensor, dict[str, Any]]], x: Tensor) -> Tensor:
+        query, key, values, options = make(x)
+        return F.scaled_dot_product_attention(query, key, values, **options)
+
+    net = Net(lambda x: tuple(attention(make, x) for make in ATTENTIONS)).eval()
+    x = torch.randn(1, 5, 6, generator=torch.Generator().manual_seed(2))
+    engine = backends.backend(runtime)
+    artifact = engine.lower(float_program(capture(net, (x,)))[0], tmp_path, name="model", layers={})
+    for number, (got, right) in enumerate(zip(engine.load(artifact.path)([x]), net(x), strict=True)):
+        loose = 2e-3 if runtime == "coreml" else 1e-5  # constants in float16
+        torch.testing.assert_close(got, right, atol=loose, rtol=loose, msg=lambda m, n=number: f"{n}: {m}")
+
+
 NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 MODES = {3: ("linear",), 4: ("bilinear", "bicubic"), 5: ("trilinear",)}
 
