@@ -29,6 +29,11 @@ NETWORKS: dict[str, Callable[[Tensor], Tensor | tuple[Tensor, ...]]] = {
         x[:, :, [-1, 0]] * 2,
         x.narrow(1, -3, 2) * 2,
     ),
+    "a choice between numbers": lambda x: (
+        torch.where(x > 0, x, -3.0) * 2,
+        torch.where(x > 0, 0.5, x) * 2,
+        torch.where(x > 0, 1.0, 2.0) * x,
+    ),
     "a part from the middle": lambda x: x.narrow(1, 1, 3) * 2,
     "computed indices": lambda x: x[0, (x[0, :, 0] > 0).long() - 1] * 2,
     "the largest of an axis": lambda x: (x * 2).max(1)[0],

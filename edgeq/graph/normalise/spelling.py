@@ -67,6 +67,8 @@ NOTHING_IF_SAME = (
     aten.squeeze.dims,
     aten.narrow.default,
 )
+# numbers to choose from, which are constants for those runtimes that choose between tensors alone
+CHOICES = (aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar)
 # of truth values the same; coremltools has no other spelling
 TRUTHS: dict[Any, Any] = {
     aten.__and__.Tensor: aten.logical_and.default,
@@ -195,10 +197,18 @@ def spell(module: GraphModule, node: Node) -> None:
         node.target = aten.reshape.default
     elif node.target in TRUTHS and value(node).dtype is torch.bool:
         node.target = TRUTHS[node.target]
+    elif node.target in CHOICES:
+        with module.graph.inserting_before(node):
+            node.args = tuple(a if isinstance(a, Node) else _number(module, node, a) for a in node.args)
+        node.target = aten.where.self
     elif node.target in VIEWS:
         node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], list(value(node).shape)), {}
     elif node.target in TURNS:
         node.target, node.args, node.kwargs = aten.permute.default, (node.args[0], _order(node)), {}
+
+
+def _number(module: GraphModule, node: Node, number: Any) -> Node:
+    return set_constant(module, f"{node.name}_number", torch.tensor(number, dtype=value(node).dtype))
 
 
 def _order(node: Node) -> list[int]:
