@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._decomp import get_decompositions
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
@@ -43,6 +44,21 @@ RESCALES = "common::distributive_quantized_binary_op_scale_normalization"
 # It lets a reshape run on the integers without looking whether the scales before and after it are the same.
 RESHAPES = "common::int_op_canonicalization"
 
+# operators that its converter lacks, in operators that it has
+LACKING = (
+    aten.addcmul,
+    aten.addcdiv,
+    aten.celu,
+    aten.logit,
+    aten.deg2rad,
+    aten.rad2deg,
+    aten.linalg_cross,
+    aten.heaviside,
+    aten.baddbmm,
+    aten.addmm,
+)
+LINEAR = 15.0  # of softplus: where its curve is a line to float32's last bit
+
 HALF_NORMAL = 2.0**-14  # below it half precision loses digits
 
 
@@ -68,7 +84,7 @@ def lower(
     """
     ct = coremltools()
     with quiet():
-        decomposed = program.run_decompositions({aten.gelu.default: _gelu, aten.reciprocal.default: _reciprocal})
+        decomposed = program.run_decompositions(_decompositions())
         _float_bounds(decomposed)
         _strides(decomposed)
         _wide_inputs(decomposed)
@@ -109,6 +125,31 @@ def _gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     if approximate == "none":
         return NotImplemented  # type: ignore[no-any-return] # torch's word for leaving the operator as it is
     return x * (0.5 * (torch.tanh((x + 0.044715 * x**3) * math.sqrt(2 / math.pi)) + 1))
+
+
+def _decompositions() -> dict[Any, Any]:
+    """What stands for operators that the converter lacks or computes otherwise than torch."""
+    return {
+        **get_decompositions(LACKING),
+        aten.gelu.default: _gelu,
+        aten.reciprocal.default: _reciprocal,
+        aten.softplus.default: _softplus,
+        aten.log_sigmoid.default: lambda x: -aten.softplus.default(-x),
+        aten.lerp.Scalar: _lerp,
+        aten.lerp.Tensor: _lerp,
+    }
+
+
+def _lerp(a: Tensor, b: Tensor, share: Tensor | float) -> Tensor:
+    return a + share * (b - a)
+
+
+def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    """The converter leaves out above which value torch takes the curve for a line."""
+    if threshold >= LINEAR:
+        return NotImplemented
+    curve: Tensor = aten.softplus.default(x, beta)
+    return torch.where(x * beta > threshold, x, curve)
 
 
 def _reciprocal(x: Tensor) -> Tensor:

@@ -11,12 +11,17 @@ def partitioner() -> Any:
     Padding of an int8 tensor whose result stays float is left outside: the delegate pads from one type to the same.
     A maximum goes to the delegate only where the axis is kept and is one of an image's, a PReLU only on images: its
     serialiser and its passes fail on others. A GELU by tanh stays outside: the delegate computes the one by erf.
+    Bilinear resampling by a factor that the sizes are no ratio of stays outside too, as the delegate goes by sizes.
     The runtime has both kernels (static constant pad on int8; f32 × qc8w fully connected); the stock configuration
     declares the first float only and asks of the second that its activations be quantized too.
     """
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
     from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
-    from executorch.backends.xnnpack.partition.config.generic_node_configs import ConstantPadConfig, GeluConfig
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import (
+        ConstantPadConfig,
+        GeluConfig,
+        UpsampleBilinear2dConfig,
+    )
     from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig, PreluConfig
     from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -51,11 +56,19 @@ def partitioner() -> Any:
         def check_constraints(self, node: Any, ep: Any) -> bool:
             return bool(node.kwargs.get("approximate", "none") == "none" and super().check_constraints(node, ep))
 
+    class SizedBilinear(UpsampleBilinear2dConfig):  # type: ignore[misc] # executorch ships no types
+        def check_constraints(self, node: Any, ep: Any) -> bool:
+            factors = node.args[3] if len(node.args) > 3 else node.kwargs.get("scale_factors")
+            sizes = zip(node.args[0].meta["val"].shape[2:], node.meta["val"].shape[2:], strict=True)
+            whole = factors is None or all(n * f == m for (n, m), f in zip(sizes, factors, strict=True))
+            return bool((whole or node.args[2]) and super().check_constraints(node, ep))
+
     ours = {
         ConstantPadConfig: IntegerPad,
         LinearConfig: WeightOnlyLinear,
         MaxDimConfig: KeptMax,
         PreluConfig: ImagePrelu,
         GeluConfig: ExactGelu,
+        UpsampleBilinear2dConfig: SizedBilinear,
     }
     return XnnpackPartitioner(configs=[ours.get(config, config) for config in ALL_PARTITIONER_CONFIGS])

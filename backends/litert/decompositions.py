@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeq.backends.resampling import RESAMPLING, resampling
+from edgeq.graph.integer import DEQUANTIZE
 from edgeq.graph.ops import node_arg, value
 from edgeq.spec import EdgeqError
 
@@ -25,6 +26,9 @@ PARTED = (
     aten.tensor_split.sections,
     aten.unbind.int,
 )
+RSUBS = (aten.rsub.Scalar, aten.rsub.Tensor)
+SUBS = (aten.sub.Tensor, aten.sub.Scalar)
+DIVISIONS = (aten.div.Tensor, aten.div.Tensor_mode, aten.div.Scalar, aten.div.Scalar_mode, aten.true_divide.Tensor)
 # → axes of the kernel
 TRANSPOSED = {aten.conv_transpose1d.default: 1, aten.conv_transpose2d.input: 2, aten.conv_transpose3d.input: 3}
 
@@ -34,7 +38,9 @@ def rewritten(node: Node) -> Callable[..., Any] | None:
 
     Its RESIZE operators pick places by the ratio of sizes, where torch takes the factor that it was given; a 3-D
     convolution in groups, or of one channel, ends its process; lists of one tensor are taken for a tensor; a transposed
-    convolution has no operator in LiteRT where it is dilated, 3-D, or padded by more than its kernel reaches.
+    convolution has no operator in LiteRT where it is dilated, 3-D, or padded by more than its kernel reaches. Its passes
+    that move a transposition (of a convolution's output too) behind c - x or c / x make x - c and x / c of them where c is
+    a constant.
 
     Raises:
         EdgeqError: a dilated 3-D convolution.
@@ -55,7 +61,35 @@ def rewritten(node: Node) -> Callable[..., Any] | None:
         pads = _each(node_arg(node, 4, 0), rank)
         beyond = any(p >= k for p, k in zip(pads, value(kernel).shape[2:], strict=True))
         return _spread_and_convolved if rank == 3 or dilated or beyond else None
+    if node.target in RSUBS or (node.target in SUBS and _fixed(node.args[0])):
+        return _from_left if node.target in SUBS else _from_right
+    if node.target is aten.reciprocal.default:
+        return lambda x: _same(x) / x
+    if node.target in DIVISIONS and _fixed(node.args[0]):
+        return lambda c, x, **kwargs: node.target(_same(x) * c, x, **kwargs)  # type: ignore[operator] # an aten operator
     return None
+
+
+def _fixed(operand: Any) -> bool:
+    """Whether an operand is a number or computed from constants alone."""
+    if not isinstance(operand, Node) or operand.op == "get_attr":
+        return True
+    return (
+        operand.op == "call_function" and operand.target is not DEQUANTIZE and all(map(_fixed, operand.all_input_nodes))
+    )
+
+
+def _from_left(constant: Any, x: Tensor, *, alpha: float = 1) -> Tensor:
+    return constant + -(x if alpha == 1 else x * alpha)  # type: ignore[no-any-return] # a tensor
+
+
+def _from_right(x: Tensor, constant: Any, alpha: float = 1) -> Tensor:
+    return _from_left(constant, x, alpha=alpha)
+
+
+def _same(x: Tensor) -> Tensor:
+    """Ones that depend on `x`, so that nothing takes them for a constant; 0 where `x` is NaN."""
+    return (x == x).to(x.dtype)
 
 
 def _refuse_dilated(node: Node, at: int) -> None:

@@ -78,7 +78,13 @@ def lower(
         else:
             with described:
                 module = schedule_floats(tuning.apply(module, described, folder / tuning.FOLDER))
-            compiled = tvm.compile(module, described)
+            try:
+                compiled = tvm.compile(module, described)
+            except tvm.error.InternalError as error:
+                raise EdgeqError(
+                    f"TVM cannot compile this network ({_last_line(error)}); keep the operator that its importer takes and its "
+                    "compiler does not out of the model, or use another runtime"
+                ) from error
             try:
                 compiled.export_library(str(partial), **linker)
             except RuntimeError as error:
@@ -371,7 +377,11 @@ class _Emitter:
         for member in (node, *node.all_input_nodes):
             if isinstance(member.meta.get("val"), FakeTensor):
                 member.meta.setdefault("tensor_meta", _extract_tensor_metadata(member.meta["val"]))
-        return convert(node)
+        made = convert(node)
+        found, wanted = getattr(getattr(made, "struct_info", None), "shape", None), node.meta.get("val")
+        if found is not None and isinstance(wanted, torch.Tensor) and [int(n) for n in found] != list(wanted.shape):
+            raise ValueError(f"it makes {[int(n) for n in found]} of what is {list(wanted.shape)}")
+        return made
 
     def _decomposed(self, node: Node, function: Any) -> Any:
         """`function`, which computes what the operator does, as torch's core aten decomposition, imported step by step."""

@@ -19,6 +19,8 @@ from edgeq.spec import EdgeqError
 
 LSTM, GRU = nn.LSTM(6, 4, batch_first=True), nn.GRU(6, 4, batch_first=True)
 PRELU = nn.PReLU(6)
+LEFT, PICKED = torch.arange(1.0, 6.0), torch.tensor([0, 0, 1, 2, 2])
+KERNEL = torch.linspace(-1, 1, 5 * 5).reshape(5, 5, 1)
 RUNTIMES = [name for name in backends.RUNTIMES if name == "coreml" or backends.runs_here(name) == "yes"]
 NETWORKS: dict[str, Callable[[Tensor], Tensor | tuple[Tensor, ...]]] = {
     "the last step of an LSTM": lambda x: LSTM(x)[0][:, -1],
@@ -40,6 +42,40 @@ NETWORKS: dict[str, Callable[[Tensor], Tensor | tuple[Tensor, ...]]] = {
     "a chunk that nobody reads": lambda x: torch.cat([x.chunk(3, -1)[0], x.chunk(3, -1)[2]], 1),
     "a PReLU of two axes": lambda x: PRELU(x[0]) * 2,
     "a GELU by tanh": lambda x: F.gelu(x, approximate="tanh") * 2,
+    "a constant less or over what is transposed": lambda x: (
+        1.0 - x.permute(0, 2, 1),
+        LEFT - x.permute(0, 2, 1),
+        torch.rsub(x.transpose(1, 2), 3, alpha=2),
+        torch.rsub(x.transpose(1, 2), LEFT),
+        torch.sub(LEFT, x.transpose(1, 2), alpha=2),
+        LEFT.exp() - x.index_select(2, PICKED).transpose(1, 2),
+        1 / (1 + x.transpose(1, 2).exp()),
+        LEFT / (1 + x.permute(0, 2, 1).exp()),
+        torch.div(LEFT, x.permute(0, 2, 1), rounding_mode="trunc"),
+        2.0 / (1 + x.index_select(1, PICKED).exp()),
+        2.0 - F.conv1d(x, KERNEL),
+        2.0 / (9.0 + F.conv1d(x, KERNEL)),
+    ),
+    "arguments that importers leave out": lambda x: (
+        F.celu(x, 0.5),
+        F.rrelu(x, 0.1, 0.3),
+        F.softplus(x, 2, 1),
+        F.logsigmoid(x),
+        x.std(2, correction=2),
+        x.var((1, 2), correction=0),
+        F.instance_norm(x, eps=0.1),
+        torch.add(x, x * x, alpha=3),
+        torch.rsub(x, x * x, alpha=3),
+        torch.lerp(x, x * x, 0.3),
+        torch.addcmul(x, x, x + 1, value=0.5),
+        F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], scale=0.3),
+    ),
+    "places of a grid": lambda x: tuple(
+        F.grid_sample(x[:, None], torch.stack([x[:, :3], x[:, 1:4] / 2], -1), mode, padding, align_corners=corners)
+        for mode in ("bilinear", "nearest")
+        for padding in ("zeros", "border")
+        for corners in (False, True)
+    ),
     "one number": lambda x: (x * x).mean(),
     "one number beside others": lambda x: x + x.mean(),
 }
@@ -149,6 +185,7 @@ def test_islands_of_tvm_in_every_rank(rank: int, tmp_path: Path) -> None:
         lambda x: x.amin(axis, keepdim=True),
         lambda x: x.logsumexp(axis),
         lambda x: F.rms_norm(x, [int(shape[-1])]),
+        lambda x: torch.count_nonzero(x > 0, axis).float(),
     ]
     functions += [normalised(rank), lambda x: F.group_norm(x, 2)] if rank > 1 else []
     functions += resamplings(rank, rng) if rank > 2 else []
@@ -160,6 +197,21 @@ def test_islands_of_tvm_in_every_rank(rank: int, tmp_path: Path) -> None:
     artifact = engine.lower(float_program(capture(net.eval(), (x,)))[0], tmp_path, name="model", layers={})
     for number, (got, right) in enumerate(zip(engine.load(artifact.path)([x]), wanted, strict=True)):
         torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"{shape}, {n}: {m}")
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_resampling_of_executorch(axes: int, tmp_path: Path) -> None:
+    """By a factor that the sizes are no ratio of the delegate takes another place."""
+    rng = np.random.default_rng(axes)
+    functions = resamplings(axes + 2, rng)
+    net = Net(lambda x: tuple(function(x) for function in functions))
+    x = torch.from_numpy(rng.standard_normal((1, 4, *(int(n) for n in rng.integers(5, 9, axes))), dtype=np.float32))
+    with torch.no_grad():
+        wanted = net(x)
+    engine = backends.backend("executorch")
+    artifact = engine.lower(float_program(capture(net.eval(), (x,)))[0], tmp_path, name="model", layers={})
+    for number, (got, right) in enumerate(zip(engine.load(artifact.path)([x]), wanted, strict=True)):
+        torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"{x.shape}, {n}: {m}")
 
 
 def convolutions(rng: np.random.Generator, axes: int) -> list[nn.Module]:

@@ -79,6 +79,8 @@ TRUTHS: dict[Any, Any] = {
     aten.bitwise_xor.Tensor: aten.logical_xor.default,
     aten.bitwise_not.default: aten.logical_not.default,
 }
+# of the first two alpha scales the first operand, of the others the second
+SCALED = (aten.rsub.Tensor, aten.rsub.Scalar, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
 TABLE = 2**20  # elements of a constant that is computed on capture
 TABLES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
 
@@ -205,6 +207,30 @@ def spell(module: GraphModule, node: Node) -> None:
         node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], list(value(node).shape)), {}
     elif node.target in TURNS:
         node.target, node.args, node.kwargs = aten.permute.default, (node.args[0], _order(node)), {}
+    elif node.target is aten.rrelu.default and not node_arg(node, 3, False):  # at inference its mean slope
+        low, high = node_arg(node, 1, 1 / 8), node_arg(node, 2, 1 / 3)
+        node.target, node.args, node.kwargs = aten.leaky_relu.default, (node.args[0], (low + high) / 2), {}
+    elif node.target in SCALED and _alpha(node) != 1:
+        _scale_apart(module, node)
+
+
+def _alpha(node: Node) -> Any:
+    return node.kwargs.get("alpha", node_arg(node, 2, 1))
+
+
+def _scale_apart(module: GraphModule, node: Node) -> None:
+    """a + alpha · b as a product and a sum: importers leave alpha out without a word, or refuse it."""
+    first, second = node.args[:2]
+    scaled = first if node.target in SCALED[:2] else second
+    product: Any
+    if isinstance(scaled, Node):
+        with module.graph.inserting_before(node):
+            product = module.graph.call_function(aten.mul.Tensor, (scaled, _alpha(node)))
+        product.meta = {**node.meta, "val": value(scaled)}
+    else:
+        product = scaled * _alpha(node)
+    node.args = (product, second) if scaled is first else (first, product)
+    node.kwargs = {}
 
 
 def _number(module: GraphModule, node: Node, number: Any) -> Node:
