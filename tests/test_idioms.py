@@ -93,6 +93,12 @@ def distances(net: Any, x: Tensor) -> Tensor:
     return net.a(x) + net.e(torch.where(apart < 2, apart, torch.min(far, torch.full_like(far, 5)))).permute(2, 0, 1)
 
 
+def packed(net: Any, x: Tensor) -> Tensor:
+    order = torch.arange(8)[None]
+    started = torch.diff(order, prepend=order[:, :1] - 1, dim=-1) != 1
+    return net.a(x).masked_fill(started.cumsum(-1) > 0, 0.0)
+
+
 def written_table(net: Any, x: Tensor) -> Tensor:
     table = torch.zeros(8, 8) * 2
     table[1:3] = x[0, 0, 1:3] + torch.arange(8).float().sin()
@@ -115,6 +121,7 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "numbers": (Net(written_out, a=conv()), (1, 3, 8, 8)),
     "positions": (Net(positions, a=conv()), (1, 3, 8, 8)),
     "distances": (Net(distances, a=conv(), e=nn.Embedding(6, 8)), (1, 3, 8, 8)),
+    "packed": (Net(packed, a=conv()), (1, 3, 8, 8)),
     "a table that is written to": (Net(written_table, a=conv()), (1, 3, 8, 8)),
     "norm over tokens": (nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5)), (1, 5, 7)),
     "norm over other tokens": (nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(6), nn.ReLU()), (1, 6, 7)),
@@ -181,6 +188,7 @@ def test_neutral_and_written_out_norms_leave_one_layer() -> None:
 def test_what_no_input_decides_is_a_constant() -> None:
     assert kinds(same(seeded(NETS["positions"][0]), (1, 3, 8, 8))) == ["conv2d", "add"]
     assert kinds(same(seeded(NETS["distances"][0]), (1, 3, 8, 8))) == ["conv2d", "add"]
+    assert kinds(same(seeded(NETS["packed"][0]), (1, 3, 8, 8))) == ["conv2d", "aten.masked_fill.Scalar"]
 
 
 @settings(max_examples=20, deadline=None)

@@ -36,6 +36,13 @@ NETWORKS: dict[str, Callable[[Tensor], Tensor | tuple[Tensor, ...]]] = {
         torch.where(x > 0, 0.5, x) * 2,
         torch.where(x > 0, 1.0, 2.0) * x,
     ),
+    "truths that are counted": lambda x: ((x > 0).cumsum(1) * 0.5, (x > 0).sum(1) * 0.5, (x > 0).sum() * 0.5),
+    "whole numbers beside a fraction": lambda x: (
+        (x * 4).long() * 0.5 + (x * 4).int() / 2,
+        (x * 4).long() - 0.5,
+        torch.where((x * 4).long() > 1.5, x, (x * 4).int()),
+        0.5 - (x > 0).long(),
+    ),
     "a part from the middle": lambda x: x.narrow(1, 1, 3) * 2,
     "computed indices": lambda x: x[0, (x[0, :, 0] > 0).long() - 1] * 2,
     "the largest of an axis": lambda x: (x * 2).max(1)[0],

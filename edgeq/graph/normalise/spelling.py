@@ -67,6 +67,12 @@ NOTHING_IF_SAME = (
     aten.squeeze.dims,
     aten.narrow.default,
 )
+# operators of two numbers, of which a whole one is widened where the other is not, what TVM does not do for a scalar
+PROMOTED = (
+    *(aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.pow),
+    *(aten.gt, aten.ge, aten.lt, aten.le, aten.eq, aten.ne),
+    aten.where,
+)
 # numbers to choose from, which are constants for those runtimes that choose between tensors alone
 CHOICES = (aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar)
 # of truth values the same; coremltools has no other spelling
@@ -82,7 +88,9 @@ TRUTHS: dict[Any, Any] = {
 # of the first two alpha scales the first operand, of the others the second
 SCALED = (aten.rsub.Tensor, aten.rsub.Scalar, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
 TABLE = 2**20  # elements of a constant that is computed on capture
-TABLES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
+TABLES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+# sums of truth values are whole numbers, which TVM adds up as truth values
+COUNTS = (aten.cumsum.default, aten.sum.default, aten.sum.dim_IntList, aten.cumprod.default)
 
 
 def open_graphs(module: GraphModule) -> None:
@@ -141,7 +149,7 @@ def compute_tables(module: GraphModule) -> None:
     """What no input and no weight decides, as the sines of positions, is computed now and kept as a constant.
 
     Up to TABLE elements. Indices too: where a logarithm decides one, as T5's distances in buckets, a runtime's last bit is
-    another row. Not masks, as runtimes have operators for those.
+    another row.
     """
     operators = [n for n in module.graph.nodes if n.op == "call_function"]
     if any(_mutates(n) for n in operators):  # what is a constant now may be written to later
@@ -190,6 +198,8 @@ def _attribute(module: GraphModule, held: GraphModule, inner: Node, prefix: str)
 
 def spell(module: GraphModule, node: Node) -> None:
     """Rewrite one node of `module` in its plain spelling, or leave it out where it changes nothing."""
+    if getattr(node.target, "overloadpacket", None) in PROMOTED:
+        _promote(module, node)
     if node.target is aten._assert_tensor_metadata.default:
         module.graph.erase_node(node)
     elif _changes_nothing(node):
@@ -199,6 +209,8 @@ def spell(module: GraphModule, node: Node) -> None:
         node.target = aten.reshape.default
     elif node.target in TRUTHS and value(node).dtype is torch.bool:
         node.target = TRUTHS[node.target]
+    elif node.target in COUNTS and value(node.args[0]).dtype is torch.bool:
+        node.args = (_cast(module, node, node.args[0], torch.int64), *node.args[1:])
     elif node.target in CHOICES:
         with module.graph.inserting_before(node):
             node.args = tuple(a if isinstance(a, Node) else _number(module, node, a) for a in node.args)
@@ -231,6 +243,27 @@ def _scale_apart(module: GraphModule, node: Node) -> None:
         product = scaled * _alpha(node)
     node.args = (product, second) if scaled is first else (first, product)
     node.kwargs = {}
+
+
+def _promote(module: GraphModule, node: Node) -> None:
+    if node.target is aten.where.default:  # places, no choice between two
+        return
+    begin = int(node.target is aten.where.self)  # behind its condition
+    operands: list[Any] = list(node.args[begin : begin + 2])
+    made = value(node).dtype
+    if not made.is_floating_point and len(operands) == 2:  # what a comparison compares in
+        made = torch.result_type(*(value(a) if isinstance(a, Node) else a for a in operands))
+    if made.is_floating_point:
+        for index, a in enumerate(operands, begin):
+            if isinstance(a, Node) and not value(a).is_floating_point():
+                node.update_arg(index, _cast(module, node, a, made))
+
+
+def _cast(module: GraphModule, node: Node, source: Any, dtype: torch.dtype) -> Node:
+    with module.graph.inserting_before(node):
+        made = module.graph.call_function(aten.to.dtype, (source, dtype))
+    made.meta = {**node.meta, "val": value(source).to(dtype)}
+    return made
 
 
 def _number(module: GraphModule, node: Node, number: Any) -> Node:
