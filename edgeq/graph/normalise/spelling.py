@@ -248,7 +248,7 @@ def _scale_apart(module: GraphModule, node: Node) -> None:
 def _promote(module: GraphModule, node: Node) -> None:
     if node.target is aten.where.default:  # places, no choice between two
         return
-    begin = int(node.target is aten.where.self)  # behind its condition
+    begin = int(getattr(node.target, "overloadpacket", None) is aten.where)  # behind its condition
     operands: list[Any] = list(node.args[begin : begin + 2])
     made = value(node).dtype
     if not made.is_floating_point and len(operands) == 2:  # what a comparison compares in
