@@ -58,11 +58,12 @@ def test_a_curve_between_two_convolutions_is_an_island_where_no_kernel_has_it(na
         nn.AvgPool2d(15, 8, 7, count_include_pad=False),
         nn.AvgPool2d(3, 2, ceil_mode=True),
         nn.AvgPool2d(3, 2, divisor_override=5),
+        nn.Upsample(scale_factor=1.5),
     ],
     ids=str,
 )
-def test_an_average_over_windows_of_unlike_counts(pool: nn.Module, runtime: str, tmp_path: Path) -> None:
-    """Taken for the integer kernel, ExecuTorch divided each window by its whole size, and LiteRT refused."""
+def test_what_an_integer_kernel_cannot_say_is_an_island(pool: nn.Module, runtime: str, tmp_path: Path) -> None:
+    """Averages over windows of unlike counts, which ExecuTorch divided by the whole size, and nearest pixels by a fraction."""
     torch.manual_seed(0)
     net = Gate(pool).eval()
     data = [(torch.randn(1, 3, 14, 14),) for _ in range(4)]

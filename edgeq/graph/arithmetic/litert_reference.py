@@ -29,6 +29,7 @@ LIMITED = {  # kind → what its operator cannot say (edgeq.graph.limits), so th
     "max_pool2d": "litert_max_pool",
     "pad": "litert_pad",
     "slice": "litert_slice",
+    "upsample_nearest": "xnnpack_upsample",
 }
 ADD_SHIFT = 20  # bits that add.cc and sub.cc gain before they rescale
 
