@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgeq import backends
-from edgeq.assembly import LOOKED_AT, as_task, assemble, capture_task, remembered, silent
+from edgeq.assembly import LOOKED_AT, as_task, assemble, capture_task, refuse_types, remembered, silent
 from edgeq.calib.calibrate import batches as checked
 from edgeq.calib.calibrate import calibrate
 from edgeq.calib.ends import with_ends
@@ -103,14 +103,10 @@ def quantize(
     Raises:
         EdgeqError: what is wrong with the task, its data, the plan, or which operator stands in the way.
     """
+    refuse_types(target=target, recipe=recipe, precision=precision, plan=plan, output=output)
     where = Path(output).absolute() if output is not None else None  # a task file may change the current folder
     plan = Path(plan).absolute() if isinstance(plan, (str, Path)) else plan
     task = as_task(task, example_inputs, calibration, evaluate)
-    for name, choice in (("target", target), ("recipe", recipe), ("precision", precision)):
-        if not isinstance(choice, (str, Recipe)):
-            raise EdgeqError(
-                f"{name} is a {type(choice).__name__}: give one name; portable is the target for all runtimes"
-            )
     given = load_plan(plan) if isinstance(plan, Path) else plan
     if given is not None:
         target, recipe = given.target, given.recipe
@@ -197,6 +193,8 @@ def export(
             runtime cannot run what was made.
     """
     model = saved(model)
+    if not isinstance(to, str):
+        raise EdgeqError(f"to is a {type(to).__name__}: export to one backend at a time")
     engine, runtime = backends.backend(to), backends.RUNTIMES[backends.runtime_of(to)]
     if not backends.installed(to):
         raise EdgeqError(

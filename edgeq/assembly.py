@@ -17,7 +17,7 @@ from edgeq.graph.convert import Resolved, convert, float_program
 from edgeq.graph.golden import golden
 from edgeq.graph.package import QuantizedModel
 from edgeq.graph.store import hash_of
-from edgeq.spec import EdgeqError, Progress, QuantPlan
+from edgeq.spec import EdgeqError, Progress, QuantPlan, Recipe
 from edgeq.task import Task, build, example, load_task
 
 LOOKED_AT = 2  # calibration batches on which the QDQ program is compared with the float network
@@ -35,6 +35,20 @@ def remembered(given: Iterable[Any], first: list[Any]) -> Iterator[Any]:
         yield batch
 
 
+def refuse_types(*, target: Any, recipe: Any, precision: Any, plan: Any, output: Any) -> None:
+    """Raise EdgeqError where a choice of `quantize` is of another type than it takes."""
+    several = "; portable is the target for all runtimes" if isinstance(target, (list, tuple)) else ""
+    for name, choice, kinds, words in (
+        ("target", target, (str,), f"give one name{several}"),
+        ("recipe", recipe, (str, Recipe), "give a name or a Recipe"),
+        ("precision", precision, (str,), "give one name; a plan says which layer gets another"),
+        ("plan", plan, (str, Path, QuantPlan, type(None)), "give a QuantPlan or the path of a plan.json"),
+        ("output", output, (str, Path, type(None)), "give the path of a folder"),
+    ):
+        if not isinstance(choice, kinds):
+            raise EdgeqError(f"{name} is a {type(choice).__name__}: {words}")
+
+
 def as_task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> Task:
     """What `quantize` was given, as a task.
 
@@ -47,14 +61,13 @@ def as_task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> 
                 f"quantize({type(task).__name__}) needs example_inputs=(tensor, …) and calibration=[batch, …] beside the network"
             )
         return Task(type(task).__name__, lambda: task, lambda: example_inputs, lambda: calibration, evaluate)
+    if not isinstance(task, (Task, str, Path)):
+        kind = f"the class {task.__name__}" if isinstance(task, type) else f"a {type(task).__name__}"
+        raise EdgeqError(f"quantize() was given {kind}: give a torch.nn.Module, a Task or a task file's path")
     if any(given is not None for given in (example_inputs, calibration, evaluate)):
         raise EdgeqError("example_inputs, calibration and evaluate go with a network; a task has its own")
     if isinstance(task, Task):
         return task
-    if not isinstance(task, (str, Path)):
-        raise EdgeqError(
-            f"quantize() was given a {type(task).__name__}: give a torch.nn.Module, a Task or a task file's path"
-        )
     return load_task(task)
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgeq import Task, quantize
+from edgeq import Task, export, quantize
 from edgeq.graph.capture import capture, confirm, leaves_like
 from edgeq.graph.own import compare, run, tensors, undisturbed
 from edgeq.run.metric import evaluate, float_metric
@@ -382,7 +382,7 @@ def test_a_network_beside_what_it_needs() -> None:
     assert torch.equal(model.simulate(X, "ideal")[0], model.simulate((X,), "ideal")[0])
     for wrong, said in (
         (lambda: quantize(net), "needs example_inputs="),
-        (lambda: quantize(3), "was given a int"),  # type: ignore[arg-type] # what it must refuse
+        (lambda: quantize(3), "was given a int: give a torch"),  # type: ignore[arg-type] # what it must refuse
         (lambda: quantize("none.py", calibration=[X]), "a task has its own"),
         (lambda: quantize(net, example_inputs=X, calibration=[X], target=["litert"]), "target is a list"),  # type: ignore[arg-type]
     ):
@@ -459,7 +459,10 @@ def test_batches_of_another_size_go_in_slices() -> None:
     ("function", "said"),
     [
         (lambda p, x: p["a"](x) * 0 + 1, "output 'output_0' is 1 everywhere on calibration batch 0"),
-        (lambda _, x: torch.log(-1 - x.abs()), "output 'output_0' holds NaN, of the module itself"),
+        (
+            lambda _, x: torch.log(-1 - x.abs()),
+            r"output 'output_0' holds NaN, of the module itself, first in log \(at .*test_own_module\.py:\d+\)",
+        ),
     ],
 )
 def test_outputs_that_say_nothing_are_warned_of(function: Callable[..., Any], said: str) -> None:
@@ -476,3 +479,32 @@ def test_weights_that_torchao_quantized_name_it() -> None:
     quantize_(net, Int8WeightOnlyConfig())
     with pytest.raises(EdgeqError, match=r"weight '0\.weight' is a .* of torchao, quantized already"):
         capture(net, (torch.randn(1, 64),))
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (lambda net, x: quantize(type(net), example_inputs=x, calibration=[x]), "was given the class Sequential"),
+        (
+            lambda net, x: quantize(net, example_inputs=x, calibration=[x], plan={"0": "fp32"}),
+            "plan is a dict: give a QuantPlan",
+        ),
+        (lambda net, x: quantize(net, example_inputs=x, calibration=[x], output=5), "output is a int: give the path"),
+        (lambda net, x: quantize(net, example_inputs=x, calibration=[x], recipe=3), "recipe is a int: give a name"),
+        (
+            lambda net, x: quantize(net, example_inputs=x, calibration=[x], target=["tvm"]),
+            "portable is the target for all",
+        ),
+        (
+            lambda net, x: export(quantize(net, example_inputs=x, calibration=[x]), ["tvm"]),
+            "to is a list: export to one",
+        ),
+        (
+            lambda net, x: quantize(net, example_inputs=x, calibration=[x]).qdq(x[0][:, :1]),
+            r"takes inputs of shape \(1, 3\)",
+        ),
+    ],
+)
+def test_arguments_of_another_type_are_one_sentence(act: Callable[[nn.Module, Any], Any], said: str) -> None:
+    with pytest.raises(EdgeqError, match=said):
+        act(nn.Sequential(nn.Linear(3, 2)).eval(), (torch.randn(1, 3),))

@@ -23,6 +23,7 @@ from edgeq.graph.ops import kind_of
 from edgeq.graph.own import (
     arguments,
     compare,
+    first_nan,
     place,
     plain,
     refuse_integers,
@@ -114,7 +115,7 @@ def confirm(model: nn.Module | ExportedProgram, captured: Captured, batch: Any) 
     for info, made in zip(captured.outputs, tensors(returned), strict=True):
         said = ""
         if made.isnan().any():
-            said = f"holds NaN, of the module itself, on {where}: mend the model or that input"
+            said = f"holds NaN, of the module itself{first_nan(captured.module, flat)}, on {where}: mend the model or that input"
         elif made.numel() > 1 and bool((made == made.flatten()[0]).all()):
             said = f"is {made.flatten()[0].item():g} everywhere on {where}, of the module itself: does it depend on its input?"
         if said:

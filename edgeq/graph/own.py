@@ -278,6 +278,25 @@ def same(a: Tensor, b: Tensor) -> bool:
     return not a.numel() or bool((a - b).abs().max() <= CLOSE * a.abs().max() + 1e-6)
 
 
+def first_nan(graph: GraphModule, flat: Sequence[Tensor]) -> str:
+    """`, first in log (at file:line)`: the first operator that makes NaN of numbers; empty where an input holds one."""
+    found = ""
+
+    class Looking(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            nonlocal found
+            made = super().run_node(n)
+            leaves = [t for t in pytree.tree_leaves(made) if isinstance(t, Tensor)]
+            if n.op == "call_function" and not found and any(bool(t.isnan().any()) for t in leaves):
+                found = f", first in {str(n.target).split('.')[1]}{place(n.meta.get('stack_trace') or '')}"
+            return made
+
+    if not any(bool(t.isnan().any()) for t in flat):
+        with torch.no_grad():
+            Looking(graph).run(*[t.clone() for t in flat])
+    return found
+
+
 def _first_parting(model: nn.Module, graph: GraphModule, nested: Any, flat: Sequence[Tensor], where: str) -> str:
     """The layer behind the last one whose output the graph has somewhere; a folded BatchNorm's convolution has none."""
     seen: list[tuple[str, Tensor]] = []

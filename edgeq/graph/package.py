@@ -112,11 +112,15 @@ class QuantizedModel:
         return simulate(self.integers, (inputs,) if isinstance(inputs, Tensor) else inputs, arithmetic)
 
     def qdq(self, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
-        """Outputs of the QDQ program itself, in float32: quantization simulated, kernels not."""
+        """Outputs of the QDQ program itself, in float32: quantization simulated, kernels not.
+
+        Raises:
+            EdgeqError: `inputs` are not of the network's shapes.
+        """
         return _run(self._qdq, inputs)
 
     def float(self, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
-        """Outputs of the float network the program came from."""
+        """Outputs of the float network the program came from; raises as `qdq` does."""
         return _run(self._float, inputs)
 
     def save(self, folder: Path, made_by: Mapping[str, str] | None = None) -> None:
@@ -267,6 +271,12 @@ def load_plan(path: Path) -> QuantPlan:
 def _run(module: GraphModule, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
     if isinstance(inputs, Tensor):  # one alone, which unpacking would take apart along its first axis
         inputs = (inputs,)
+    wanted = [tuple(n.meta["val"].shape) for n in module.graph.nodes if n.op == "placeholder"]
+    if [tuple(x.shape) for x in inputs] != wanted:
+        raise EdgeqError(
+            f"this network takes inputs of shape {', '.join(map(str, wanted))}, and was given "
+            f"{', '.join(str(tuple(x.shape)) for x in inputs) or 'none'}"
+        )
     with torch.no_grad(), ordered():
         outputs: tuple[Tensor, ...] = module(*inputs)
     return outputs
