@@ -81,8 +81,11 @@ def lower(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.tflite"
     beside = path.with_suffix(f".tmp{os.getpid()}")
-    beside.write_bytes(data)
-    beside.replace(path)
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     of = members(integers, layers) | walk.origins
     rows = coverage(data, of | {port: _keys(name, of) for name, port in walk.renamed.items()})
     transposes = sum(row.kind == LAYOUT and row.status == "integer" for row in rows)

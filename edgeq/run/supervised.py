@@ -22,7 +22,8 @@ ASKED = ("SIGINT", "SIGTERM", "SIGHUP")  # signals that somebody sent, which no 
 def supervised(command: Sequence[str]) -> int:
     """Run `command` until no runtime ends it; returns its exit code, 128 + signal where a signal ended it.
 
-    Where it dies while it lowers for one runtime, it is run again and `died` tells it so. Ctrl-C reaches both processes;
+    Where it dies while it lowers for one runtime, by a signal or as native code that calls exit, it is run again and `died`
+    tells it so. Ctrl-C reaches both processes;
     SIGTERM and SIGHUP are handed on.
     """
     dead: dict[str, str] = {}
@@ -32,7 +33,7 @@ def supervised(command: Sequence[str]) -> int:
             state.write_text(json.dumps({"died": dead}))
             status = _waited_for(command, {**os.environ, STATE: str(state)})
             busy = json.loads(state.read_text()).get("busy")
-            if 0 <= status < 256:
+            if busy is None and status >= 0:
                 return status
             if busy is None or busy in dead or manner(status).removeprefix("by ") in ASKED:
                 return 128 - status if status < 0 else 3
