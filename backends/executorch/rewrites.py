@@ -95,10 +95,19 @@ def _operator(editor: _Editor, node: Node) -> None:
         _matmul(editor, node)
     elif kind in WEIGHTED:
         _weight_only(editor, node, kind or "")
+    elif node.target is aten.softmax.int and value(node).dim() == 4 and node.args[1] in (3, -1):
+        _rows_of_softmax(editor, node)
     elif node.target is aten.conv_transpose1d.default and value(node).dim() == 3:
         _transposed_row(editor, node)
     elif node.target is aten.conv3d.default and value(node).dim() == 5:
         _volume(editor, node)
+
+
+def _rows_of_softmax(editor: _Editor, node: Node) -> None:
+    """A softmax of an image's rows as one of a table's: the delegate's last axis is the channels behind what it keeps so."""
+    table = editor.call(node, aten.reshape.default, node.args[0], [-1, value(node).shape[3]])
+    table = editor.call(node, aten.softmax.int, table, -1, *node.args[2:])
+    editor.replace(node, editor.call(node, aten.reshape.default, table, list(value(node).shape)))
 
 
 def _transposed_row(editor: _Editor, node: Node) -> None:

@@ -83,6 +83,7 @@ NETWORKS: dict[str, Callable[[Tensor], Tensor | tuple[Tensor, ...]]] = {
         for padding in ("zeros", "border")
         for corners in (False, True)
     ),
+    "a batch norm by numbers of forward's own": lambda x: F.batch_norm(x, torch.arange(5.0), torch.arange(1.0, 6.0)),
     "one number": lambda x: (x * x).mean(),
     "one number beside others": lambda x: x + x.mean(),
 }
@@ -219,6 +220,34 @@ def test_resampling_of_executorch(axes: int, tmp_path: Path) -> None:
     artifact = engine.lower(float_program(capture(net.eval(), (x,)))[0], tmp_path, name="model", layers={})
     for number, (got, right) in enumerate(zip(engine.load(artifact.path)([x]), wanted, strict=True)):
         torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"{x.shape}, {n}: {m}")
+
+
+def test_axes_behind_a_convolution_of_executorch(tmp_path: Path) -> None:
+    """The delegate keeps a convolution's output channels-last; a softmax of rows took the channels for them."""
+    row, column, channel = torch.arange(7.0), torch.arange(6.0)[:, None], torch.arange(4.0)[:, None, None]
+    functions: list[Callable[[Tensor], Tensor]] = [
+        *(lambda x, a=axis: x.softmax(a) for axis in (1, 2, 3, -1)),
+        lambda x: F.log_softmax(x, 3),
+        *(lambda x, o=other: (x + o) * (x - o) for other in (row, column, channel)),
+        lambda x: torch.minimum(x, row) * torch.maximum(x, column),
+        *(lambda x, a=axis: x * x.mean(a, keepdim=True) + x.amax(a, keepdim=True) for axis in (1, 2, 3)),
+        lambda x: torch.cat([x, x * 2], 3),
+        lambda x: F.pad(x, (1, 0, 0, 1, 2, 0)) * 2,
+        lambda x: x[..., 1:4].permute(0, 3, 1, 2) * 2,
+        lambda x: x.reshape(1, 2, 2, 6, 7) * 2,
+        lambda x: F.layer_norm(x, (7,)) @ torch.ones(7, 7).tril(),
+        lambda x: F.prelu(x, torch.tensor([0.1, 0.2, 0.3, 0.4])).flip(3),
+    ]
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(3, 4, 1), torch.randn(1, 3, 6, 7)
+    net = Net(lambda x: tuple(function(layer(x)) for function in functions))
+    net.layer = layer
+    with torch.no_grad():
+        wanted = net(x)
+    engine = backends.backend("executorch")
+    artifact = engine.lower(float_program(capture(net.eval(), (x,)))[0], tmp_path, name="model", layers={})
+    for number, (got, right) in enumerate(zip(engine.load(artifact.path)([x]), wanted, strict=True)):
+        torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"{n}: {m}")
 
 
 def convolutions(rng: np.random.Generator, axes: int) -> list[nn.Module]:

@@ -56,6 +56,8 @@ def _random(node: Node) -> bool:
 def fold_batch_norm(module: GraphModule, node: Node) -> None:
     """BatchNorm into the layer before it where the channels are that layer's; alone it is a 1×1 depthwise convolution.
 
+    One whose numbers forward computes stays.
+
     w' = w·γ/√(σ²+ε), b' = (b − μ)·γ/√(σ²+ε) + β, in float64.
     """
     source, mean, var = node.args[0], node.args[3], node.args[4]
@@ -65,6 +67,8 @@ def fold_batch_norm(module: GraphModule, node: Node) -> None:
             f"{stack[-1][0] if stack else node.name}: a BatchNorm with track_running_stats=False takes its statistics from "
             "every batch anew, which no runtime's BatchNorm does: train it with running statistics, or use InstanceNorm"
         )
+    if any(isinstance(number, Node) and number.op != "get_attr" for number in node.args[1:5]):
+        return
     eps = float(node.args[7] if node.target is aten.batch_norm.default else node.args[6])  # type: ignore[arg-type] # a float
     assert isinstance(source, Node) and isinstance(mean, Node) and isinstance(var, Node)
     mu, sigma = constant(module, mean).double(), torch.sqrt(constant(module, var).double() + eps)
