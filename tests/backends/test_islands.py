@@ -152,6 +152,18 @@ def test_attention_is_torchs_in_every_way_to_call_it(runtime: str, tmp_path: Pat
         torch.testing.assert_close(got, right, atol=loose, rtol=loose, msg=lambda m, n=number: f"{n}: {m}")
 
 
+def check_each(net: Net, x: Tensor, runtime: str, folder: Path) -> None:
+    """Every output of `net` on `runtime` beside torch's; the first that differs is named by its number."""
+    with torch.no_grad():
+        wanted = net(x)
+    engine = backends.backend(runtime)
+    artifact = engine.lower(float_program(capture(net.eval(), (x,)))[0], folder, name="model", layers={})
+    for number, (got, right) in enumerate(zip(engine.load(artifact.path)([x]), wanted, strict=True)):
+        torch.testing.assert_close(
+            got, right, atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"{tuple(x.shape)}, {n}: {m}"
+        )
+
+
 NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 MODES = {3: ("linear",), 4: ("bilinear", "bicubic"), 5: ("trilinear",)}
 
@@ -199,12 +211,7 @@ def test_islands_of_tvm_in_every_rank(rank: int, tmp_path: Path) -> None:
     functions += resamplings(rank, rng) if rank > 2 else []
     net = Net(lambda x: tuple(function(x) for function in functions))
     x = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
-    with torch.no_grad():
-        wanted = net(x)
-    engine = backends.backend("tvm")
-    artifact = engine.lower(float_program(capture(net.eval(), (x,)))[0], tmp_path, name="model", layers={})
-    for number, (got, right) in enumerate(zip(engine.load(artifact.path)([x]), wanted, strict=True)):
-        torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"{shape}, {n}: {m}")
+    check_each(net, x, "tvm", tmp_path)
 
 
 @pytest.mark.parametrize("axes", [1, 2])
@@ -214,12 +221,7 @@ def test_resampling_of_executorch(axes: int, tmp_path: Path) -> None:
     functions = resamplings(axes + 2, rng)
     net = Net(lambda x: tuple(function(x) for function in functions))
     x = torch.from_numpy(rng.standard_normal((1, 4, *(int(n) for n in rng.integers(5, 9, axes))), dtype=np.float32))
-    with torch.no_grad():
-        wanted = net(x)
-    engine = backends.backend("executorch")
-    artifact = engine.lower(float_program(capture(net.eval(), (x,)))[0], tmp_path, name="model", layers={})
-    for number, (got, right) in enumerate(zip(engine.load(artifact.path)([x]), wanted, strict=True)):
-        torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"{x.shape}, {n}: {m}")
+    check_each(net, x, "executorch", tmp_path)
 
 
 def test_axes_behind_a_convolution_of_executorch(tmp_path: Path) -> None:
@@ -242,12 +244,7 @@ def test_axes_behind_a_convolution_of_executorch(tmp_path: Path) -> None:
     layer, x = nn.Conv2d(3, 4, 1), torch.randn(1, 3, 6, 7)
     net = Net(lambda x: tuple(function(layer(x)) for function in functions))
     net.layer = layer
-    with torch.no_grad():
-        wanted = net(x)
-    engine = backends.backend("executorch")
-    artifact = engine.lower(float_program(capture(net.eval(), (x,)))[0], tmp_path, name="model", layers={})
-    for number, (got, right) in enumerate(zip(engine.load(artifact.path)([x]), wanted, strict=True)):
-        torch.testing.assert_close(got, right, atol=1e-4, rtol=1e-4, msg=lambda m, n=number: f"{n}: {m}")
+    check_each(net, x, "executorch", tmp_path)
 
 
 def convolutions(rng: np.random.Generator, axes: int) -> list[nn.Module]:
