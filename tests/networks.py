@@ -113,6 +113,16 @@ def seeded(network: type[nn.Module]) -> nn.Module:
     return made.eval()
 
 
+def trained() -> nn.Sequential:
+    """A small network in the middle of its training, its BatchNorm frozen."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(8, 4, 1))
+    net.train()
+    net[1].eval()
+    net[0].bias.requires_grad_(False)  # type: ignore[union-attr] # a parameter
+    return net
+
+
 def inputs(network: type[nn.Module], seed: int = 0) -> tuple[Any, ...]:
     """Random inputs of the shape `network` takes."""
     generator = torch.Generator().manual_seed(seed)
