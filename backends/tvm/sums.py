@@ -8,7 +8,8 @@ registers through the whole sum. Every kernel is one PrimFunc (x, weight, bias, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,6 +226,7 @@ def _stage(
 def _dense(
     T: Any, op: IntegerOp, g: Geometry, m: Machine, x: Any, weight: Any, bias: Any, ratio: Any, out: Any
 ) -> None:
+    """Channels summed through: a register tile is some pixels of a row × vectors along the output channels."""
     zero_point = op.input_qparams[0].zero_point[0]
     each, outs = g.channels // g.groups, g.out_channels // g.groups
     quads, vectors = -(-each // m.group), -(-outs // m.lanes)
@@ -254,9 +256,7 @@ def _dense(
             phase = (r * pw + q) * (g.groups * vectors * m.lanes)
             top = line * g.stride[0] + (r + g.shift[0]) // ph
             left = first * g.stride[1] + (q + g.shift[1]) // pw
-            origin = T.Bind(
-                (top * columns + left) * (g.groups * quads) + group * quads
-            )  # in groups, as all that is read
+            origin = T.Bind((top * columns + left) * (g.groups * quads) + group * quads)  # in groups, as all reads
             packed = T.Bind((((r * pw + q) * g.groups) * vectors + block * wide) * (kh * kw * quads * step))
             total = T.alloc_buffer((pixels * wide * m.lanes,), "int32", scope="global")
             places = [[T.ramp((p * wide + v) * m.lanes, 1, m.lanes) for v in range(wide)] for p in range(pixels)]
@@ -264,45 +264,51 @@ def _dense(
                 start = T.Bind(bias[T.ramp(phase + channel + v * m.lanes, 1, m.lanes)])
                 for p in range(pixels):
                     T.buffer_store(total, start, [places[p][v]])
-            with T.serial(0, kh) as y, T.serial(0, kw) as z, T.serial(0, quads // chunk) as k:
-                at = T.Bind(packed + ((y * kw + z) * quads + k * chunk) * step)
-                tap = y * (g.dilation[0] * columns) + z * g.dilation[1]
-                place = T.Bind(origin + tap * (g.groups * quads) + k * chunk)
-                reads = [place + p * (g.stride[1] * g.groups * quads) for p in range(pixels)]
-                inputs = [m.load(T, staged, start, chunk) for start in reads]
-                if chunk > 1:
-                    inputs = [T.Bind(i) for i in inputs]
-                for j in range(chunk):
-                    rows = [at + v * (kh * kw * quads * step) + j * step for v in range(wide)]
-                    loaded = [T.Bind(weight[T.ramp(start, 1, step)]) for start in rows]
-                    for p in range(pixels):
-                        data = m.spread(T, inputs[p], j, chunk)
-                        for v in range(wide):
-                            T.buffer_store(total, m.dot(T, total[places[p][v]], data, loaded[v]), [places[p][v]])
+            _accumulate(T, g, m, staged, columns, quads, origin, weight, packed, total, places)
             row = T.Bind((t.row + line) * ph + r)
             for v in range(wide):
-                lane = channel + v * m.lanes
+                lane, beside = channel + v * m.lanes, v * m.lanes
                 for p in range(pixels):
                     column = T.Bind((t.column + first + p) * pw + q)
-                    pixel_at = Pixel(
-                        t.image, row, column, group * outs + inner + v * m.lanes, inner + v * m.lanes, outs
-                    )
-                    _guard(
-                        T,
-                        column < g.out[1],
-                        pw > 1,
-                        lambda p=p, v=v, lane=lane, at=pixel_at: _finish(
-                            T, op, g, m, total, (p * wide + v) * m.lanes, range(m.lanes), ratio, lane, out, at
-                        ),
-                    )
+                    at = Pixel(t.image, row, column, group * outs + inner + beside, inner + beside, outs)
+                    with _guard(T, column < g.out[1], pw > 1):
+                        _finish(T, op, g, m, total, (p * wide + v) * m.lanes, range(m.lanes), ratio, lane, out, at)
 
         tiles = -(-c.columns // pixels)
         loops = T.serial(0, ph), T.serial(0, pw), T.serial(0, t.blocks), T.serial(0, t.rows), T.serial(0, tiles)
         with loops[0] as r, loops[1] as q, loops[2] as b, loops[3] as line, loops[4] as number:
             there = (t.row + line) * ph + r < g.out[0]
-            _guard(T, there, ph > 1, lambda: tile(line, r, q, t.block + b, number))
+            with _guard(T, there, ph > 1):
+                tile(line, r, q, t.block + b, number)
 
     _tasks(T, g, c, blocks, task)
+
+
+def _accumulate(
+    T: Any, g: Geometry, m: Machine, staged: Any, columns: int, quads: int, origin: Any, weight: Any, packed: Any,
+    total: Any, places: Sequence[Sequence[Any]],
+) -> None:  # fmt: skip
+    """Add a register tile's products to `total`, whose vectors lie at places[pixel][vector].
+
+    quads: instructions for one tap of a group. origin: the first that the tile reads of `staged`, with `columns` pixels a row.
+    packed: its first weight.
+    """
+    (kh, kw), chunk, step = g.kernel, m.chunk(quads), m.lanes * m.group
+    pixels, wide = range(len(places)), range(len(places[0]))
+    with T.serial(0, kh) as y, T.serial(0, kw) as z, T.serial(0, quads // chunk) as k:
+        at = T.Bind(packed + ((y * kw + z) * quads + k * chunk) * step)
+        tap = y * (g.dilation[0] * columns) + z * g.dilation[1]
+        place = T.Bind(origin + tap * (g.groups * quads) + k * chunk)
+        inputs = [m.load(T, staged, place + p * (g.stride[1] * g.groups * quads), chunk) for p in pixels]
+        if chunk > 1:
+            inputs = [T.Bind(i) for i in inputs]
+        for j in range(chunk):
+            rows = [at + v * (kh * kw * quads * step) + j * step for v in wide]
+            loaded = [T.Bind(weight[T.ramp(start, 1, step)]) for start in rows]
+            for p in pixels:
+                data = m.spread(T, inputs[p], j, chunk)
+                for v in wide:
+                    T.buffer_store(total, m.dot(T, total[places[p][v]], data, loaded[v]), [places[p][v]])
 
 
 def _depthwise(
@@ -403,10 +409,11 @@ def _finish(
         T.buffer_store(out, m.requantize(T, held[index], ratio[lane + k], op, 1) if m.scalar else held[k], [place])
 
 
-def _guard(T: Any, condition: Any, needed: bool, body: Any) -> None:
-    """Emit `body`, under `condition` where it is needed."""
+@contextmanager
+def _guard(T: Any, condition: Any, needed: bool) -> Iterator[None]:
+    """Emit what follows, under `condition` where it is needed."""
     if not needed:
-        body()
+        yield
         return
     with T.If(condition), T.Then():
-        body()
+        yield
