@@ -99,7 +99,7 @@ def planned(module: Any) -> Plan:
     if len(set(results)) < len(results) or any(r not in {var for var, _ in calls} for r in results):
         raise EdgeqError("a program for hexagon returns each of its results once, and none of its inputs as it is")
     found: dict[Any, list[int]] = {}  # variable → indices of its values, several of a tuple
-    roots: dict[Any, Any] = {}  # variable → the one whose memory it shares
+    roots = _roots(module, calls, results)
 
     def add(value: Value) -> int:
         plan.values.append(value)
@@ -109,17 +109,6 @@ def planned(module: Any) -> Plan:
         (kind,) = _types(parameter)
         found[parameter] = [add(Value(*kind, "input", index))]
     plan.inputs = [found[p][0] for p in main.params]
-    for var, call in calls:
-        roots[var] = var
-        if isinstance(call, relax.TupleGetItem):
-            roots[var] = roots[call.tuple_value]
-        elif getattr(getattr(call, "op", None), "name", "") != "relax.call_tir":
-            raise EdgeqError(f"a program for hexagon calls kernels only, and this one does {call}")
-        elif var not in results and relax.analysis.has_reshape_pattern(module[call.args[0]]):
-            (source,) = call.args[1].fields
-            roots[var] = var if isinstance(source, relax.Constant) else roots.get(source, source)
-    if any(not roots[r].same_as(r) for r in results):
-        raise EdgeqError("a program for hexagon returns what a kernel computes alone, and not one of several results")
     uses: dict[Any, int] = {}  # variable → the last step that reads it
     for i, (_, call) in enumerate(calls):
         sources = [] if isinstance(call, relax.TupleGetItem) else list(call.args[1].fields)
@@ -151,6 +140,29 @@ def planned(module: Any) -> Plan:
     plan.scratch = arena.size
     plan.workspace = max((_workspace(module[name]) for name, _ in plan.steps), default=0)
     return plan
+
+
+def _roots(module: Any, calls: list[tuple[Any, Any]], results: list[Any]) -> dict[Any, Any]:
+    """Variable → the one whose memory it shares: the tuple that it is a part of, what it is a view of, else itself.
+
+    Raises:
+        EdgeqError: a call is of no kernel, or a result shares memory.
+    """
+    from tvm import relax
+
+    roots: dict[Any, Any] = {}
+    for var, call in calls:
+        roots[var] = var
+        if isinstance(call, relax.TupleGetItem):
+            roots[var] = roots[call.tuple_value]
+        elif getattr(getattr(call, "op", None), "name", "") != "relax.call_tir":
+            raise EdgeqError(f"a program for hexagon calls kernels only, and this one does {call}")
+        elif var not in results and relax.analysis.has_reshape_pattern(module[call.args[0]]):
+            (source,) = call.args[1].fields
+            roots[var] = var if isinstance(source, relax.Constant) else roots.get(source, source)
+    if any(not roots[r].same_as(r) for r in results):
+        raise EdgeqError("a program for hexagon returns what a kernel computes alone, and not one of several results")
+    return roots
 
 
 class _Arena:
