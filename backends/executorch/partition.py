@@ -6,25 +6,24 @@ from typing import Any
 
 
 def partitioner() -> Any:
-    """An XnnpackPartitioner that also delegates int8 padding and linear layers with int8 weights alone.
-
-    Padding of an int8 tensor whose result stays float is left outside: the delegate pads from one type to the same.
-    A maximum goes to the delegate only where the axis is kept and is one of an image's, a PReLU only on images: its
-    serialiser and its passes fail on others. A GELU by tanh stays outside: the delegate computes the one by erf.
-    Bilinear resampling by a factor that the sizes are no ratio of stays outside too, as the delegate goes by sizes.
-    The runtime has both kernels (static constant pad on int8; f32 × qc8w fully connected); the stock configuration
-    declares the first float only and asks of the second that its activations be quantized too.
-    """
+    """An XnnpackPartitioner that delegates what the runtime has kernels for, and leaves outside what they get wrong."""
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
-    from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
-    from executorch.backends.xnnpack.partition.config.generic_node_configs import (
-        ConstantPadConfig,
-        GeluConfig,
-        UpsampleBilinear2dConfig,
-    )
-    from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig, PreluConfig
-    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    ours = _wider() | _narrower()
+    return XnnpackPartitioner(configs=[ours.get(config, config) for config in ALL_PARTITIONER_CONFIGS])
+
+
+def _wider() -> dict[Any, Any]:
+    """Stock rule → ours, which also takes int8 padding, and linear layers with int8 weights alone.
+
+    The runtime has both kernels (static constant pad on int8; f32 × qc8w fully connected); the stock configuration
+    declares the first float only and asks of the second that its activations be quantized too. Padding of an int8 tensor
+    whose result stays float is left outside: the delegate pads from one type to the same.
+    """
+    from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import ConstantPadConfig
+    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
     from executorch.backends.xnnpack.utils.quant_utils import is_dequant, is_quant, tag_as_implicit_q_dq
 
     class IntegerPad(ConstantPadConfig):  # type: ignore[misc] # executorch ships no types
@@ -42,6 +41,19 @@ def partitioner() -> Any:
                 return super().get_deps(node, ep)  # type: ignore[no-any-return] # untyped
             tag_as_implicit_q_dq(weight)
             return True, [weight, *weight.all_input_nodes]
+
+    return {ConstantPadConfig: IntegerPad, LinearConfig: WeightOnlyLinear}
+
+
+def _narrower() -> dict[Any, Any]:
+    """Stock rule → ours, which leaves outside what the delegate fails on or computes otherwise.
+
+    A maximum goes to the delegate only where the axis is kept and is one of an image's, a PReLU only on images: its
+    serialiser and its passes fail on others. A GELU by tanh stays outside: the delegate computes the one by erf.
+    Bilinear resampling by a factor that the sizes are no ratio of stays outside too, as the delegate goes by sizes.
+    """
+    from executorch.backends.xnnpack.partition.config.generic_node_configs import GeluConfig, UpsampleBilinear2dConfig
+    from executorch.backends.xnnpack.partition.config.node_configs import MaxDimConfig, PreluConfig
 
     class KeptMax(MaxDimConfig):  # type: ignore[misc] # executorch ships no types
         def check_constraints(self, node: Any, ep: Any) -> bool:
@@ -63,12 +75,9 @@ def partitioner() -> Any:
             whole = factors is None or all(n * f == m for (n, m), f in zip(sizes, factors, strict=True))
             return bool((whole or node.args[2]) and super().check_constraints(node, ep))
 
-    ours = {
-        ConstantPadConfig: IntegerPad,
-        LinearConfig: WeightOnlyLinear,
+    return {
         MaxDimConfig: KeptMax,
         PreluConfig: ImagePrelu,
         GeluConfig: ExactGelu,
         UpsampleBilinear2dConfig: SizedBilinear,
     }
-    return XnnpackPartitioner(configs=[ours.get(config, config) for config in ALL_PARTITIONER_CONFIGS])
