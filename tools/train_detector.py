@@ -22,7 +22,7 @@ from edgeq.lidar.detectors import DETECTORS, WEIGHTS, Detector
 from edgeq.lidar.frame import Frame
 from edgeq.lidar.scenes import HDL64_FRONT, scene
 from edgeq.lidar.synthetic import TRAINING
-from edgeq.lidar.training import augment, collate, losses, samples, targets
+from edgeq.lidar.training import Sample, augment, collate, losses, samples, targets
 
 FIRST_SEED = TRAINING
 BANK_SCENES = 150
@@ -75,9 +75,7 @@ def train(detector: Detector, options: argparse.Namespace) -> None:
     started, recent, first = time.monotonic(), [], done
     try:
         for step in range(first, options.steps):
-            random = np.random.default_rng([options.seed, step])
-            seeds = FIRST_SEED + step * options.batch + np.arange(options.batch)
-            frames = [augment(made(int(s)), bank, random) for s in seeds]
+            frames = fresh(options, step, bank)
             inputs = collate([pipeline.prepare(f.points, detector.pipeline, padded=False).inputs for f in frames])
             heads = network(*(x.to(options.device) for x in inputs))
             shape = heads["heatmap"].shape[2:]
@@ -107,6 +105,13 @@ def train(detector: Detector, options: argparse.Namespace) -> None:
     save()
     if done >= options.steps or options.publish:
         export(averaged.module, WEIGHTS / f"{detector.name}.safetensors")
+
+
+def fresh(options: argparse.Namespace, step: int, bank: list[Sample]) -> list[Frame]:
+    """The scenes of a step, with objects of `bank` in them: the same however often the training was interrupted."""
+    random = np.random.default_rng([options.seed, step])
+    seeds = FIRST_SEED + step * options.batch + np.arange(options.batch)
+    return [augment(made(int(s)), bank, random) for s in seeds]
 
 
 def one_cycle(done: float) -> float:

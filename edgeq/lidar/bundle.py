@@ -61,16 +61,7 @@ def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float
     Raises:
         EdgeqError: the model's task says nothing of a pipeline, or the backend cannot lower a part.
     """
-    settings = (model.preprocessing or {}).get("pipeline")
-    if not settings:
-        raise EdgeqError(f'{model.name} is no lidar detector: its task file has no PREPROCESSING = {{"pipeline": …}}')
-    try:
-        for name in pipeline.NEEDED:
-            pipeline.part(settings, name)
-        if "split" in settings and not {"rows", "image"} <= set(settings["split"] or ()):
-            raise ValueError("the pipeline's split needs rows and image, the layers on both sides of the scatter")
-    except ValueError as error:
-        raise EdgeqError(f"{model.name}, PREPROCESSING: {error}") from error
+    settings = _settings(model)
     runtime = backends.runtime_of(to)
     if not backends.installed(to):
         raise EdgeqError(f"backend {to} is not installed: pip install 'edgeq[{runtime}]'")
@@ -114,6 +105,25 @@ def write(model: QuantizedModel, to: str, folder: Path, points: NDArray[np.float
             stacklevel=3,
         )
     return [str(row["file"]) for row in described]
+
+
+def _settings(model: QuantizedModel) -> dict[str, Any]:
+    """The pipeline of the model's task, complete.
+
+    Raises:
+        EdgeqError: the task says nothing of a pipeline, or it lacks something.
+    """
+    settings: dict[str, Any] | None = (model.preprocessing or {}).get("pipeline")
+    if not settings:
+        raise EdgeqError(f'{model.name} is no lidar detector: its task file has no PREPROCESSING = {{"pipeline": …}}')
+    try:
+        for name in pipeline.NEEDED:
+            pipeline.part(settings, name)
+        if "split" in settings and not {"rows", "image"} <= set(settings["split"] or ()):
+            raise ValueError("the pipeline's split needs rows and image, the layers on both sides of the scatter")
+    except ValueError as error:
+        raise EdgeqError(f"{model.name}, PREPROCESSING: {error}") from error
+    return settings
 
 
 def parts(model: QuantizedModel, settings: dict[str, Any]) -> list[QuantizedModel]:
