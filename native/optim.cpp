@@ -8,7 +8,9 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <new>
 
 #if defined(__x86_64__)
@@ -24,6 +26,7 @@ namespace {
 constexpr int kLargestBlock = 4096;  // state values; a block lies in a thread's first-level cache
 constexpr int kLines = 7;            // decades of the map
 constexpr int kStep = 64;            // codes handled at once; block sizes are multiples of it
+constexpr float kLeastTop = 0x1p-64f;       // below it the inverse of a block's largest magnitude is not taken
 constexpr uint32_t kTooLarge = 0x5f000000;  // bits of 2^63: above it a gradient's square may be infinite
 
 }  // namespace
@@ -154,67 +157,119 @@ TARGET(AVX512) void decode_avx512(const uint8_t* codes, int count, const Map& ma
     }
 }
 
-// What finds the candidate: a factor that brings a magnitude into its decade's multiple of [0.1, 2), and back, by exponent
-// from 2^-24 on; what is smaller is treated like that.
-struct Finder {
-    __m512 up[2], down[2];
-    __m512 slope[2], offset[2], shift;
+// How a ratio's magnitude is found by one multiplication. Ratios are sorted into 16 slots, each a factor of four wide (what is
+// below 2^-31 goes to the first), so that a slot has at most one border between two decades: a threshold, infinite where there
+// is none. `slope` is that of the decade up to the border and of the one above it. The line's value, t * slope + kStart, runs
+// from 4 to 8 within the decade; its mantissa counts the decade's cells, from the highest bit on. Rotated right, its low byte
+// is the magnitude's index (without a sign, one more), as the implicit bit of the mantissa counts the magnitudes below, and
+// the top bits are the fraction of a cell. How far to rotate is in the slope's own five lowest bits, the ones that vprorvd
+// reads, which moves the line by less than kNear; so close above a cell's edge, the thresholds themselves decide.
+struct Lines {
+    __m512 border, slope[2];
 };
 
-constexpr int kLeastExponent = 127 - 24;
+constexpr uint32_t kStart = 0x40638e60;          // bits of 4 - 0.4 / 0.9, and what puts every edge below the rounded line's
+constexpr uint32_t kNear = 36;                   // in units of the line's last place; by check of every float32 from 0 to 1
+constexpr uint32_t kLeast = 96u << 23;           // bits of 2^-31
+constexpr int kDecades = kLines + 1;             // with that of 1 alone
 
-TARGET(AVX512) Finder finder512(const Map& map) {
-    alignas(64) float up[32] = {}, down[32] = {};
-    for (int exponent = -24; exponent <= 0; ++exponent) {
-        int decade = kLines - 1;
-        double factor = 1;
-        while (decade > 0 && std::ldexp(factor, exponent) < 0.1) factor *= 10, --decade;
-        up[exponent + 24] = static_cast<float>(factor);
-        down[exponent + 24] = std::ldexp(map.is_signed ? 1.0f : 2.0f, decade - (kLines - 1));
+inline float of_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+// Bits of the slope of a decade (-1: of zero) in a slot that ends at `upper`, with the rotation in the lowest five.
+uint32_t slope_bits(const Map& map, int decade, float upper) {
+    constexpr uint32_t kBeyond = 0x53800000;  // 2^40: above any cap, whose bits are rotated to 0 and 1 then
+    constexpr uint32_t kOne = 0x3ee7ae00;     // 0.4525: 1 becomes the first cell's middle
+    if (map.is_signed && decade <= 0) return kBeyond | (decade < 0 ? 0 : 30);
+    if (decade < 0) return 22;                                             // kStart is rotated to 1
+    if (!map.is_signed && decade == 0 && upper <= map.thresholds[1]) return 29;  // to 2
+    if (decade == kLines) return kOne | (map.is_signed ? 16 : 15);
+    double slope = 4 / 0.9;
+    for (int above = decade; above < kLines - 1; ++above) slope *= 10;
+    const float single = static_cast<float>(slope);
+    uint32_t bits;
+    std::memcpy(&bits, &single, 4);
+    bits = (bits & ~31u) | static_cast<uint32_t>((map.is_signed ? 23 : 22) - decade);
+    for (const uint32_t other : {bits - 32, bits + 32})
+        if (std::fabs(of_bits(other) - slope) < std::fabs(of_bits(bits) - slope)) bits = other;
+    return bits;
+}
+
+TARGET(AVX512) Lines lines512(const Map& map) {
+    float borders[kDecades];  // above it a ratio is in the decade
+    for (int decade = 0; decade < kDecades; ++decade)
+        borders[decade] = map.thresholds[map.is_signed ? (1 << decade) - 1 : (2 << decade) - 2];
+    alignas(64) float border[16];
+    alignas(64) uint32_t slope[32];
+    for (int slot = 0; slot < 16; ++slot) {
+        const float lower = slot ? std::ldexp(1.0f, 2 * slot - 31) : 0, upper = std::ldexp(1.0f, 2 * slot - 29);
+        int decade = -1;
+        while (decade + 1 < kDecades && borders[decade + 1] < lower) ++decade;
+        const bool parted = decade + 1 < kDecades && borders[decade + 1] < upper;
+        border[slot] = parted ? borders[decade + 1] : INFINITY;
+        slope[slot] = slope_bits(map, decade, upper);
+        slope[slot + 16] = slope_bits(map, decade + parted, upper);
     }
-    Finder made;
-    for (int i = 0; i < 2; ++i) {
-        made.up[i] = _mm512_load_ps(up + 16 * i);
-        made.down[i] = _mm512_load_ps(down + 16 * i);
+    return {_mm512_load_ps(border),
+            {_mm512_castsi512_ps(_mm512_load_si512(slope)), _mm512_castsi512_ps(_mm512_load_si512(slope + 16))}};
+}
+
+// Ratios to their lines' rotated values. x: at most 1, without a sign where the map has none.
+template <bool kSigned>
+TARGET(AVX512) INLINE __m512i rotated512(__m512 x, const Lines& by) {
+    const __m512i least = _mm512_set1_epi32(kLeast);
+    __m512i bits = _mm512_castps_si512(x);
+    if (kSigned) bits = _mm512_max_epu32(_mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)), least);
+    const __m512i slot = _mm512_srli_epi32(kSigned ? bits : _mm512_max_epu32(bits, least), 24);  // 48 to 63
+    const __m512 t = _mm512_castsi512_ps(bits);
+    const __mmask16 above = _mm512_cmp_ps_mask(t, _mm512_permutexvar_ps(slot, by.border), _CMP_GT_OQ);
+    const __m512i chosen = _mm512_mask_xor_epi32(slot, above, slot, _mm512_set1_epi32(16));
+    const __m512 slope = _mm512_permutex2var_ps(by.slope[1], chosen, by.slope[0]);
+    const __m512 line = _mm512_fmadd_ps(t, slope, _mm512_castsi512_ps(_mm512_set1_epi32(kStart)));
+    // up to the border, a decade's last cell is twice as wide: never beyond its first half
+    const __m512i cap = _mm512_set1_epi32(kSigned ? 0x40ff0000 : 0x40ff8000);
+    return _mm512_rorv_epi32(_mm512_min_epu32(_mm512_castps_si512(line), cap), _mm512_castps_si512(slope));
+}
+
+template <bool kSigned>
+TARGET(AVX512) INLINE __mmask16 unsettled512(__m512i rotated) {
+    return _mm512_cmplt_epu32_mask(rotated, _mm512_set1_epi32(kNear << (kSigned ? 15 : 16)));
+}
+
+// Codes of 16 values that `rotated512` may have put one too high.
+template <bool kSigned>
+TARGET(AVX512)
+__attribute__((noinline, cold)) void settle512(__m512i rotated, const float* in, float inverse, const Map& map, uint8_t* codes) {
+    for (unsigned left = unsettled512<kSigned>(rotated); left; left &= left - 1) {
+        const int i = __builtin_ctz(left);
+        const float t = std::fabs(in[i] * inverse);
+        int magnitude = kSigned ? std::abs(codes[i] - 127) : codes[i];
+        magnitude -= magnitude > 0;
+        while (t > map.thresholds[magnitude]) ++magnitude;
+        const bool negative = kSigned && in[i] < 0;
+        codes[i] = static_cast<uint8_t>(negative ? 127 - (magnitude < 127 ? magnitude : 127) : (kSigned ? 127 : 0) + magnitude);
     }
-    // the signed map's magnitudes in its highest decade and the one that would follow: 64 and 128 cells
-    made.slope[0] = _mm512_set1_ps(64 / 0.9f);
-    made.offset[0] = _mm512_set1_ps(64 - 6.4f / 0.9f);
-    made.slope[1] = _mm512_set1_ps(128 / 9.0f);
-    made.offset[1] = _mm512_set1_ps(128 - 128 / 9.0f);
-    made.shift = _mm512_set1_ps(map.is_signed ? -0.25f : -1.25f);
-    return made;
 }
 
-// The magnitude's index or one less, as `Map`'s lines give it; exact enough in any rounding, as the threshold decides.
-// t: 0 or above.
-TARGET(AVX512) INLINE __m512i candidate512(__m512 t, const Finder& by) {
-    const __m512i exponent =
-        _mm512_subs_epu16(_mm512_srli_epi32(_mm512_castps_si512(t), 23), _mm512_set1_epi32(kLeastExponent));
-    const __m512 u = _mm512_mul_ps(t, _mm512_permutex2var_ps(by.up[0], exponent, by.up[1]));
-    const __m512 f = _mm512_min_ps(_mm512_fmadd_ps(by.slope[0], u, by.offset[0]), _mm512_fmadd_ps(by.slope[1], u, by.offset[1]));
-    return _mm512_cvttps_epi32(_mm512_fmadd_ps(f, _mm512_permutex2var_ps(by.down[0], exponent, by.down[1]), by.shift));
-}
-
-TARGET(AVX512) INLINE __m512i signed512(__m512i magnitude, __m512 x, __m512i zero) {
-    const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-    return _mm512_mask_sub_epi32(_mm512_add_epi32(zero, magnitude), negative, zero, _mm512_min_epi32(magnitude, zero));
-}
-
-TARGET(AVX512) void encode_avx512(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
-    __m512 table[16];
-    for (int i = 0; i < 16; ++i) table[i] = _mm512_loadu_ps(map.thresholds + 16 * i);
-    const int pairs = map.is_signed ? 4 : 8;
-    const Finder by = finder512(map);
-    const __m512 scale = _mm512_set1_ps(inverse);
-    const __m512i zero = _mm512_set1_epi32(map.is_signed ? 127 : 0);
+template <bool kSigned>
+TARGET(AVX512)
+void encode_avx512(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
+    const Lines by = lines512(map);
+    const __m512i zero = _mm512_set1_epi32(127);
     for (int i = 0; i < count; i += 16) {
-        const __m512 x = _mm512_loadu_ps(in + i);
-        const __m512 t = _mm512_abs_ps(_mm512_mul_ps(x, scale));
-        __m512i magnitude = candidate512(t, by);
-        const __mmask16 above = _mm512_cmp_ps_mask(t, lookup512(table, pairs, magnitude), _CMP_GT_OQ);
-        magnitude = _mm512_mask_add_epi32(magnitude, above, magnitude, _mm512_set1_epi32(1));
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtepi32_epi8(signed512(magnitude, x, zero)));
+        const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(in + i), _mm512_set1_ps(inverse));
+        const __m512i rotated = rotated512<kSigned>(x, by);
+        __m512i code = _mm512_sub_epi32(rotated, _mm512_set1_epi32(1));
+        if (kSigned) {  // magnitude 128 is no negative value's
+            const __m512i magnitude = _mm512_and_si512(rotated, _mm512_set1_epi32(255));
+            code = _mm512_mask_sub_epi32(_mm512_add_epi32(zero, magnitude), _mm512_movepi32_mask(_mm512_castps_si512(x)), zero,
+                                         _mm512_min_epi32(magnitude, zero));
+        }
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtepi32_epi8(code));
+        if (__builtin_expect(unsettled512<kSigned>(rotated), 0)) settle512<kSigned>(rotated, in + i, inverse, map, codes + i);
     }
 }
 
@@ -255,16 +310,16 @@ TARGET(VBMI) INLINE __m512i turned(__m512i codes) {
 }
 
 struct Tables {
-    Planes magnitudes;          // signed: 1 to 128; that of 0 is 0
-    Planes low, high;           // unsigned values
-    Planes thresholds[3];       // signed; unsigned, low and high
-    Finder by[2];               // signed, unsigned
+    Planes magnitudes;  // signed: 1 to 128; that of 0 is 0
+    Planes low, high;   // unsigned values
+    Lines lines[2];     // unsigned, signed
 };
 
 TARGET(VBMI) Tables tables(const Map& signed_map, const Map& unsigned_map) {
-    return {planes(signed_map.magnitudes + 1), planes(unsigned_map.values), planes(unsigned_map.values + 128),
-            {planes(signed_map.thresholds), planes(unsigned_map.thresholds), planes(unsigned_map.thresholds + 128)},
-            {finder512(signed_map), finder512(unsigned_map)}};
+    return {planes(signed_map.magnitudes + 1),
+            planes(unsigned_map.values),
+            planes(unsigned_map.values + 128),
+            {lines512(unsigned_map), lines512(signed_map)}};
 }
 
 TARGET(VBMI) INLINE void lookup128(const Planes& table, __mmask64 there, __m512i index, __m512i* bytes) {
@@ -295,39 +350,38 @@ TARGET(VBMI) INLINE void decoded(const uint8_t* codes, const Tables& with, __m51
     woven(bytes, found);
 }
 
-TARGET(VBMI) INLINE __mmask64 joined(const __mmask16* parts) {
-    return _mm512_kunpackd(_mm512_kunpackw(parts[3], parts[2]), _mm512_kunpackw(parts[1], parts[0]));
+// Byte `which` of all lanes of four registers.
+TARGET(VBMI) INLINE __m512i bytes_of(const __m512i* lanes, int which) {
+    const __m512i order = _mm512_add_epi8(
+        _mm512_set_epi32(0x7c787470, 0x6c686460, 0x5c585450, 0x4c484440, 0x3c383430, 0x2c282420, 0x1c181410, 0x0c080400,
+                         0x7c787470, 0x6c686460, 0x5c585450, 0x4c484440, 0x3c383430, 0x2c282420, 0x1c181410, 0x0c080400),
+        _mm512_set1_epi8(static_cast<char>(which)));
+    return _mm512_mask_blend_epi64(0xf0, _mm512_permutex2var_epi8(lanes[0], order, lanes[1]),
+                                   _mm512_permutex2var_epi8(lanes[2], order, lanes[3]));
 }
 
 // 64 values at `in` to codes.
 template <bool kSigned>
-TARGET(VBMI) INLINE void encoded(const float* in, __m512 inverse, const Tables& with, uint8_t* codes) {
-    __m512 t[4], threshold[4];
-    __m512i magnitude[4];
-    __mmask16 negative[4], above[4];
+TARGET(VBMI) INLINE void encoded(const float* in, __m512 inverse, const Lines& by, const Map& map, uint8_t* codes) {
+    __m512i x[4], rotated[4];
     for (int k = 0; k < 4; ++k) {
-        const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(in + 16 * k), inverse);
-        if (kSigned) negative[k] = _mm512_movepi32_mask(_mm512_castps_si512(x));
-        t[k] = kSigned ? _mm512_abs_ps(x) : x;
-        magnitude[k] = candidate512(t[k], with.by[kSigned ? 0 : 1]);
+        const __m512 ratio = _mm512_mul_ps(_mm512_loadu_ps(in + 16 * k), inverse);
+        x[k] = _mm512_castps_si512(ratio);
+        rotated[k] = rotated512<kSigned>(ratio, by);
     }
-    const __m512i index = _mm512_packus_epi16(_mm512_packus_epi32(magnitude[0], magnitude[1]),
-                                              _mm512_packus_epi32(magnitude[2], magnitude[3]));
-    if (kSigned) {
-        __m512i bytes[4];
-        lookup128(with.thresholds[0], ~__mmask64{0}, index, bytes);
-        woven(bytes, threshold);
-    } else {
-        lookup256(with.thresholds[1], with.thresholds[2], index, threshold);
-    }
-    for (int k = 0; k < 4; ++k) above[k] = _mm512_cmp_ps_mask(t[k], threshold[k], _CMP_GT_OQ);
-    __m512i code = turned(index);
-    code = _mm512_mask_add_epi8(code, joined(above), code, _mm512_set1_epi8(1));
+    __m512i code = bytes_of(rotated, 0);
     if (kSigned) {  // magnitude 128 is no negative value's
         const __m512i zero = _mm512_set1_epi8(127);
-        code = _mm512_mask_sub_epi8(_mm512_add_epi8(zero, code), joined(negative), zero, _mm512_min_epu8(code, zero));
+        const __mmask64 negative = _mm512_movepi8_mask(bytes_of(x, 3));
+        code = _mm512_mask_sub_epi8(_mm512_add_epi8(zero, code), negative, zero, _mm512_min_epu8(code, zero));
+    } else {
+        code = _mm512_sub_epi8(code, _mm512_set1_epi8(1));
     }
     _mm512_storeu_si512(codes, code);
+    const __m512i least = _mm512_min_epu32(_mm512_min_epu32(rotated[0], rotated[1]), _mm512_min_epu32(rotated[2], rotated[3]));
+    if (__builtin_expect(unsettled512<kSigned>(least), 0))
+        for (int k = 0; k < 4; ++k)
+            settle512<kSigned>(rotated[k], in + 16 * k, _mm512_cvtss_f32(inverse), map, codes + 16 * k);
 }
 
 template <bool kSigned>
@@ -345,8 +399,8 @@ void decode_vbmi(const uint8_t* codes, int count, const Map& map, float maximum,
 template <bool kSigned>
 TARGET(VBMI)
 void encode_vbmi(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
-    const Tables with = tables(map, map);
-    for (int i = 0; i < count; i += kStep) encoded<kSigned>(in + i, _mm512_set1_ps(inverse), with, codes + i);
+    const Lines by = lines512(map);
+    for (int i = 0; i < count; i += kStep) encoded<kSigned>(in + i, _mm512_set1_ps(inverse), by, map, codes + i);
 }
 
 #endif  // x86-64
@@ -472,7 +526,7 @@ const Path kPlain = {decode_any, decode_any, encode_any, encode_any, NAMED(plain
 UPDATES(avx2, TARGET("avx2"))
 UPDATES(avx512, TARGET(AVX512 ",prefer-vector-width=512"))
 const Path kAvx2 = {decode_avx2, decode_avx2, encode_avx2, encode_avx2, NAMED(avx2), sound_avx2};
-const Path kAvx512 = {decode_avx512, decode_avx512, encode_avx512, encode_avx512, NAMED(avx512), sound_avx512};
+const Path kAvx512 = {decode_avx512, decode_avx512, encode_avx512<true>, encode_avx512<false>, NAMED(avx512), sound_avx512};
 const Path kVbmi = {decode_vbmi<true>, decode_vbmi<false>, encode_vbmi<true>, encode_vbmi<false>, NAMED(avx512),
                     sound_avx512};
 #endif
@@ -481,7 +535,7 @@ const Path kVbmi = {decode_vbmi<true>, decode_vbmi<false>, encode_vbmi<true>, en
 // values are first brought up by a power of two, which changes no ratio.
 float inverse_of(float maximum, float* values, int count) {
     if (!(maximum > 0)) return 0;
-    if (maximum >= 0x1p-64f) return 1 / maximum;
+    if (maximum >= kLeastTop) return 1 / maximum;
     for (int i = 0; i < count; ++i) values[i] *= 0x1p64f;
     return 1 / (maximum * 0x1p64f);
 }
@@ -536,11 +590,13 @@ void block(const Path& path, Kind kind, const Parameter& at, const Map& signed_m
 
 #if defined(__x86_64__)
 
-// `block` for Adam on a whole one, decoded where it is used; the same operations as `update<kAdam>`. kBare: the gradient is
-// neither scaled nor decayed, which at a scale of 1 and a decay of 0 gives the same bytes.
+// `block` for Adam on a whole one, the same operations in two passes: first the moments, which leaves shuffles and
+// multiplications alone, then the weights, whose roots and quotients take their time while the moments are encoded. Gives
+// false, and has written nothing, where a block's largest magnitude has no normal inverse. kBare: the gradient is neither
+// scaled nor decayed, which at a scale of 1 and a decay of 0 gives the same bytes.
 template <bool kBare>
 TARGET(VBMI)
-void adam_vbmi(const Parameter& at, const Tables& with, int size, int64_t number) {
+bool adam_vbmi(const Parameter& at, const Tables& with, const Map& signed_map, const Map& unsigned_map, int size, int64_t number) {
     alignas(64) float m[kLargestBlock], v[kLargestBlock];
     float* weight = at.weight + number * size;
     const float* gradient = at.gradient + number * size;
@@ -558,26 +614,25 @@ void adam_vbmi(const Parameter& at, const Tables& with, int size, int64_t number
         decoded<false>(codes2 + i, with, b);
         for (int k = 0; k < 4; ++k) {
             const int j = i + 16 * k;
-            const __m512 w = _mm512_loadu_ps(weight + j);
             __m512 g = _mm512_loadu_ps(gradient + j);
-            if (!kBare) g = _mm512_add_ps(_mm512_mul_ps(g, scale), _mm512_mul_ps(decay, w));
+            if (!kBare) g = _mm512_add_ps(_mm512_mul_ps(g, scale), _mm512_mul_ps(decay, _mm512_loadu_ps(weight + j)));
             const __m512 old2 = _mm512_mul_ps(b[k], second_max);
             const __m512 old1 = _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(old2, none, _CMP_GT_OQ), a[k], first_max);
             const __m512 new1 = _mm512_add_ps(_mm512_mul_ps(old1, beta1), _mm512_mul_ps(g, rest1));
             const __m512 new2 = _mm512_add_ps(_mm512_mul_ps(old2, beta2), _mm512_mul_ps(_mm512_mul_ps(g, g), rest2));
-            const __m512 below = _mm512_add_ps(_mm512_mul_ps(_mm512_sqrt_ps(new2), root), epsilon);
-            const __m512 step = _mm512_mul_ps(rate, _mm512_div_ps(new1, below));
-            _mm512_storeu_ps(weight + j, _mm512_sub_ps(_mm512_mul_ps(w, keep), step));
             _mm512_store_ps(m + j, new1);
             _mm512_store_ps(v + j, new2);
             first = _mm512_max_ps(first, _mm512_abs_ps(new1));
             second = _mm512_max_ps(second, new2);
         }
     }
-    at.first_max[number] = _mm512_reduce_max_ps(first);
-    at.second_max[number] = _mm512_reduce_max_ps(second);
-    const __m512 inverse1 = _mm512_set1_ps(inverse_of(at.first_max[number], m, size));
-    const __m512 inverse2 = _mm512_set1_ps(inverse_of(at.second_max[number], v, size));
+    const float first_top = _mm512_reduce_max_ps(first), second_top = _mm512_reduce_max_ps(second);
+    if ((first_top > 0 && first_top < kLeastTop) || (second_top > 0 && second_top < kLeastTop)) return false;
+    at.first_max[number] = first_top;
+    at.second_max[number] = second_top;
+    const __m512 inverse1 = _mm512_set1_ps(first_top > 0 ? 1 / first_top : 0);
+    const __m512 inverse2 = _mm512_set1_ps(second_top > 0 ? 1 / second_top : 0);
+    const Lines signed_lines = with.lines[1], unsigned_lines = with.lines[0];
     for (int i = 0; i < size; i += kStep) {
         // the next block's, which nothing else reads ahead while this one is encoded
         for (int line = 0; line < kStep; line += 16) {
@@ -586,9 +641,20 @@ void adam_vbmi(const Parameter& at, const Tables& with, int size, int64_t number
         }
         _mm_prefetch(reinterpret_cast<const char*>(codes1 + size + i), _MM_HINT_T1);
         _mm_prefetch(reinterpret_cast<const char*>(codes2 + size + i), _MM_HINT_T1);
-        encoded<true>(m + i, inverse1, with, codes1 + i);
-        encoded<false>(v + i, inverse2, with, codes2 + i);
+        __m512 step[4];
+        for (int k = 0; k < 4; ++k) step[k] = _mm512_sqrt_ps(_mm512_load_ps(v + i + 16 * k));
+        encoded<true>(m + i, inverse1, signed_lines, signed_map, codes1 + i);
+        for (int k = 0; k < 4; ++k) {
+            const __m512 below = _mm512_add_ps(_mm512_mul_ps(step[k], root), epsilon);
+            step[k] = _mm512_mul_ps(rate, _mm512_div_ps(_mm512_load_ps(m + i + 16 * k), below));
+        }
+        encoded<false>(v + i, inverse2, unsigned_lines, unsigned_map, codes2 + i);
+        for (int k = 0; k < 4; ++k) {
+            const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(weight + i + 16 * k), keep);
+            _mm512_storeu_ps(weight + i + 16 * k, _mm512_sub_ps(kept, step[k]));
+        }
     }
+    return true;
 }
 
 #endif
@@ -656,11 +722,10 @@ void edgeq_optim_piece(int name, int kind, const Parameter* parameters, const in
         const Parameter& at = parameters[of];
         const int64_t own = number - first_block[of];
 #if defined(__x86_64__)
-        if (fused && (own + 1) * size <= at.count) {
+        if (fused && (own + 1) * size <= at.count &&
             (at.scale == 1 && at.decay == 0 ? adam_vbmi<true> : adam_vbmi<false>)(
-                at, *reinterpret_cast<const Tables*>(room), size, own);
+                at, *reinterpret_cast<const Tables*>(room), *signed_map, *unsigned_map, size, own))
             continue;
-        }
 #endif
         block(path, static_cast<Kind>(kind), at, *signed_map, *unsigned_map, own * size, size, own);
     }

@@ -70,6 +70,26 @@ def test_around_every_midpoint_the_nearest_value_is_taken(signed: bool, path: st
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("signed", [True, False])
+def test_every_float_near_a_midpoint_or_a_power_of_two_is_on_the_right_side(signed: bool, path: str) -> None:
+    """Where a kernel finds the value by a line whose rounding may put it one too high; by NumPy's search in float64."""
+    positive = maps.dynamic_map(signed).magnitudes.numpy().astype(np.float64)
+    middle = (positive[1:] + positive[:-1]) / 2
+    edges = np.concatenate([middle, 2.0 ** -np.arange(1, 140)]).astype(np.float32).view(np.uint32)
+    bits = np.unique(np.clip(edges[:, None].astype(np.int64) + np.arange(-150, 151), 0, 0x3F800000))
+    ratio = np.resize(bits, (-(-len(bits) // 4095), 4095)).astype(np.uint32).view(np.float32)
+    x = np.concatenate([ratio, np.ones((len(ratio), 1), np.float32)], axis=1).reshape(-1)
+    index = np.searchsorted(middle, x.astype(np.float64))  # among equals the smaller
+    for sign in (1, -1) if signed else (1,):
+        codes, scales = encode(path, x * np.float32(sign), signed, 4096)
+        assert (scales == 1).all()
+        wanted = (
+            127 + sign * np.minimum(index, 128 if sign > 0 else 127) if signed else np.where(x > 0, index.clip(1), 0)
+        )
+        assert np.array_equal(codes, wanted)
+
+
+@pytest.mark.parametrize("path", PATHS)
 @settings(max_examples=25, deadline=None)
 @given(st.floats(-44, 37), st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from([64, 256, 2048]))
 def test_a_block_is_within_half_a_step_of_what_went_in(
