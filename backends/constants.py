@@ -52,7 +52,7 @@ def differences(stored: Stored, program: IntegerProgram, target: Target) -> Iter
             yield f"weights of {op.layer} differ"
         scale = _scale(op)
         if stored.folded:
-            ratio = (op.input_qparams[0].scale[0] * scale / op.output_qparams.scale[0]).astype(np.float32)
+            ratio = (op.input_qparams[0].step * scale / op.output_qparams.step).astype(np.float32)
             held = any(len(run) >= len(ratio) and bool(np.isin(ratio, run).all()) for run in runs)
         else:
             held = _rounded(scale, half).tobytes() in scales
@@ -100,7 +100,7 @@ def _scale(op: IntegerOp) -> Array:
 def _activations(program: IntegerProgram, half: bool) -> set[tuple[float, int]]:
     """(scale, zero point) of every quantized value of the program."""
     nodes = [n for n in program.module.graph.nodes if n.target in (QUANTIZE, DEQUANTIZE)]
-    return {(_single(q.scale[0], half), q.zero_point[0]) for q in map(tensor_qparams, nodes)}
+    return {(_single(q.step, half), q.zero) for q in map(tensor_qparams, nodes)}
 
 
 def _occurrences(weight: Array) -> bytes:

@@ -22,7 +22,7 @@ def keep_ratios(annotation: Annotation, activations: dict[Node, QParams], scales
 
     def widen(node: Node, least: float) -> bool:
         root = tensors.find(node)
-        if activations[root].scale[0] >= least or root in tensors.fixed:
+        if activations[root].step >= least or root in tensors.fixed:
             return False
         wider = float(torch.tensor(least * (1 + 2**-20), dtype=torch.float32))
         activations[root] = dataclasses.replace(activations[root], scale=(wider,))
@@ -35,8 +35,8 @@ def keep_ratios(annotation: Annotation, activations: dict[Node, QParams], scales
             if group.support.ratio is None:
                 continue
             low, high = group.support.ratio
-            ins = [activations[tensors.find(node)].scale[0] for node in group.inputs]
-            out = activations[tensors.find(group.output)].scale[0]
+            ins = [activations[tensors.find(node)].step for node in group.inputs]
+            out = activations[tensors.find(group.output)].step
             if group.kind in ("add", "sub"):
                 changed |= widen(group.output, max(ins) / high)
                 changed |= any([widen(node, out * low) for node in group.inputs])

@@ -1,13 +1,32 @@
-"""The recipes by name: each a published method, composed of the parts in this folder."""
+"""The recipes by name: each a published method, as the steps in calib/steps/."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from edgeq.spec import EdgeqError, Recipe, Reconstruction
+from edgeq.calib.steps.correct import Correct
+from edgeq.calib.steps.ends import Ends
+from edgeq.calib.steps.equalise import Equalise
+from edgeq.calib.steps.ranges import Ranges
+from edgeq.calib.steps.reconstruct import Reconstruct
+from edgeq.calib.steps.round import Round
+from edgeq.calib.steps.scales import Scales
+from edgeq.calib.steps.search import Search
+from edgeq.spec import EdgeqError, Recipe
 
 _JACOB = "Jacob et al. 2018, arXiv 1712.05877"
 _ZHOU = "Zhou et al. 2024 (LiDAR-PTQ), arXiv 2401.15865"
+
+
+def _ranged(name: str, summary: str, source: str, method: str) -> Recipe:
+    """A recipe that differs from others by how intervals of activations are found."""
+    return Recipe(name, summary, source, (Ranges(method), Scales(), Round()))
+
+
+def _solved(name: str, summary: str, source: str, by: Round) -> Recipe:
+    """A recipe that differs from others by how weights are rounded."""
+    return Recipe(name, summary, source, (Ranges(), Scales("mse"), by))
+
 
 RECIPES: Final[dict[str, Recipe]] = {
     r.name: r
@@ -16,76 +35,82 @@ RECIPES: Final[dict[str, Recipe]] = {
             "default",
             "extremes seen in calibration; weights rounded so that each kernel's errors cancel",
             f"{_JACOB}; Guo et al. 2022, arXiv 2202.07471",
-            rounding="squant",
+            (Ranges(), Scales(), Round("squant")),
         ),
-        Recipe("minmax", "extremes seen in calibration; weights to nearest", _JACOB),
-        Recipe("moving-average", "extremes averaged over batches", _JACOB, activations="moving-average"),
-        Recipe(
+        _ranged("minmax", "extremes seen in calibration; weights to nearest", _JACOB, "minmax"),
+        _ranged("moving-average", "extremes averaged over batches", _JACOB, "moving-average"),
+        _ranged(
             "percentile",
             "the rarest 0.01 % of each end clipped",
             "McKinstry et al. 2018, arXiv 1809.04191",
-            activations="percentile:99.99",
+            "percentile:99.99",
         ),
         Recipe(
             "mse",
             "least squared error, activations and weights",
             "Banner et al. 2019, arXiv 1810.05723",
-            activations="mse",
-            weights="mse",
+            (Ranges("mse"), Scales("mse"), Round()),
         ),
-        Recipe(
+        _ranged(
             "entropy",
             "least KL divergence, as TensorRT calibrates",
             "Migacz, 8-bit inference with TensorRT, GTC 2017",
-            activations="entropy",
+            "entropy",
         ),
-        Recipe(
+        _ranged(
             "entropy-nonzero",
             "least KL divergence of the values that are not 0, for sparse inputs",
             "Migacz, 8-bit inference with TensorRT, GTC 2017; zeros left out",
-            activations="entropy:nonzero",
+            "entropy:nonzero",
         ),
         Recipe(
             "dfq",
             "extremes seen in calibration; channels equalised and biases corrected first, for few bits or sparse inputs",
             "Nagel et al. 2019 (Data-Free Quantization), arXiv 1906.04721, with calibration data",
-            equalised=True,
-            corrected=True,
+            (Equalise(), Ranges(), Scales(), Round(), Correct()),
         ),
-        Recipe(
+        _solved(
             "adaround",
             "rounding learned layer by layer, so that outputs stay the same",
             "Nagel et al. 2020, arXiv 2004.10568",
-            weights="mse",
-            rounding="squant",
-            reconstruction=Reconstruction(),
+            Round("adaround", start="squant"),
+        ),
+        _solved(
+            "gptq",
+            "each weight's rounding error made up for by the layer's later weights",
+            "Frantar et al. 2023, arXiv 2210.17323",
+            Round("gptq:act-order", start="squant"),
+        ),
+        _solved(
+            "quantease",
+            "one weight after the other to where the layer's error is least, in sweeps",
+            "Behdin et al. 2023, arXiv 2309.01885",
+            Round("quantease", start="squant"),
+        ),
+        _solved(
+            "flexround",
+            "weights divided by learned factors before they are rounded",
+            "Lee et al. 2023, arXiv 2306.00317",
+            Round("flexround", start="squant"),
         ),
         Recipe(
             "lidar-minmax",
             "channels equalised, extremes searched around for the least error in layers' outputs, biases corrected",
             f"{_ZHOU}, section 3.2",
-            activations="sparsity",
-            weights="mse",
-            ends="w8a8",
-            equalised=True,
-            corrected=True,
+            (Ends(), Equalise(), Ranges(), Scales("mse"), Search(), Round(), Correct()),
         ),
         Recipe(
             "lidar-ptq",
             "lidar-minmax, then rounding and activation scales learned so that the detector's answers stay the same",
             _ZHOU,
-            activations="sparsity",
-            weights="mse",
-            rounding="squant",
-            reconstruction=Reconstruction(
-                objectives=("mse", "tgpl"), balanced=True, polish=150, batch=2, activations=True
+            (
+                Ends(), Equalise(), Ranges(), Scales("mse"), Search(),
+                Round("adaround", start="squant", balanced=True), Correct(),
+                Reconstruct(objectives=("mse", "tgpl"), balanced=True, batch=2, activations=True),
             ),
-            ends="w8a8",
-            equalised=True,
-            corrected=True,
         ),
     )
-}
+}  # fmt: skip
 
 
 def recipe(name: str) -> Recipe:

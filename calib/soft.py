@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from edgeq.calib.rounding.adaround import beta, harden, soften
+from edgeq.calib.solvers.adaround import beta, harden, soften
 from edgeq.calib.spans import Span
 from edgeq.calib.twins import Numbers
 from edgeq.calib.workspace import Part
-from edgeq.graph.convert import Resolved
-from edgeq.graph.ops import WEIGHTED, constant, kind_of
-from edgeq.spec import QParams, QuantSpec
+from edgeq.graph.coded import Coded
+from edgeq.graph.numbers import Resolved
+from edgeq.graph.ops import constant
+from edgeq.spec import Grid, QParams
 
 CERTAIN: Final = 0.85  # h of a weight whose rounding says up, before the first step; 1 - CERTAIN where it says down
 WEIGHT_RATE: Final = 3e-2
@@ -36,7 +37,7 @@ class Soft(Numbers):
         self,
         numbers: Numbers,
         span: Span,
-        specs: dict[Node, QuantSpec],
+        specs: dict[Node, Grid],
         scales: Iterable[Node],
         units: dict[Node, float],
     ) -> None:
@@ -49,8 +50,9 @@ class Soft(Numbers):
         self.biases: dict[Node, Tensor] = {}
         for node in span.layers:
             key, _ = self.weighted[node]
-            integers = self.resolved.weights[key].float()
-            exact = constant(self.captured.module, node.args[1]) / self._broadcast(node)  # type: ignore[arg-type] # a constant
+            coded = self.resolved.weights[key]
+            integers = coded.codes.float()
+            exact = constant(self.captured.module, node.args[1]) / coded.scale  # type: ignore[arg-type] # a constant
             floor = torch.floor(exact).clamp(specs[node].qmin, specs[node].qmax - 1)
             up = integers - floor
             near = (up == 0) | (up == 1)  # what lies further off stays where it is
@@ -66,13 +68,13 @@ class Soft(Numbers):
     def activation(self, node: Node, x: Tensor) -> Tensor:
         """`x` on its grid, the gradient passed on inside the grid's ends and into the scale."""
         qparams = self.qparams(node)
-        scale = torch.tensor(qparams.scale[0])
+        scale = torch.tensor(qparams.step)
         moved = self.scales.get(self.annotation.tensors.find(node))
         if moved is not None:
             scale = scale * (moved * self._pace(qparams)).exp()
         steps = x / scale
         rounded = steps + (torch.round(steps) - steps).detach()
-        zero = qparams.zero_point[0]
+        zero = qparams.zero
         return rounded.clamp(qparams.qmin - zero, qparams.qmax - zero) * scale
 
     def constants(self, node: Node) -> tuple[Tensor, Tensor | None]:
@@ -80,7 +82,8 @@ class Soft(Numbers):
         weight, bias = super().constants(node)
         if node not in self.rounding:
             return weight, bias
-        weight = (self.floors[node] + soften(self.rounding[node]) * self.rooms[node]) * self._broadcast(node)
+        scale = self.resolved.weights[self.weighted[node][0]].scale
+        weight = (self.floors[node] + soften(self.rounding[node]) * self.rooms[node]) * scale
         return weight, bias + self.biases[node] * self.units[node] if bias is not None else None
 
     def regulariser(self, done: float) -> Tensor:
@@ -92,20 +95,23 @@ class Soft(Numbers):
 
     def hard(self) -> Resolved:
         """A copy of the resolved numbers with the span's at the grid points nearest to the variables."""
-        resolved = copied(self.resolved)
+        resolved = self.resolved.copy()
         with torch.no_grad():
             for node, v in self.rounding.items():
                 key, _ = self.weighted[node]
                 up = (soften(v) >= 0.5) * self.rooms[node]
-                resolved.weights[key] = (self.floors[node] + up).to(torch.int8)
+                old = resolved.weights[key]
+                resolved.weights[key] = Coded(
+                    old.grid, (self.floors[node] + up).to(old.codes.dtype), old.scale, old.zero
+                )
                 if node in self.biases:
                     bias = super().constants(node)[1]
                     assert bias is not None
                     resolved.biases[key] = bias + self.biases[node] * self.units[node]
             for root, moved in self.scales.items():
-                old = resolved.activations[root]
-                scale = float(torch.tensor(old.scale[0]) * (moved * self._pace(old)).exp())
-                resolved.activations[root] = dataclasses.replace(old, scale=(scale,))
+                grid = resolved.activations[root]
+                scale = float(torch.tensor(grid.step) * (moved * self._pace(grid)).exp())
+                resolved.activations[root] = dataclasses.replace(grid, scale=(scale,))
         return resolved
 
     def learn(self, loss: Callable[[int], Tensor], steps: int, part: Part) -> None:
@@ -138,18 +144,6 @@ class Soft(Numbers):
     def _pace(qparams: QParams) -> float:
         """A scale learns at 1/√levels of its grid, 1 at eight bits (LSQ, section 2.2: gradients by 1/√(N·Q))."""
         return math.sqrt(255 / (qparams.qmax - qparams.qmin))
-
-    def _broadcast(self, node: Node) -> Tensor:
-        key, _ = self.weighted[node]
-        axis, scale = WEIGHTED[kind_of(node) or ""][2], self.resolved.scales[key]
-        shape = [1] * self.resolved.weights[key].dim()
-        shape[axis] = -1
-        return scale.view(shape)
-
-
-def copied(resolved: Resolved) -> Resolved:
-    """`resolved` with dictionaries of its own."""
-    return Resolved(dict(resolved.activations), dict(resolved.scales), dict(resolved.weights), dict(resolved.biases))
 
 
 def _state(adam: torch.optim.Adam, variables: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,23 +16,13 @@ from edgeq.calib.cache import Cache
 from edgeq.calib.floats import Floats, Look
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured
-from edgeq.graph.convert import Resolved, snap_bias
+from edgeq.graph.coded import dequantize, on_grid
+from edgeq.graph.coded import quantize as stored
+from edgeq.graph.numbers import Resolved, snap_bias
 from edgeq.graph.ops import KEEPS_GRID, WEIGHTED, constant, kind_of, node_arg
-from edgeq.graph.shortcut import fake_quantize
 from edgeq.spec import QParams
 
 CHUNK: Final = 1 << 23  # float32 values of the largest activation that are computed at once: 32 MiB
-
-
-def on_grid(x: Tensor, qparams: QParams) -> Tensor:
-    """Float32 to the nearest value of the grid."""
-    return fake_quantize(x, qparams.scale[0], qparams.zero_point[0], qparams.qmin, qparams.qmax)
-
-
-def stored(x: Tensor, qparams: QParams) -> Tensor:
-    """The int8 values of `x` on the grid."""
-    inverse = torch.tensor(1.0 / qparams.scale[0], dtype=torch.float32)
-    return torch.clamp(torch.round(x * inverse) + qparams.zero_point[0], qparams.qmin, qparams.qmax).to(torch.int8)
 
 
 class Numbers:
@@ -63,17 +53,14 @@ class Numbers:
     def constants(self, node: Node) -> tuple[Tensor, Tensor | None]:
         """Dequantized weight and snapped bias of a layer."""
         key, source = self.weighted[node]
-        _, bias_at, axis = WEIGHTED[kind_of(node) or ""]
-        integers, scale = self.resolved.weights[key], self.resolved.scales[key]
-        shape = [1] * integers.dim()
-        shape[axis] = -1
-        bias_node = node_arg(node, bias_at, None)
+        coded = self.resolved.weights[key]
+        bias_node = node_arg(node, WEIGHTED[kind_of(node) or ""][1], None)
         bias = (
             self.resolved.biases.get(key, constant(self.captured.module, bias_node)) if bias_node is not None else None
         )
         if bias is not None and source is not None:
-            bias = snap_bias(bias, scale, self.qparams(source).scale[0])
-        return integers.float() * scale.view(shape), bias
+            bias = snap_bias(bias, coded.scale.reshape(-1), self.qparams(source).step)
+        return coded.decode(), bias
 
 
 class Twins:
@@ -113,8 +100,7 @@ class Twins:
         found = self.cache.read(name, start, stop)
         if node not in self.numbers.makers:
             return found
-        qparams = self.numbers.qparams(node)
-        return (found.float() - qparams.zero_point[0]) * torch.tensor(qparams.scale[0])
+        return dequantize(found, self.numbers.qparams(node))
 
     def read_by(self, reader: Node, node: Node, start: int, stop: int) -> Any:
         """What the quantized `reader` gets of `node`."""

@@ -20,10 +20,10 @@ from edgeq.calib.floats import Floats
 from edgeq.calib.ranges import Method
 from edgeq.calib.ranges.affine import affine
 from edgeq.calib.ranges.observe import Observer
-from edgeq.calib.twins import on_grid
 from edgeq.calib.ways import Ways
 from edgeq.graph.annotate import Annotation, Apart, Group
 from edgeq.graph.capture import Captured
+from edgeq.graph.coded import on_grid
 from edgeq.graph.far import FAR_DB, LOST_DB, lost
 from edgeq.graph.legal import CONVERTS
 from edgeq.graph.ops import WEIGHTED, constant
@@ -194,12 +194,12 @@ class Unlike:
     def _squeezed(self, node: Node, shared: Node, widest: float) -> str:
         """What is wrong with the steps of `node` on the grid of `shared`; nothing where they do."""
         span, q = _span(self.observers[node]), self._grid(shared)
-        scale = q.scale[0]
+        scale = q.step
         if 0 < span < FEWEST * min(widest, scale * (q.qmax - q.qmin)):
             return f"{span / scale:.1f} of {q.qmax - q.qmin} steps"
         own = self._own(node)
-        low, high = (scale * (end - q.zero_point[0]) for end in (q.qmin, q.qmax))
-        wanted = [own.scale[0] * (end - own.zero_point[0]) for end in (own.qmin, own.qmax)]
+        low, high = (scale * (end - q.zero) for end in (q.qmin, q.qmax))
+        wanted = [own.step * (end - own.zero) for end in (own.qmin, own.qmax)]
         left = min(high, wanted[1]) - max(low, wanted[0])
         return (
             f"{100 * left / (wanted[1] - wanted[0]):.0f} % of its range"
@@ -220,7 +220,7 @@ class Unlike:
         """Whether every runtime requantizes from the grid of `node` alone to that of `shared`."""
         fixed = self.tensors.fixed.get(self.tensors.find(node))
         own = fixed or self._own(node)
-        ratio = own.scale[0] / self._grid(shared).scale[0]
+        ratio = own.step / self._grid(shared).step
         return CONVERTS[0] < ratio < CONVERTS[1]
 
     def _harmed(self, group: Group, reach: set[Node], *, channels: bool = True) -> bool:
@@ -243,7 +243,7 @@ class Unlike:
                     made[group.output] = floats.node(group.output, made.__getitem__)
             got.append(made[group.output])
         a, b = torch.stack(values[group.output]), torch.stack(got)
-        ignored = QUIET * self._grid(group.output).scale[0] ** 2
+        ignored = QUIET * self._grid(group.output).step ** 2
         if _far(a, b, ignored):
             return True
         axis = a.dim() - 2 if group.kind == "linear" else 1 if a.dim() > 2 else 0
@@ -271,7 +271,7 @@ class Unlike:
         if any(not bool(v.isfinite().all()) for v in values):
             return False
         a, b = torch.stack(values), torch.stack([on_grid(v, grid) for v in values])
-        few = FEWEST * grid.scale[0] * (grid.qmax - grid.qmin)
+        few = FEWEST * grid.step * (grid.qmax - grid.qmin)
         return _far(a, b) or lost(a, b, FAR_DB, reach=few) is not None
 
     def _outputs_lost(self) -> bool:
@@ -326,7 +326,7 @@ class Unlike:
 
     def _columns(self, node: Node) -> str:
         """Where along an axis the slices lie that have next to no steps."""
-        whole, step = torch.stack(self.looked.values[node]), self._grid(node).scale[0]
+        whole, step = torch.stack(self.looked.values[node]), self._grid(node).step
         for axis in range(whole.dim() - 1, 0, -1):
             reach = whole.abs().amax([a for a in range(whole.dim()) if a != axis])
             few = ((reach > 0) & (reach < FEWEST * step * 255)).nonzero().flatten().tolist()

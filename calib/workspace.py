@@ -26,6 +26,7 @@ from torch.fx import Node
 from edgeq import whole
 from edgeq.calib.spans import Span
 from edgeq.calib.twins import Numbers
+from edgeq.graph.coded import Coded
 from edgeq.schema import fit
 from edgeq.spec import EdgeqError
 
@@ -102,7 +103,7 @@ class Workspace:
         """Store what a span learned, whole or not at all."""
         inside: set[Node] = set(span.nodes)
         activations = numbers.resolved.activations
-        scales = {n.name: q.scale[0] for n, q in activations.items() if n in inside}
+        scales = {n.name: q.step for n, q in activations.items() if n in inside}
         tensors: dict[str, Tensor] = {}
         for node in span.layers:
             tensors |= _taken(node, numbers)
@@ -241,21 +242,19 @@ def forget(output: Path) -> None:
 def _taken(node: Node, numbers: Numbers) -> dict[str, Tensor]:
     """A layer's numbers by kind and key."""
     key, _ = numbers.weighted[node]
-    return {f"{kind} {key}": t[key].contiguous() for kind, t in _tables(numbers).items() if key in t}
+    coded, bias = numbers.resolved.weights[key], numbers.resolved.biases.get(key)
+    found = {f"weight {key}": coded.codes.contiguous(), f"scale {key}": coded.scale.contiguous()}
+    return found if bias is None else found | {f"bias {key}": bias.contiguous()}
 
 
 def _put(tensors: dict[str, Tensor], node: Node, numbers: Numbers) -> None:
     """A layer's numbers from where `_taken` has put them."""
     key, _ = numbers.weighted[node]
-    for kind, table in _tables(numbers).items():
-        if f"{kind} {key}" in tensors:
-            table[key] = tensors[f"{kind} {key}"]
-
-
-def _tables(numbers: Numbers) -> dict[str, dict[str, Tensor]]:
-    """What a layer learns, by kind."""
-    resolved = numbers.resolved
-    return {"weight": resolved.weights, "scale": resolved.scales, "bias": resolved.biases}
+    if f"weight {key}" in tensors:
+        old = numbers.resolved.weights[key]
+        numbers.resolved.weights[key] = Coded(old.grid, tensors[f"weight {key}"], tensors[f"scale {key}"], old.zero)
+    if f"bias {key}" in tensors:
+        numbers.resolved.biases[key] = tensors[f"bias {key}"]
 
 
 def _write(path: Path, fill: Callable[[Path], object]) -> None:

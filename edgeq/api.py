@@ -17,10 +17,10 @@ from torch.export import ExportedProgram
 
 from edgeq import backends
 from edgeq.assembly import LOOKED_AT, as_task, assemble, capture_task, refuse_types, remembered, silent
-from edgeq.calib.calibrate import batches as checked
 from edgeq.calib.calibrate import calibrate
-from edgeq.calib.ends import with_ends
+from edgeq.calib.data.batches import batches as checked
 from edgeq.calib.recipes import recipe as find_recipe
+from edgeq.calib.steps.ends import planned
 from edgeq.calib.unlike import sentences
 from edgeq.calib.workspace import forget
 from edgeq.devices import open_device
@@ -130,8 +130,8 @@ def quantize(
     followed = default_plan(captured, chosen, method.name, precision)
     if given is not None:
         followed = dataclasses.replace(followed, layers={**followed.layers, **given.layers})
-    if given is None and method.ends is not None:
-        followed = with_ends(captured, followed, method.ends)
+    if given is None:
+        followed = planned(captured, followed, method)
     followed = in_float(followed, keep_float)
     annotation = annotate(captured, chosen, followed)
     looked_at: list[Any] = []

@@ -13,8 +13,9 @@ from torch.fx import Node
 
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured, capture
-from edgeq.graph.convert import Resolved, convert, float_program
+from edgeq.graph.convert import convert, float_program
 from edgeq.graph.golden import golden
+from edgeq.graph.numbers import Resolved
 from edgeq.graph.package import QuantizedModel
 from edgeq.graph.store import hash_of
 from edgeq.spec import EdgeqError, Progress, QuantPlan, Recipe

@@ -20,10 +20,10 @@ from edgeq.calib.ranges.weights import channel_scales
 from edgeq.graph.annotate import Annotation, annotate, default_plan
 from edgeq.graph.capture import Captured, capture
 from edgeq.graph.ops import kind_of
-from edgeq.spec import QuantSpec
+from edgeq.spec import CHANNEL, Grid
 from edgeq.task import Task
 
-WEIGHT = QuantSpec(8, symmetric=True, per_channel=True)
+WEIGHT = Grid(8, symmetric=True, tile=CHANNEL)
 
 
 def uneven(network: nn.Module, seed: int = 0) -> nn.Module:

@@ -16,7 +16,7 @@ from edgeq.calib.ranges.observe import Observer
 from edgeq.graph.capture import flatten
 from edgeq.graph.package import QuantizedModel
 from edgeq.lidar.networks import scatter
-from edgeq.spec import QuantSpec
+from edgeq.spec import Grid
 from edgeq.task import Task, load_task
 
 pytestmark = pytest.mark.data
@@ -76,7 +76,7 @@ def test_entropy_collapses_on_a_sparse_detector_input(data: Path) -> None:
         observer.update(frame, batch=index)
     x, found = unseen.double().numpy(), {}
     for name in ("minmax", "entropy", "entropy:nonzero"):
-        low, high = method(name)(observer, QuantSpec(8, symmetric=False, per_channel=False))
+        low, high = method(name)(observer, Grid(8))
         scale = (max(high, 0.0) - min(low, 0.0)) / 255
         zero = np.round(-128 - min(low, 0.0) / scale)
         kept = (np.clip(np.round(x / scale) + zero, -128, 127) - zero) * scale

@@ -19,11 +19,11 @@ from edgeq.calib.ranges.weights import channel_scales
 from edgeq.calib.recipes import RECIPES, recipe
 from edgeq.calib.rounding import method as rounding
 from edgeq.calib.rounding import nearest
-from edgeq.spec import EdgeqError, QuantSpec
+from edgeq.spec import CHANNEL, EdgeqError, Grid
 
-INT8 = QuantSpec(8, symmetric=False, per_channel=False)
-INT4 = QuantSpec(4, symmetric=False, per_channel=False)
-WEIGHT = QuantSpec(8, symmetric=True, per_channel=True)
+INT8 = Grid(8)
+INT4 = Grid(4)
+WEIGHT = Grid(8, symmetric=True, tile=CHANNEL)
 
 floats = st.one_of(st.just(0.0), st.floats(2.0**-60, 2.0**20, width=32), st.floats(-(2.0**20), -(2.0**-60), width=32))
 batches = st.lists(arrays(np.float32, st.integers(1, 60), elements=floats), min_size=1, max_size=5)
@@ -36,7 +36,7 @@ def observed(*parts: np.ndarray, histogram: bool = True) -> Observer:
     return stats
 
 
-def rounded(x: np.ndarray, low: float, high: float, spec: QuantSpec) -> np.ndarray:
+def rounded(x: np.ndarray, low: float, high: float, spec: Grid) -> np.ndarray:
     """Fake quantization in float64, written from the definition."""
     qmin, qmax = (-(2 ** (spec.bits - 1)), 2 ** (spec.bits - 1) - 1)
     low, high = min(low, 0.0), max(high, 0.0)
@@ -160,7 +160,7 @@ def test_percentile_is_numpys_to_within_a_bin(seed: int, percent: float, zeros: 
 
 @settings(deadline=None, max_examples=10)
 @given(st.integers(0, 2**31), st.sampled_from([INT8, INT4]), st.sampled_from(["normal", "laplace", "relu", "outlier"]))
-def test_mse_is_as_good_as_brute_force_on_the_values(seed: int, spec: QuantSpec, shape: str) -> None:
+def test_mse_is_as_good_as_brute_force_on_the_values(seed: int, spec: Grid, shape: str) -> None:
     rng = np.random.default_rng(seed)
     x = rng.laplace(size=8000) if shape == "laplace" else rng.standard_normal(8000)
     if shape == "relu":
@@ -180,7 +180,7 @@ def test_mse_is_as_good_as_brute_force_on_the_values(seed: int, spec: QuantSpec,
 
 
 def test_symmetric_grids_get_the_best_magnitude() -> None:
-    spec = QuantSpec(4, symmetric=True, per_channel=False)
+    spec = Grid(4, symmetric=True)
     x = np.random.default_rng(5).laplace(size=20000).astype(np.float32) * np.float32(0.3) - np.float32(0.05)
     low, high = method("mse")(observed(x), spec)
 
@@ -252,7 +252,7 @@ def test_unknown_methods_are_listed() -> None:
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6), st.integers(2, 8), st.booleans())
 def test_zero_lies_on_the_grid_and_the_ends_within_a_step(a: float, b: float, bits: int, symmetric: bool) -> None:
-    spec = QuantSpec(bits, symmetric, per_channel=False)
+    spec = Grid(bits, symmetric)
     low, high = min(a, b), max(a, b)
     got = affine(low, high, spec)
     (scale,), (zero,) = got.scale, got.zero_point
@@ -276,7 +276,7 @@ def test_degenerate_ranges_get_a_usable_scale() -> None:
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31), st.integers(2, 8), st.sampled_from([0, 1]), st.sampled_from(["minmax", "mse"]))
 def test_weights_channel_by_channel(seed: int, bits: int, axis: int, how: str) -> None:
-    spec = QuantSpec(bits, symmetric=True, per_channel=True)
+    spec = Grid(bits, symmetric=True, tile=CHANNEL)
     rng = np.random.default_rng(seed)
     w = (rng.standard_normal((5, 6, 3, 3)) * rng.uniform(0.1, 3, (5, 6, 1, 1))).astype(np.float32)
     scales = channel_scales(torch.from_numpy(w), axis, spec, how)

@@ -36,10 +36,10 @@ from edgeq.graph.capture import capture
 from edgeq.graph.convert import Resolved
 from edgeq.graph.ops import WEIGHTED, constant, kind_of
 from edgeq.graph.package import QuantizedModel
-from edgeq.spec import EdgeqError, QuantSpec, Recipe, Reconstruction
+from edgeq.spec import CHANNEL, EdgeqError, Grid, Recipe, Reconstruction
 from edgeq.task import Task, load_task
 
-INT4 = QuantSpec(4, symmetric=True, per_channel=True)
+INT4 = Grid(4, symmetric=True, tile=CHANNEL)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeq.calib.ranges.weights import channel_scales
 from edgeq.calib.rounding import method
-from edgeq.spec import EdgeqError, QuantSpec
+from edgeq.spec import CHANNEL, EdgeqError, Grid
 
 SHAPES = st.sampled_from([(6, 1, 3, 3), (8, 5, 3, 3), (7, 12, 1, 1), (4, 20), (3, 4, 5)])
 
@@ -27,7 +27,7 @@ def errors(w: np.ndarray, q: torch.Tensor, scales: torch.Tensor, axis: int) -> n
 def test_squant_cancels_the_errors_of_kernels_and_channels(
     seed: int, shape: tuple[int, ...], axis: int, bits: int, ranges: str
 ) -> None:
-    spec = QuantSpec(bits, symmetric=True, per_channel=True)
+    spec = Grid(bits, symmetric=True, tile=CHANNEL)
     w = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     scales = channel_scales(torch.from_numpy(w), axis, spec, ranges)
     q = method("squant")(torch.from_numpy(w), scales, axis, spec)
@@ -49,7 +49,7 @@ def test_squant_keeps_the_mean_output_of_a_depthwise_layer(seed: int) -> None:
     w = torch.randn(16, 1, 3, 3, generator=generator)
     w = (w - w.mean((2, 3), keepdim=True)) * 10  # edge detectors: large weights that sum to nothing
     x = torch.rand(2, 16, 1, 1, generator=generator).expand(-1, -1, 12, 12) + 5.0  # a flat, positive input
-    spec = QuantSpec(8, symmetric=True, per_channel=True)
+    spec = Grid(8, symmetric=True, tile=CHANNEL)
     scales = channel_scales(w, 0, spec, "minmax")
     offset = {}
     for name in ("nearest", "squant"):

@@ -28,6 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeq import api, backends, whole
+from edgeq.calib.calibrate import needs
+from edgeq.calib.needs import POSITIVES
 from edgeq.calib.objectives.tgpl import HOOK
 from edgeq.calib.recipes import RECIPES
 from edgeq.devices import host
@@ -94,8 +96,7 @@ NETWORKS: dict[str, Callable[[], Task]] = {
 
 def applies(recipe: Recipe, task: Task) -> bool:
     """Whether the task has what the recipe asks for."""
-    guided = recipe.reconstruction is not None and "tgpl" in recipe.reconstruction.objectives
-    return HOOK in task.hooks or not guided
+    return HOOK in task.hooks or POSITIVES not in needs(recipe)
 
 
 def resolved(model: QuantizedModel) -> Row:

@@ -176,7 +176,7 @@ def _share(editor: _Editor, op: IntegerOp) -> None:
 
 
 def _pair(qparams: QParams) -> tuple[float, int]:
-    return qparams.scale[0], qparams.zero_point[0]
+    return qparams.step, qparams.zero
 
 
 def _split_activation(editor: _Editor, op: IntegerOp) -> None:

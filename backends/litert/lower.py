@@ -418,10 +418,7 @@ def _same_weights(stored: Any, op: IntegerOp) -> bool:
 def _differs(tensor: Any, name: str, qparams: QParams) -> list[str]:
     if tensor is None:  # a permute writes no tensor
         return []
-    same = (
-        np.float32(qparams.scale[0]) == tensor.quantization.scale[0]
-        and qparams.zero_point[0] == tensor.quantization.zeroPoint[0]
-    )
+    same = np.float32(qparams.step) == tensor.quantization.scale[0] and qparams.zero == tensor.quantization.zeroPoint[0]
     return [] if same else [f"scale or zero point of {name} differs"]
 
 

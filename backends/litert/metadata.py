@@ -116,7 +116,7 @@ def unbelieved(picture: Image, given: TensorInfo) -> str:
     q = given.qparams
     if q is None or not picture.mean:
         return ""
-    low, high = (q.scale[0] * (end - q.zero_point[0]) for end in (q.qmin, q.qmax))
+    low, high = (q.step * (end - q.zero) for end in (q.qmin, q.qmax))
     least, most = min(map(min, zip(*picture.bounds(), strict=True))), max(map(max, zip(*picture.bounds(), strict=True)))
     if 1 / UNLIKE < (most - least) / (high - low) < UNLIKE:
         return ""
@@ -130,7 +130,7 @@ def steps_off(picture: Image, given: TensorInfo) -> float:
     """How far a uint8 input's numbers are from the image's bytes, in steps: 0.5 and less is its own rounding."""
     if given.qparams is None or not picture.mean:
         return 0.0
-    scale, zero_point = given.qparams.scale[0], given.qparams.zero_point[0]
+    scale, zero_point = given.qparams.step, given.qparams.zero
     pixels = np.arange(256)
     ends = [(pixels - m) / s / scale + zero_point - pixels for m, s in zip(picture.mean, picture.std, strict=True)]
     return float(np.abs(ends).max())

@@ -203,7 +203,7 @@ class Parts:
 def bias_scale(op: IntegerOp) -> NDArray[np.float32]:
     """input scale × weight scale in float32: what LiteRT's converter stores on the bias."""
     assert op.weight_scale is not None
-    return np.float32(op.input_qparams[0].scale[0]) * op.weight_scale.numpy()
+    return np.float32(op.input_qparams[0].step) * op.weight_scale.numpy()
 
 
 def fused_bounds(qparams: QParams, low: float, high: float | None) -> tuple[int, int]:
@@ -219,7 +219,7 @@ def fused_bounds(qparams: QParams, low: float, high: float | None) -> tuple[int,
 
 def numbers(qparams: QParams) -> tuple[float, int]:
     """Scale, as float32 has it, and zero point of a tensor."""
-    return float(np.float32(qparams.scale[0])), qparams.zero_point[0]
+    return float(np.float32(qparams.step)), qparams.zero
 
 
 def same_windows(

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from edgeq.graph.arithmetic import litert_reference
+from edgeq.graph.coded import dequantize
+from edgeq.graph.coded import quantize as quantize_float
 from edgeq.graph.quiet import quiet
-from edgeq.graph.simulate import dequantize, quantize_float
 from edgeq.spec import EdgeqError, QParams
 
 Kernels = Literal["xnnpack", "builtin", "reference"]

@@ -83,7 +83,7 @@ def _at(T: Any, buffer: Any, start: Any, lanes: int) -> Any:
 def _shifted(T: Any, stored: Any, qparams: QParams, lanes: int) -> Any:
     """int32 value − zero point."""
     wide = T.cast(stored, f"int32x{lanes}" if lanes > 1 else "int32")
-    return wide - spread(T, T.int32(qparams.zero_point[0]), lanes)
+    return wide - spread(T, T.int32(qparams.zero), lanes)
 
 
 def _scaled(T: Any, machine: Machine, op: IntegerOp, stored: Any, lanes: int, index: int = 0) -> Any:
@@ -171,7 +171,7 @@ def _add(
         total = _shifted(T, a, op.input_qparams[0], lanes) * every(first)
         total = total + _shifted(T, b, op.input_qparams[1], lanes) * every(second)
         scaled = T.shift_right(total + every(1 << (shift - 1)), every(shift))
-        scaled = scaled + every(op.output_qparams.zero_point[0])
+        scaled = scaled + every(op.output_qparams.zero)
         clipped = T.min(T.max(scaled, every(op.low)), every(op.high))
         return T.cast(clipped, f"int8x{lanes}" if lanes > 1 else "int8")
 
@@ -240,7 +240,7 @@ def _move(source: Callable[[Any, IntegerOp, Shape, Shape, list[Any], Any], tuple
             origin, inside = source(T, op, xs[0], out, index, tables)
             taken = ins[0][_offset(origin, xs[0])]
             if inside is not None:
-                taken = T.if_then_else(inside, taken, T.int8(op.input_qparams[0].zero_point[0]))
+                taken = T.if_then_else(inside, taken, T.int8(op.input_qparams[0].zero))
             T.buffer_store(to, _scaled(T, machine, op, taken, 1), [_offset(index, out)])
 
         _each(T, out, element)
@@ -459,8 +459,8 @@ def gather(op: IntegerOp, x: Shape, places: Shape, dtype: str, machine: Machine)
 
 def quantize(shape: Shape, qparams: QParams, machine: Machine) -> Any:
     """PrimFunc float32 [torch layout] → int8 [memory layout]: round half even of x·float32(1/scale), as torch does."""
-    inverse = float(np.float32(1.0 / qparams.scale[0]))
-    zero_point = qparams.zero_point[0]
+    inverse = float(np.float32(1.0 / qparams.step))
+    zero_point = qparams.zero
 
     def body(T: Any, buffers: list[Any]) -> None:
         x, out = (flat(T, b) for b in buffers)
@@ -483,7 +483,7 @@ def dequantize(shape: Shape, qparams: QParams) -> Any:
         x, out = (flat(T, b) for b in buffers)
 
         def element(index: list[Any]) -> None:
-            real = T.cast(_shifted(T, x[_offset(index, shape)], qparams, 1), "float32") * T.float32(qparams.scale[0])
+            real = T.cast(_shifted(T, x[_offset(index, shape)], qparams, 1), "float32") * T.float32(qparams.step)
             T.buffer_store(out, real, [_row_major(index, shape)])
 
         _each(T, shape, element)

@@ -135,7 +135,7 @@ class Machine:
         Bounds are integers, so that clipping first equals clipping last, and the conversion back to int32 cannot overflow.
         There is no float addition, hence nothing a compiler could contract into a fused multiply-add.
         """
-        zero_point = op.output_qparams.zero_point[0]
+        zero_point = op.output_qparams.zero
         scaled = T.cast(total, f"float32x{lanes}" if lanes > 1 else "float32") * ratio
         low, high = (spread(T, T.float32(b - zero_point), lanes) for b in (op.low, op.high))
         integer = self.rounded(T, T.min(T.max(scaled, low), high), lanes) + spread(T, T.int32(zero_point), lanes)

@@ -36,7 +36,7 @@ class Packed:
 def multiplier(op: IntegerOp) -> Array:
     """float32(s_in)·float32(s_w[c]) / float32(s_out), each step rounded to float32: XNNPACK's order."""
     assert op.weight_scale is not None
-    scale_in, scale_out = np.float32(op.input_qparams[0].scale[0]), np.float32(op.output_qparams.scale[0])
+    scale_in, scale_out = np.float32(op.input_qparams[0].step), np.float32(op.output_qparams.step)
     ratio: Array = scale_in * op.weight_scale.numpy() / scale_out
     return ratio.astype(np.float32)
 
@@ -52,7 +52,7 @@ def pack(op: IntegerOp, g: Geometry, w: Array, machine: Machine) -> Packed:
     Where inputs are staged with an offset instead of x − zero point, Σ (offset + zero point)·w moves into the bias.
     """
     bias = np.zeros(g.out_channels, np.int64) if op.bias is None else op.bias.numpy().astype(np.int64)
-    ratio, zero_point = multiplier(op), op.input_qparams[0].zero_point[0]
+    ratio, zero_point = multiplier(op), op.input_qparams[0].zero
     if is_depthwise(g):
         width = machine.deep
         apart = _whole(w[0, :, 0].transpose(1, 2, 0), width)
@@ -227,7 +227,7 @@ def _dense(
     T: Any, op: IntegerOp, g: Geometry, m: Machine, x: Any, weight: Any, bias: Any, ratio: Any, out: Any
 ) -> None:
     """Channels summed through: a register tile is some pixels of a row × vectors along the output channels."""
-    zero_point = op.input_qparams[0].zero_point[0]
+    zero_point = op.input_qparams[0].zero
     each, outs = g.channels // g.groups, g.out_channels // g.groups
     quads, vectors = -(-each // m.group), -(-outs // m.lanes)
     (kh, kw), (ph, pw) = g.kernel, g.phases
@@ -315,7 +315,7 @@ def _depthwise(
     T: Any, op: IntegerOp, g: Geometry, m: Machine, x: Any, weight: Any, bias: Any, ratio: Any, out: Any
 ) -> None:
     """Each channel by itself: vectors run along the channels, a few neighbouring pixels share their weights."""
-    zero_point = op.input_qparams[0].zero_point[0]
+    zero_point = op.input_qparams[0].zero
     lanes = m.deep
     blocks = -(-g.channels // lanes)
     channels = blocks * lanes

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgeq.calib.cache import Cache
-from edgeq.spec import EdgeqError
+from edgeq.spec import EdgeqError, Progress
 
 # the hook: takes the float network's flat outputs for one calibration batch; returns one mask or weight per output
 # (broadcastable to it, or None) that is above 0 where the detector's answers are, or None where there are none
@@ -65,6 +65,20 @@ class TaskLoss:
     def guides(self, start: int, stop: int) -> bool:
         """Whether any of the frames `start` to `stop` has positives."""
         return any(start <= frame < stop for frame in self.frames)
+
+    def report(self, frames: int, progress: Progress) -> None:
+        """Say how many of so many frames guide nothing.
+
+        Raises:
+            EdgeqError: none guides.
+        """
+        missing = frames - len(self.frames)
+        if not self.frames:
+            raise EdgeqError(
+                f"positives() marks nothing in any of the {frames} calibration batches: give frames in which the float network "
+                "finds objects, or lower the score that positives() asks for"
+            )
+        progress(f"positives: {missing} of {frames} batches have none and guide nothing", len(self.frames), frames)
 
     def _masks(self, given: Any, outputs: tuple[Tensor, ...]) -> list[Tensor]:
         if given is None:

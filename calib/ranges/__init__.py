@@ -9,25 +9,22 @@ from typing import Final
 
 from edgeq.calib.ranges import entropy, minmax, moving_average, mse, percentile
 from edgeq.calib.ranges.observe import Observer
-from edgeq.spec import EdgeqError, QuantSpec
+from edgeq.spec import EdgeqError, Grid
 
-Interval = Callable[[Observer, QuantSpec], tuple[float, float]]
+Interval = Callable[[Observer, Grid], tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
     """A range method; call it as `interval(stats, spec)` for real numbers (low, high).
 
-    needs_histogram: its observers must be made with `histogram=True`. search: shares of the interval are tried on
-    the layers' outputs afterwards (edgeq.calib.ranges.sparsity), from `least` on, or from what suits the tensor's bits.
+    needs_histogram: its observers must be made with `histogram=True`.
     """
 
     interval: Interval
     needs_histogram: bool
-    search: bool = False
-    least: float | None = None
 
-    def __call__(self, stats: Observer, spec: QuantSpec) -> tuple[float, float]:
+    def __call__(self, stats: Observer, spec: Grid) -> tuple[float, float]:
         """The interval of the tensor that `stats` observed, on a grid of `spec`."""
         return self.interval(stats, spec)
 
@@ -39,14 +36,11 @@ METHODS: Final[dict[str, Method]] = {
     "mse": Method(mse.interval, needs_histogram=True),
     "entropy": Method(entropy.interval, needs_histogram=True),
     "entropy:nonzero": Method(partial(entropy.interval, nonzero=True), needs_histogram=True),
-    "sparsity": Method(minmax.interval, needs_histogram=False, search=True),
 }
 
 
 def method(text: str) -> Method:
     """The range method `text` names; `percentile:P` sets its percentage, 50 < P <= 100.
-
-    `sparsity:S` sets the smallest share of the max-min range that is tried, 0 < S <= 1; at 1 nothing is ever clipped.
 
     Raises:
         EdgeqError: there is no such method or option.
@@ -64,14 +58,6 @@ def method(text: str) -> Method:
                 f"range method {text!r} needs a percentage above 50 and up to 100, such as percentile:99.99"
             )
         return Method(partial(percentile.interval, percent=percent), needs_histogram=True)
-    if name == "sparsity":
-        try:
-            least = float(option)
-        except ValueError:
-            least = 0.0
-        if not 0.0 < least <= 1.0:
-            raise EdgeqError(f"range method {text!r} needs a share above 0 and up to 1, such as sparsity:0.5")
-        return Method(minmax.interval, needs_histogram=False, search=True, least=least)
     raise EdgeqError(
         f"unknown range method {text!r}: use {', '.join(METHODS)} or percentile:P, such as percentile:99.9"
     )

@@ -6,12 +6,12 @@ from typing import Final
 
 import numpy as np
 
-from edgeq.spec import QParams, QuantSpec
+from edgeq.spec import Grid, QParams
 
 NARROWEST: Final = 2.0**-40  # smallest scale: a range below it does not matter, and ratios of scales stay in float32
 
 
-def grid(low: float, high: float, spec: QuantSpec) -> tuple[float, int]:
+def grid(low: float, high: float, spec: Grid) -> tuple[float, int]:
     """Scale (float32-representable) and zero point that cover [low, high] with 0 exactly on the grid.
 
     The ends are moved to 0 where they leave it out; the zero point is the nearest integer, which shifts the ends by up
@@ -32,7 +32,7 @@ def grid(low: float, high: float, spec: QuantSpec) -> tuple[float, int]:
     return scale, zero
 
 
-def affine(low: float, high: float, spec: QuantSpec) -> QParams:
+def affine(low: float, high: float, spec: Grid) -> QParams:
     """`grid` as the QParams of an activation tensor."""
     scale, zero = grid(low, high, spec)
     return QParams((scale,), (zero,), spec.qmin, spec.qmax)

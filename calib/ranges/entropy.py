@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeq.calib.ranges.observe import BINS, Observer
-from edgeq.spec import QuantSpec
+from edgeq.spec import Grid
 
 STRIDE = 8  # every 8th threshold is tried: 1/256 of the range
 
 
-def interval(stats: Observer, spec: QuantSpec, *, nonzero: bool = False) -> tuple[float, float]:
+def interval(stats: Observer, spec: Grid, *, nonzero: bool = False) -> tuple[float, float]:
     """[-T, T] within the extremes, T of least KL divergence (Migacz, 8-bit inference with TensorRT, GTC 2017).
 
     On a histogram of magnitudes with 1025 to 2048 bins, for each T: the reference P are the bins below T with what lies

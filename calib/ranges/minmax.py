@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from edgeq.calib.ranges.observe import Observer
-from edgeq.spec import QuantSpec
+from edgeq.spec import Grid
 
 
-def interval(stats: Observer, spec: QuantSpec) -> tuple[float, float]:
+def interval(stats: Observer, spec: Grid) -> tuple[float, float]:
     """The exact extremes of the calibration data."""
     return stats.low, stats.high

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from edgeq.calib.ranges.affine import grid
 from edgeq.calib.ranges.observe import Observer
-from edgeq.spec import QuantSpec
+from edgeq.spec import Grid
 
 Floats = NDArray[np.float64]
 
@@ -15,7 +15,7 @@ STEPS = 16  # candidates for each end in one round; the smallest covers 1/STEPS 
 ROUNDS = 3  # each later round looks closer around the best of the round before
 
 
-def interval(stats: Observer, spec: QuantSpec) -> tuple[float, float]:
+def interval(stats: Observer, spec: Grid) -> tuple[float, float]:
     """The interval of least mean squared quantization error: both ends searched, one magnitude for a symmetric grid.
 
     The optimum Banner et al. 2019 (arXiv 1810.05723, section 3) derive from a Laplace model, here found on the data.
@@ -43,7 +43,7 @@ def interval(stats: Observer, spec: QuantSpec) -> tuple[float, float]:
     return float(low * centre[0]), float(high * centre[1])
 
 
-def _errors(values: Floats, counts: Floats, low: Floats, high: Floats, spec: QuantSpec) -> Floats:
+def _errors(values: Floats, counts: Floats, low: Floats, high: Floats, spec: Grid) -> Floats:
     """Summed squared quantization error of each candidate interval [low, high], arrays [K]."""
     errors = np.empty(len(low))
     for k in range(len(low)):  # one candidate at a time keeps the working set in the cache

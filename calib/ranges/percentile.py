@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from edgeq.calib.ranges.observe import Observer
-from edgeq.spec import QuantSpec
+from edgeq.spec import Grid
 
 
-def interval(stats: Observer, spec: QuantSpec, *, percent: float = 99.99) -> tuple[float, float]:
+def interval(stats: Observer, spec: Grid, *, percent: float = 99.99) -> tuple[float, float]:
     """The (100 - percent) and percent quantiles, zeros included, to within a histogram bin; never beyond the extremes.
 
     A symmetric grid takes the percent quantile of the magnitudes instead (McKinstry et al. 2018, arXiv 1809.04191).

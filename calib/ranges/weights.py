@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from edgeq.spec import EdgeqError, QuantSpec
+from edgeq.spec import EdgeqError, Grid
 
 METHODS: Final = ("minmax", "mse")
 SMALLEST: Final = 0.3  # smallest share of the extreme that `mse` tries; at 2 bits the optimum lies near half
@@ -17,7 +17,7 @@ ON_GRID: Final = 1e-3  # of a step: more than float32 loses, less than chance le
 DEAD: Final = 2.0**-16  # a channel's scale is at least this share of the layer's largest
 
 
-def channel_scales(w: Tensor, axis: int, spec: QuantSpec, method: str) -> Tensor:
+def channel_scales(w: Tensor, axis: int, spec: Grid, method: str) -> Tensor:
     """Scales float32 [C] of weights `w` along `axis`, for integers in [-qmax, qmax].
 
     Dead channels (all 0, or weights that BatchNorm folding shrank to nothing) get 2^-16 of the layer's largest scale,
@@ -38,7 +38,7 @@ def channel_scales(w: Tensor, axis: int, spec: QuantSpec, method: str) -> Tensor
     return _least_error(rows, scales, spec) if method == "mse" else scales
 
 
-def largest_integers(rows: Tensor, spec: QuantSpec) -> Tensor:
+def largest_integers(rows: Tensor, spec: Grid) -> Tensor:
     """For each row of [C, N] the integer its largest weight gets, float32 [C]: qmax, or less where that fits exactly.
 
     Weights that were trained or stored as integers lie on a grid already. One whose largest integer is 92, say, spread
@@ -63,7 +63,7 @@ def _off_grid(x: Tensor) -> Tensor:
     return (x - x.round()).abs()
 
 
-def _least_error(rows: Tensor, full: Tensor, spec: QuantSpec) -> Tensor:
+def _least_error(rows: Tensor, full: Tensor, spec: Grid) -> Tensor:
     """For each row of [C, N], the share of its full scale [C] with the least squared rounding and clipping error."""
     best, scales = torch.full_like(full, torch.inf), full.clone()
     for share in torch.linspace(1.0, SMALLEST, STEPS):

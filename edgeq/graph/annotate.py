@@ -17,7 +17,7 @@ from torch.fx import Node
 from edgeq.graph.capture import Captured
 from edgeq.graph.limits import LIMITS
 from edgeq.graph.ops import ACTIVATIONS, KINDS, MOVES, WEIGHTED, data_inputs, integral, kind_of, value
-from edgeq.spec import EdgeqError, OpSupport, Precision, QParams, QuantPlan, QuantSpec, Target, precision
+from edgeq.spec import EdgeqError, Grid, OpSupport, Precision, QParams, QuantPlan, Target, precision
 
 ALWAYS = frozenset({*WEIGHTED, "softmax", "sigmoid", "tanh", "matmul"})  # worth a quantize of their own
 HALVES = frozenset({*WEIGHTED, "matmul"})  # what float16 makes faster; everything between them stays float32
@@ -46,11 +46,11 @@ class Tensors:
     """Quantized tensors joined into sets that share scale and zero point (union-find over nodes)."""
 
     parent: dict[Node, Node] = field(default_factory=dict)
-    specs: dict[Node, QuantSpec] = field(default_factory=dict)
+    specs: dict[Node, Grid] = field(default_factory=dict)
     fixed: dict[Node, QParams] = field(default_factory=dict)
     derived: set[Node] = field(default_factory=set)
 
-    def add(self, node: Node, spec: QuantSpec, *, derived: bool = False) -> None:
+    def add(self, node: Node, spec: Grid, *, derived: bool = False) -> None:
         """Make `node` a quantized tensor; `derived` ones hold values some member of their set holds already."""
         self.parent.setdefault(node, node)
         root = self.find(node)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
 from operator import getitem
 
 import torch
@@ -15,33 +14,10 @@ from edgeq.graph.annotate import Annotation, Group
 from edgeq.graph.capture import Captured
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
 from edgeq.graph.legal import check
+from edgeq.graph.numbers import Resolved, snap_bias
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg, set_constant
 from edgeq.graph.quiet import quiet
-from edgeq.spec import QParams, QuantSpec
-
-BIAS_LIMIT = 1 << 22  # beyond it float32 cannot say which integer a bias is, and runtimes would disagree
-
-
-@dataclass(slots=True)
-class Resolved:
-    """The numbers calibration chose.
-
-    activations: representative node of a tensor set → scale and zero point.
-    scales: layer key → weight scales, float32 [C_out]. weights: layer key → integers of the weights (int8, torch's
-    layout). biases: layer key → float32 [C_out], only where calibration moved a bias.
-    """
-
-    activations: dict[Node, QParams]
-    scales: dict[str, Tensor]
-    weights: dict[str, Tensor]
-    biases: dict[str, Tensor] = field(default_factory=dict)
-
-    def update(self, other: Resolved) -> None:
-        """Take over everything that `other` holds."""
-        self.activations.update(other.activations)
-        self.scales.update(other.scales)
-        self.weights.update(other.weights)
-        self.biases.update(other.biases)
+from edgeq.spec import QParams
 
 
 def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> tuple[ExportedProgram, dict[str, str]]:
@@ -53,7 +29,7 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
     Raises:
         IllegalNumbers: an operator's kernel does not take the numbers; a fault of whoever chose them.
     """
-    check(annotation, resolved.activations, resolved.scales, resolved.weights)
+    check(annotation, resolved)
     with quiet():  # copying a graph warns about torch's own internals
         module, mapped = _copy(captured.module)
     graph = module.graph
@@ -61,11 +37,9 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
     for group in annotation.groups:
         if group.kind in WEIGHTED:
             in_qparams = resolved.activations[annotation.tensors.find(group.inputs[0])]
-            _quantize_weight(
-                module, mapped[group.node], group.key, group.kind, resolved, group.precision.weight, in_qparams
-            )
-    for key, (node, wanted) in annotation.weight_only.items():
-        _quantize_weight(module, mapped[node], key, kind_of(node) or "", resolved, wanted.weight, None)
+            _quantize_weight(module, mapped[group.node], group.key, group.kind, resolved, in_qparams)
+    for key, (node, _) in annotation.weight_only.items():
+        _quantize_weight(module, mapped[node], key, kind_of(node) or "", resolved, None)
     for node in annotation.halves:
         _half(module, mapped[node])
     for tensor in annotation.tensors.parent:
@@ -133,23 +107,6 @@ def float_program(captured: Captured) -> tuple[ExportedProgram, dict[str, str]]:
     return export(module, captured.example, labels)
 
 
-def snap_weight_scale(scale: Tensor, bias: Tensor | None, in_scale: float) -> Tensor:
-    """Widen the scale of channels whose bias would leave its int32 grid (dead channels, above all).
-
-    Such a bias is larger than any sum the channel can reach, so the coarser weights change nothing.
-    """
-    if bias is None:
-        return scale
-    least = bias.abs().double() / (in_scale * (BIAS_LIMIT - 1))
-    return torch.maximum(scale, least.to(torch.float32) * (1 + 2**-20))
-
-
-def snap_bias(bias: Tensor, scale: Tensor, in_scale: float) -> Tensor:
-    """The nearest bias on the int32 grid of weight scale × input scale, float32 [C_out]."""
-    unit = scale.double() * in_scale
-    return (torch.round(bias.double() / unit) * unit).to(torch.float32)
-
-
 def _copy(module: GraphModule) -> tuple[GraphModule, dict[Node, Node]]:
     twin = copy.deepcopy(module)
     mapped = dict(zip(module.graph.nodes, twin.graph.nodes, strict=True))
@@ -164,27 +121,26 @@ def _quantize_weight(
     key: str,
     kind: str,
     resolved: Resolved,
-    spec: QuantSpec | None,
     in_qparams: QParams | None,
 ) -> None:
     """int8 weights behind a dequantize node; with quantized inputs the bias moves onto its int32 grid."""
-    assert spec is not None
     weight_at, bias_at, axis = WEIGHTED[kind]
     weight_node, bias_node = node.args[weight_at], node_arg(node, bias_at, None)
     assert isinstance(weight_node, Node)
     bias = resolved.biases.get(key, constant(module, bias_node)) if isinstance(bias_node, Node) else None
-    scale, integers = resolved.scales[key], resolved.weights[key]
+    coded = resolved.weights[key]
+    scale = coded.scale.reshape(-1)
     args = list(node.args) + [None] * (bias_at + 1 - len(node.args))
     with module.graph.inserting_before(node):
-        stored = set_constant(module, f"{weight_node.target}_int8", integers)
+        stored = set_constant(module, f"{weight_node.target}_int8", coded.codes)
         scales = set_constant(module, f"{weight_node.target}_scale", scale)
         zeros = set_constant(module, f"{weight_node.target}_zero_point", torch.zeros(scale.numel(), dtype=torch.int64))
         args[weight_at] = module.graph.call_function(
-            DEQUANTIZE_CHANNEL, (stored, scales, zeros, axis, spec.qmin, spec.qmax, torch.int8)
+            DEQUANTIZE_CHANNEL, (stored, scales, zeros, axis, coded.grid.qmin, coded.grid.qmax, torch.int8)
         )
         if bias is not None:
             if in_qparams is not None:
-                bias = snap_bias(bias, scale, in_qparams.scale[0])
+                bias = snap_bias(bias, scale, in_qparams.step)
             args[bias_at] = set_constant(module, f"{weight_node.target}_bias", bias)
     node.args = tuple(args)
 
@@ -258,7 +214,7 @@ def _quantized(dequantize: Node) -> object:
 
 def _numbers(qparams: QParams) -> tuple[float | int | torch.dtype, ...]:
     """What follows the tensor in a quantize or dequantize call."""
-    return qparams.scale[0], qparams.zero_point[0], qparams.qmin, qparams.qmax, torch.int8
+    return qparams.step, qparams.zero, qparams.qmin, qparams.qmax, torch.int8
 
 
 def _replace_edges(graph: torch.fx.Graph, user: Node, old: Node, quantize: Node, numbers: tuple[object, ...]) -> None:

@@ -31,6 +31,6 @@ def golden(captured: Captured, of: Mapping[Node, QParams], placeholders: Sequenc
             made.append(torch.randint(0, top + 1, example.shape, generator=generator).to(example.dtype))
             continue
         q = of.get(node)
-        low, high = (-1.0, 1.0) if q is None else tuple(q.scale[0] * (e - q.zero_point[0]) for e in (q.qmin, q.qmax))
+        low, high = (-1.0, 1.0) if q is None else tuple(q.step * (e - q.zero) for e in (q.qmin, q.qmax))
         made.append(torch.rand(example.shape, generator=generator) * (high - low) + low)
     return tuple(made)

@@ -139,9 +139,9 @@ def tensor_qparams(node: Node) -> QParams:
 
 def quantize_bound(bound: float, qparams: QParams) -> int:
     """A real clip bound on the integer grid: zero point + round half away from zero (TFLite's TfLiteRound)."""
-    ratio = bound / qparams.scale[0]
+    ratio = bound / qparams.step
     rounded = int(ratio + 0.5) if ratio >= 0 else -int(-ratio + 0.5)
-    return max(qparams.qmin, min(qparams.qmax, qparams.zero_point[0] + rounded))
+    return max(qparams.qmin, min(qparams.qmax, qparams.zero + rounded))
 
 
 def _group(module: GraphModule, quantize: Node, labels: Mapping[str, str]) -> IntegerOp | None:
@@ -192,7 +192,7 @@ def _group(module: GraphModule, quantize: Node, labels: Mapping[str, str]) -> In
         weight, scale = constant(module, stored), constant(module, scales).to(torch.float32)
         bias_node = node_arg(node, bias_at, None)
         if bias_node is not None:
-            unit = scale.double() * in_qparams[0].scale[0]
+            unit = scale.double() * in_qparams[0].step
             bias = torch.round(constant(module, bias_node).double() / unit).long()
         if "conv" in kind:
             attrs = conv_attrs(node, kind)

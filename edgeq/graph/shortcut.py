@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from edgeq.graph.coded import fake_quantize
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
 from edgeq.graph.ops import KEEPS_GRID, constant, data_inputs, kind_of
-
-
-def fake_quantize(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> Tensor:
-    """Quantize and dequantize: `x` float32 to the nearest value of a grid, half to even, as quantized_decomposed does.
-
-    torch.fake_quantize_per_tensor_affine also makes a mask for its gradient and takes about thirty times as long.
-    """
-    return (x * (1.0 / scale)).round_().clamp_(qmin - zero_point, qmax - zero_point).mul_(scale)
 
 
 def shortcut(module: GraphModule) -> GraphModule:

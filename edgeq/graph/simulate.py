@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from edgeq.graph import coded
 from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, tensor_qparams, without
 from edgeq.graph.ops import constant
 from edgeq.spec import QParams
@@ -35,8 +36,8 @@ def simulate(
     """
     rule = import_module(f"edgeq.graph.arithmetic.{arithmetic}")
     compute: Compute = rule.compute
-    quantize: Callable[[Tensor, QParams], Tensor] = getattr(rule, "quantize", quantize_float)
-    widen: Callable[[Tensor, QParams], Tensor] = getattr(rule, "widen", dequantize)
+    quantize: Callable[[Tensor, QParams], Tensor] = getattr(rule, "quantize", coded.quantize)
+    widen: Callable[[Tensor, QParams], Tensor] = getattr(rule, "widen", coded.dequantize)
     stored: Callable[[Tensor], Tensor] = getattr(rule, "constant", lambda tensor: tensor)
     arguments: Callable[[Any, tuple[Any, ...]], tuple[Any, ...]] = getattr(rule, "arguments", lambda target, args: args)
     program = without(program, getattr(rule, "MISSING", frozenset()), getattr(rule, "LIMITED", {}))
@@ -74,17 +75,6 @@ def simulate(
                 flat = torch.utils._pytree.tree_leaves(torch.fx.map_arg(node.args, lambda n: values[n]))
                 return tuple(flat)
     raise AssertionError("a program without an output")
-
-
-def quantize_float(x: Tensor, qparams: QParams) -> Tensor:
-    """Float to int8: round half even of x · (1/scale) in float32, plus zero point, saturated (torch's quantize_per_tensor)."""
-    inverse = torch.tensor(1.0 / qparams.scale[0], dtype=torch.float32)
-    return torch.clamp(torch.round(x * inverse) + qparams.zero_point[0], qparams.qmin, qparams.qmax).to(torch.int8)
-
-
-def dequantize(q: Tensor, qparams: QParams) -> Tensor:
-    """int8 to float32: (q − zero point) · scale."""
-    return (q.to(torch.float32) - qparams.zero_point[0]) * torch.tensor(qparams.scale[0], dtype=torch.float32)
 
 
 def _needed(program: IntegerProgram) -> set[Node]:

@@ -29,10 +29,7 @@ def beyond_half(model: QuantizedModel, batch: Sequence[Tensor]) -> Iterator[str]
     if not halves:
         return
     title = " and ".join(runtime.title for runtime in halves)
-    reach = {
-        key: max(abs(q.scale[0] * (end - q.zero_point[0])) for end in (q.qmin, q.qmax))
-        for key, q in model.qparams.items()
-    }
+    reach = {key: max(abs(q.step * (end - q.zero)) for end in (q.qmin, q.qmax)) for key, q in model.qparams.items()}
     reach.update(_islands(model, batch))
     large = [f"{key!r} reaches {value:.3g}" for key, value in reach.items() if value > LARGEST]
     if large:
@@ -40,7 +37,7 @@ def beyond_half(model: QuantizedModel, batch: Sequence[Tensor]) -> Iterator[str]
             f"{title}'s packages compute in float16, which ends at {LARGEST:.0f}: {_first(large)}, so their outputs will be of "
             f"no use there; give the network such values in another unit or scale, or leave {title} out"
         )
-    small = [f"{key!r} has {q.scale[0]:.3g}" for key, q in model.qparams.items() if 0 < q.scale[0] < SMALLEST]
+    small = [f"{key!r} has {q.step:.3g}" for key, q in model.qparams.items() if 0 < q.step < SMALLEST]
     for op in model.integers.ops.values():
         if op.weight is not None and op.weight_scale is not None:
             used = op.weight_scale[op.weight.movedim(WEIGHTED[op.kind][2], 0).flatten(1).any(1)]

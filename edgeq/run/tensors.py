@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from edgeq.graph.coded import dequantize
 from edgeq.graph.far import sqnr_db
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, tensor_qparams
 from edgeq.graph.ops import WEIGHTED, constant, kind_of
 from edgeq.graph.package import QuantizedModel
-from edgeq.graph.simulate import dequantize
 from edgeq.spec import QParams
 
 
@@ -119,7 +119,7 @@ def _key_of(node: Node, labels: dict[str, str]) -> str:
 
 
 def _activation(key: str, kind: str, value: Tensor, integers: Tensor, q: QParams, bins: int) -> TensorStats:
-    scale, zero = q.scale[0], q.zero_point[0]
+    scale, zero = q.step, q.zero
     low, high = scale * (q.qmin - zero), scale * (q.qmax - zero)
     outside = (value < low - scale / 2) | (value > high + scale / 2)
     minimum, maximum, counts = _histogram(value, bins)

@@ -160,7 +160,7 @@ def _compare(
             f"output {info.name!r}: the artefact gives shape {tuple(got[0].shape)}, the program {info.shape}"
         )
     grid = info.qparams is not None
-    step = info.qparams.scale[0] if info.qparams is not None else max(_range(b) / 255, _rounding(b))
+    step = info.qparams.step if info.qparams is not None else max(_range(b) / 255, _rounding(b))
     difference = apart(a, b) / step
     if grid:
         difference = difference.round()
@@ -239,14 +239,14 @@ def first_parting(
 
     def scale(q: QParams) -> float:
         """As the artefact holds it."""
-        half = torch.tensor(q.scale[0]).half().item() if backends.RUNTIMES[backend].half else math.inf
-        return half if math.isfinite(half) else q.scale[0]
+        half = torch.tensor(q.step).half().item() if backends.RUNTIMES[backend].half else math.inf
+        return half if math.isfinite(half) else q.step
 
     def parts(index: int) -> Parting | None:
         name = names[index]
         got, q = _prefix(model, engine, place, keys[name], batch, kernels), grids[name]
-        reference = (wanted[name].double() - q.zero_point[0]) * q.scale[0]
-        difference = ((got.double() - reference).abs() / q.scale[0]).round()
+        reference = (wanted[name].double() - q.zero) * q.step
+        difference = ((got.double() - reference).abs() / q.step).round()
         if difference.max().item() == 0:
             return None
         share = (difference == 0).double().mean().item()

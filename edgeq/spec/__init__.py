@@ -3,18 +3,21 @@
 from edgeq.spec.artifact import Artifact, OpPlacement
 from edgeq.spec.device import DeviceInfo, Job
 from edgeq.spec.errors import EdgeqError, EdgeqWarning, Progress
-from edgeq.spec.grid import QParams, QuantSpec, TensorInfo
+from edgeq.spec.grid import CHANNEL, TENSOR, Grid, QParams, TensorInfo, Tile
 from edgeq.spec.latency import InstructionReport, LatencyReport, OpLatency, RowKind, Spread
 from edgeq.spec.plan import QuantPlan
 from edgeq.spec.precision import Precision, precision  # the function is what `edgeq.spec.precision` names from here on
-from edgeq.spec.recipe import Recipe, Reconstruction
+from edgeq.spec.recipe import Recipe, Step
 from edgeq.spec.target import OpSupport, Status, Target
 
 __all__ = [
+    "CHANNEL",
+    "TENSOR",
     "Artifact",
     "DeviceInfo",
     "EdgeqError",
     "EdgeqWarning",
+    "Grid",
     "InstructionReport",
     "Job",
     "LatencyReport",
@@ -25,13 +28,13 @@ __all__ = [
     "Progress",
     "QParams",
     "QuantPlan",
-    "QuantSpec",
     "Recipe",
-    "Reconstruction",
     "RowKind",
     "Spread",
     "Status",
+    "Step",
     "Target",
     "TensorInfo",
+    "Tile",
     "precision",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeq.spec.errors import EdgeqError
-from edgeq.spec.grid import QuantSpec
+from edgeq.spec.grid import CHANNEL, Grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +15,8 @@ class Precision:
     """What a layer computes in: a weight spec and an activation spec; None keeps that side in `dtype`."""
 
     name: str
-    weight: QuantSpec | None = None
-    activation: QuantSpec | None = None
+    weight: Grid | None = None
+    activation: Grid | None = None
     dtype: Literal["float32", "float16"] = "float32"
 
 
@@ -36,6 +36,6 @@ def precision(name: str) -> Precision:
         raise EdgeqError(
             f"unknown precision {name!r}: use fp32, fp16, w8 (weights only) or wXaY with X and Y from 2 to 8, such as w8a8"
         )
-    weight = QuantSpec(int(match[1]), symmetric=True, per_channel=True)
-    activation = QuantSpec(int(match[2]), symmetric=False, per_channel=False) if match[2] else None
+    weight = Grid(int(match[1]), symmetric=True, tile=CHANNEL)
+    activation = Grid(int(match[2])) if match[2] else None
     return Precision(text, weight, activation)

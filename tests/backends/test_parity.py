@@ -137,11 +137,12 @@ def test_an_island_that_rounds_otherwise_is_named_with_how_far_from_a_tie(
     gated: tuple[QuantizedModel, tuple[torch.Tensor, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the simulation rounds a hundredth of a step too high. Against the island computed in float64 by NumPy."""
-    from edgeq.graph import simulate
+
+    from edgeq.graph import coded
 
     model, (x,) = gated
-    honest, shift = simulate.quantize_float, 0.01
-    monkeypatch.setattr(simulate, "quantize_float", lambda x, q: honest(x + shift * q.scale[0] * (x.dim() == 2), q))
+    honest, shift = coded.quantize, 0.01
+    monkeypatch.setattr(coded, "quantize", lambda x, q: honest(x + shift * q.scale[0] * (x.dim() == 2), q))
     parting = first_parting(model, "tvm", (x,))
     taken = next(op for op in model.integers.ops.values() if op.kind == "linear").input_qparams[0]
     first = model.inputs[0].qparams

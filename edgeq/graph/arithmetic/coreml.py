@@ -52,9 +52,7 @@ def weighted(op: IntegerOp, x: Tensor, *, half: bool = False) -> Tensor:
     weight = (op.weight.float() * stored(op.weight_scale, half).view(along)).to(wide)
     bias = None
     if op.bias is not None:
-        bias = stored((op.bias.double() * op.weight_scale.double() * op.input_qparams[0].scale[0]).float(), half).to(
-            wide
-        )
+        bias = stored((op.bias.double() * op.weight_scale.double() * op.input_qparams[0].step).float(), half).to(wide)
     if op.kind == "linear":
         return F.linear(real, weight, bias).float()
     a = op.attrs
@@ -94,12 +92,12 @@ def float_reference(op: IntegerOp, inputs: Sequence[Tensor], *, half: bool = Fal
 
 def dequantize(q: Tensor, qparams: QParams, *, half: bool = False) -> Tensor:
     """scale · (q - zero point) in float32."""
-    return (q.to(torch.float32) - qparams.zero_point[0]) * stored(qparams.scale[0], half)
+    return (q.to(torch.float32) - qparams.zero) * stored(qparams.step, half)
 
 
 def quantize(real: Tensor, qparams: QParams, *, half: bool = False) -> Tensor:
     """clip(round to even(real / scale) + zero point), int8; the division rounds to float32."""
-    steps = torch.round(real / stored(qparams.scale[0], half)) + qparams.zero_point[0]
+    steps = torch.round(real / stored(qparams.step, half)) + qparams.zero
     return steps.clamp(qparams.qmin, qparams.qmax).to(torch.int8)
 
 

@@ -17,7 +17,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     """The int8 output of `op` on int8 `inputs`, every kind; torch layout."""
     if op.kind in WEIGHTED:
         assert op.weight_scale is not None
-        unit = op.weight_scale.double() * op.input_qparams[0].scale[0]
+        unit = op.weight_scale.double() * op.input_qparams[0].step
         total = accumulate(op, inputs[0])
         real = total.double() * channels(op, unit, total.dim())
     else:
@@ -37,10 +37,10 @@ def apply(op: IntegerOp, reals: Sequence[Tensor]) -> Tensor:
 
 def dequantize(q: Tensor, qparams: QParams) -> Tensor:
     """int8 to float64."""
-    return (q.double() - qparams.zero_point[0]) * qparams.scale[0]
+    return (q.double() - qparams.zero) * qparams.step
 
 
 def to_int8(real: Tensor, op: IntegerOp) -> Tensor:
     """Round half to even on the output's grid, clipped to the operator's bounds."""
     out = op.output_qparams
-    return torch.clamp(torch.round(real / out.scale[0]) + out.zero_point[0], op.low, op.high).to(torch.int8)
+    return torch.clamp(torch.round(real / out.step) + out.zero, op.low, op.high).to(torch.int8)

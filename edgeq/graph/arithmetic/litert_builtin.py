@@ -71,7 +71,7 @@ def linear(op: IntegerOp, inputs: Sequence[Tensor], product: reference.Rule = mu
     assert op.weight_scale is not None
     if op.weight_scale.numel() > 1:
         return reference.finish(op, reference.scaled_channels(op, sums, product))
-    source, target = np.float32(op.input_qparams[0].scale[0]), float(np.float32(op.output_qparams.scale[0]))
+    source, target = np.float32(op.input_qparams[0].step), float(np.float32(op.output_qparams.step))
     real = float(source * op.weight_scale.numpy()[0]) / target
     return reference.finish(op, reference.scaled(sums, real, product))
 
@@ -84,8 +84,8 @@ def mean(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     sums, count = reference.summed(op, x.long())
     if x.dim() != 4 or sums.shape != (*x.shape[:2], 1, 1):
         return reference.mean(op, inputs)
-    source, target = np.float32(op.input_qparams[0].scale[0]), np.float32(out.scale[0])
-    bias = out.zero_point[0] - int(np.round(np.float32(op.input_qparams[0].zero_point[0]) * source / target))
+    source, target = np.float32(op.input_qparams[0].step), np.float32(out.step)
+    bias = out.zero - int(np.round(np.float32(op.input_qparams[0].zero) * source / target))
     ratio, whole = float(source / (np.float32(count) * target)), sums.shape[1] // 16 * 16
     steps = reference.scaled(sums, ratio, multiply_upwards)
     steps[:, whole:] = reference.scaled(sums[:, whole:], ratio)

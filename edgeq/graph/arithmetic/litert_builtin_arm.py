@@ -45,15 +45,15 @@ def softmax(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     fixed = reference.FIXED_OUTPUT["softmax"]
     axis = int(op.node.args[1])  # type: ignore[arg-type] # an int
     x = inputs[0].movedim(axis, -1).long()
-    source = np.float32(op.input_qparams[0].scale[0])
+    source = np.float32(op.input_qparams[0].step)
     powers = np.exp(source * np.arange(-255, 1, dtype=np.float32)).astype(np.float32) * np.float32(65535)
     table = torch.from_numpy(np.minimum(np.floor(powers.astype(np.float64) + 0.5), 65535).astype(np.int64))
     entries = table[x - x.amax(-1, keepdim=True) + 255]
     totals, rows = torch.unique(entries.sum(-1, keepdim=True), return_inverse=True)
-    inverses = np.float32(1) / (totals.numpy().astype(np.float32) * np.float32(fixed.scale[0]))
+    inverses = np.float32(1) / (totals.numpy().astype(np.float32) * np.float32(fixed.step))
     pairs = torch.tensor([reference.quantize_multiplier(float(inverse)) for inverse in inverses])
     shares = builtin.multiply_upwards(entries, pairs[rows, 0], pairs[rows, 1])
-    out = torch.clamp(shares + fixed.zero_point[0], -128, 127).to(torch.int8).movedim(-1, axis).contiguous()
+    out = torch.clamp(shares + fixed.zero, -128, 127).to(torch.int8).movedim(-1, axis).contiguous()
     return torch.clamp(reference.requantized(out, fixed, op.output_qparams, builtin.multiply_upwards), op.low, op.high)
 
 

@@ -106,22 +106,22 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
 
 def quantize(x: Tensor, qparams: QParams) -> Tensor:
     """QUANTIZE from float: round half away from zero of x / scale in float32, plus zero point (AffineQuantize)."""
-    ratio = x.to(torch.float32) / torch.tensor(qparams.scale[0], dtype=torch.float32)
+    ratio = x.to(torch.float32) / torch.tensor(qparams.step, dtype=torch.float32)
     rounded = torch.sign(ratio) * torch.floor(ratio.abs().double() + 0.5)
-    return torch.clamp(rounded + qparams.zero_point[0], qparams.qmin, qparams.qmax).to(torch.int8)
+    return torch.clamp(rounded + qparams.zero, qparams.qmin, qparams.qmax).to(torch.int8)
 
 
 def finish(op: IntegerOp, x: Tensor) -> Tensor:
     """Add the output's zero point and clip."""
-    return torch.clamp(x + op.output_qparams.zero_point[0], op.low, op.high).to(torch.int8)
+    return torch.clamp(x + op.output_qparams.zero, op.low, op.high).to(torch.int8)
 
 
 def requantized(x: Tensor, source: QParams, target: QParams, rule: Rule = multiply) -> Tensor:
     """QUANTIZE from int8 to int8 with other numbers, as int8."""
     if _f32(source) == _f32(target) and source.zero_point == target.zero_point:
         return x
-    moved = scaled(x.long() - source.zero_point[0], float(_f32(source)) / float(_f32(target)), rule)
-    return torch.clamp(moved + target.zero_point[0], -128, 127).to(torch.int8)
+    moved = scaled(x.long() - source.zero, float(_f32(source)) / float(_f32(target)), rule)
+    return torch.clamp(moved + target.zero, -128, 127).to(torch.int8)
 
 
 def applied(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
@@ -149,7 +149,7 @@ def add(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     a, b = (_f32(q) for q in op.input_qparams)
     twice = float(2 * max(a, b))
     left, right = (
-        scaled((x.long() - q.zero_point[0]) << ADD_SHIFT, float(_f32(q)) / twice)
+        scaled((x.long() - q.zero) << ADD_SHIFT, float(_f32(q)) / twice)
         for x, q in zip(inputs, op.input_qparams, strict=True)
     )
     total = left + right if op.kind == "add" else left - right
@@ -158,14 +158,14 @@ def add(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
 
 def mul(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     """MUL: the product of the scales is rounded to float32 (kernels/mul.cc)."""
-    a, b = (x.long() - q.zero_point[0] for x, q in zip(inputs, op.input_qparams, strict=True))
+    a, b = (x.long() - q.zero for x, q in zip(inputs, op.input_qparams, strict=True))
     real = float(_f32(op.input_qparams[0]) * _f32(op.input_qparams[1]) / _f32(op.output_qparams))
     return finish(op, scaled(a * b, real))
 
 
 def matmul(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     """BATCH_MATMUL: exact sums, one multiplier from a float32 product of scales (kernels/batch_matmul.cc)."""
-    a, b = (x.double() - q.zero_point[0] for x, q in zip(inputs, op.input_qparams, strict=True))
+    a, b = (x.double() - q.zero for x, q in zip(inputs, op.input_qparams, strict=True))
     real = float(_f32(op.input_qparams[0]) * _f32(op.input_qparams[1])) / float(_f32(op.output_qparams))
     return finish(op, scaled((a @ b).long(), real))
 
@@ -173,7 +173,7 @@ def matmul(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
 def mean(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     """MEAN: 1/count goes into the mantissa by integer division (QuantizedMeanOrSum in reference/reduce.h)."""
     x = inputs[0]
-    total, count = summed(op, x.long() - op.input_qparams[0].zero_point[0])
+    total, count = summed(op, x.long() - op.input_qparams[0].zero)
     mantissa, shift = quantize_multiplier(float(_f32(op.input_qparams[0])) / float(_f32(op.output_qparams)))
     bits = min(count.bit_length() - 1, 32, 31 + shift)
     return finish(op, multiply(total, torch.tensor((mantissa << bits) // count), torch.tensor(shift - bits)))
@@ -191,7 +191,7 @@ def summed(op: IntegerOp, x: Tensor) -> tuple[Tensor, int]:
 
 def avg_pool(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
     """AVERAGE_POOL_2D: the stored integers' mean, half away from zero, zero point and all (integer_ops/pooling.h)."""
-    zero_point = op.input_qparams[0].zero_point[0]
+    zero_point = op.input_qparams[0].zero
     kernel, stride, padding, _, counted = _pool_geometry(op)
     ones = torch.ones_like(inputs[0][:1, :1], dtype=torch.float64)
     shifted = torch.nn.functional.pad(inputs[0].double() - zero_point, (padding[1],) * 2 + (padding[0],) * 2)
@@ -217,12 +217,12 @@ def activation(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule = multiply) -
     x = inputs[0]
     if op.kind == "clamp" and clip_bounds(op.node, op.kind) not in ((0.0, None), (0.0, 6.0)):
         return torch.clamp(requantized(x, source, target, rule), op.low, op.high)
-    return finish(op, scaled(x.long() - source.zero_point[0], float(_f32(source) / _f32(target))))
+    return finish(op, scaled(x.long() - source.zero, float(_f32(source) / _f32(target))))
 
 
 def move(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
     """Data movement; what pads is the zero point."""
-    zero_point = op.input_qparams[0].zero_point[0]
+    zero_point = op.input_qparams[0].zero
     moved = applied(op, [inputs[0].float() - zero_point]) + zero_point
     return torch.clamp(requantized(moved.to(torch.int8), op.input_qparams[0], op.output_qparams, rule), op.low, op.high)
 
@@ -241,11 +241,11 @@ def requantize(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
 def table(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
     """LOGISTIC and TANH: a table of 256 float32 results (LUTPopulate in internal/common.h)."""
     source, fixed = op.input_qparams[0], FIXED_OUTPUT[op.kind]
-    real = _f32(source) * (np.arange(-128, 128, dtype=np.int64) - source.zero_point[0]).astype(np.float32)
+    real = _f32(source) * (np.arange(-128, 128, dtype=np.int64) - source.zero).astype(np.float32)
     curve = np.float32(1) / (np.float32(1) + np.exp(-real)) if op.kind == "sigmoid" else np.tanh(real)
     scaled_up = curve.astype(np.float32) * (np.float32(1) / _f32(fixed))
     rounded = np.copysign(np.floor(np.abs(scaled_up.astype(np.float64)) + 0.5), scaled_up).astype(np.int64)
-    entries = torch.from_numpy(np.clip(rounded + fixed.zero_point[0], -128, 127).astype(np.int8))
+    entries = torch.from_numpy(np.clip(rounded + fixed.zero, -128, 127).astype(np.int8))
     return torch.clamp(requantized(entries[inputs[0].long() + 128], fixed, op.output_qparams, rule), op.low, op.high)
 
 
@@ -262,7 +262,7 @@ def softmax(op: IntegerOp, inputs: Sequence[Tensor], rule: Rule) -> Tensor:
     total = np.add.accumulate(powers, axis=-1, dtype=np.float32)[..., -1:]
     shares = powers * (np.float32(1) / (total * _f32(fixed)))
     rounded = np.floor(shares.astype(np.float64) + 0.5).astype(np.int64)
-    out = torch.from_numpy(np.clip(rounded + fixed.zero_point[0], -128, 127).astype(np.int8)).movedim(-1, axis)
+    out = torch.from_numpy(np.clip(rounded + fixed.zero, -128, 127).astype(np.int8)).movedim(-1, axis)
     return torch.clamp(requantized(out.contiguous(), fixed, op.output_qparams, rule), op.low, op.high)
 
 
@@ -285,7 +285,7 @@ def _pair(raw: Any) -> tuple[int, int]:
 
 
 def _f32(qparams: QParams) -> np.float32:
-    return np.float32(qparams.scale[0])
+    return np.float32(qparams.step)
 
 
 Kernel = Callable[[IntegerOp, Sequence[Tensor]], Tensor]

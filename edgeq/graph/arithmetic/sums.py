@@ -17,7 +17,7 @@ def accumulate(op: IntegerOp, x: Tensor) -> Tensor:
     unclipped. Sums run in float32 where no partial sum can pass 2^24, in float64 (exact to 2^53) elsewhere.
     """
     assert op.weight is not None
-    shifted = x.to(torch.int32) - op.input_qparams[0].zero_point[0]
+    shifted = x.to(torch.int32) - op.input_qparams[0].zero
     dtype = _exact_dtype(op)
     total = _product(op, shifted.to(dtype), op.weight.to(dtype)).to(torch.int64)
     if op.bias is not None:

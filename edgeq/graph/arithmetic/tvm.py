@@ -34,8 +34,8 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     Raises:
         EdgeqError: there is no integer kernel for the operator's kind.
     """
-    shifted = [x.to(torch.int64) - q.zero_point[0] for x, q in zip(inputs, op.input_qparams, strict=True)]
-    zero_point = op.output_qparams.zero_point[0]
+    shifted = [x.to(torch.int64) - q.zero for x, q in zip(inputs, op.input_qparams, strict=True)]
+    zero_point = op.output_qparams.zero
     if op.kind in ("add", "sub"):
         first, second, shift = fixed_point(op)
         total = shifted[0] * first + shifted[1] * second
@@ -67,7 +67,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def _finish(op: IntegerOp, scaled: Tensor) -> Tensor:
-    return torch.clamp(torch.round(scaled) + op.output_qparams.zero_point[0], op.low, op.high).to(torch.int8)
+    return torch.clamp(torch.round(scaled) + op.output_qparams.zero, op.low, op.high).to(torch.int8)
 
 
 def ratio(op: IntegerOp, index: int = 0) -> Tensor:
@@ -77,12 +77,12 @@ def ratio(op: IntegerOp, index: int = 0) -> Tensor:
     input's scale. mean, avg_pool2d: s_in / (s_out·count) in double, rounded once. Else float32(s_in) / float32(s_out).
     index: which input, for cat.
     """
-    scale_in = torch.tensor(op.input_qparams[index].scale[0], dtype=torch.float32)
-    scale_out = torch.tensor(op.output_qparams.scale[0], dtype=torch.float32)
+    scale_in = torch.tensor(op.input_qparams[index].step, dtype=torch.float32)
+    scale_out = torch.tensor(op.output_qparams.step, dtype=torch.float32)
     if op.weight_scale is not None:
         return scale_in * op.weight_scale / scale_out
     if op.kind == "mul":
-        return scale_in * torch.tensor(op.input_qparams[1].scale[0], dtype=torch.float32) / scale_out
+        return scale_in * torch.tensor(op.input_qparams[1].step, dtype=torch.float32) / scale_out
     if op.kind == "mean":
         shape = value(op.node.all_input_nodes[0]).shape
         count = math.prod(shape[a] for a in mean_axes(op.node)[0])
@@ -100,7 +100,7 @@ def fixed_point(op: IntegerOp) -> tuple[int, int, int]:
     Raises:
         EdgeqError: an input's scale is 2^FRACTION or more times the output's.
     """
-    first, second = (q.scale[0] / op.output_qparams.scale[0] for q in op.input_qparams)
+    first, second = (q.step / op.output_qparams.step for q in op.input_qparams)
     shift = min(30, FRACTION - math.floor(math.log2(max(first, second))))
     if shift < 1:
         raise EdgeqError(f"{op.layer}: the output's scale is 2^{FRACTION} times finer than an input's: recalibrate")

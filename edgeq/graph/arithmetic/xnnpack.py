@@ -35,14 +35,14 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     if op.kind in WEIGHTED:
         assert op.weight_scale is not None
         total = accumulate(op, inputs[0])
-        scale = _f32(op.input_qparams[0].scale[0]) * op.weight_scale / _f32(op.output_qparams.scale[0])
+        scale = _f32(op.input_qparams[0].step) * op.weight_scale / _f32(op.output_qparams.step)
         return _requantize(op, total, channels(op, scale, total.dim()))
     if op.kind in ("add", "sub"):
         return _add(op, *inputs)
     if op.kind == "mul":
         a, b = (_centred(x, q) for x, q in zip(inputs, op.input_qparams, strict=True))
-        left, right = (_f32(q.scale[0]) for q in op.input_qparams)
-        return _requantize(op, a * b, left * right / _f32(op.output_qparams.scale[0]))
+        left, right = (_f32(q.step) for q in op.input_qparams)
+        return _requantize(op, a * b, left * right / _f32(op.output_qparams.step))
     if op.kind == "mean":
         return mean(op, inputs[0])
     if op.kind == "avg_pool2d":
@@ -52,7 +52,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     if op.kind in MOVES or op.kind in ("cat", "max_pool2d"):
         out = op.output_qparams
         same = [_converted(x, q, out) for x, q in zip(inputs, op.input_qparams, strict=True)]
-        return _clip(op, apply(op, [_centred(x, out).double() for x in same]) + out.zero_point[0])
+        return _clip(op, apply(op, [_centred(x, out).double() for x in same]) + out.zero)
     if op.kind in ACTIVATIONS:
         return _clip(op, _converted(inputs[0], op.input_qparams[0], op.output_qparams))
     raise EdgeqError(f"{op.layer}: XNNPACK has no int8 kernel for {op.kind}; keep it in fp32")
@@ -70,7 +70,7 @@ def bounds(op: IntegerOp) -> tuple[int, int]:
     if kind not in ACTIVATIONS:
         return out.qmin, out.qmax
     low, high = clip_bounds(node, kind)
-    scale, zero_point = _f32(out.scale[0]), _f32(out.zero_point[0])
+    scale, zero_point = _f32(out.step), _f32(out.zero)
 
     def on_grid(bound: float | None, unbounded: int) -> int:
         if bound is None or math.isinf(bound):
@@ -85,15 +85,15 @@ def _f32(x: float) -> Tensor:
 
 
 def _centred(x: Tensor, qparams: QParams) -> Tensor:
-    return x.to(torch.int64) - qparams.zero_point[0]
+    return x.to(torch.int64) - qparams.zero
 
 
 def _converted(x: Tensor, source: QParams, out: QParams) -> Tensor:
     """`x` on the grid of `out` (xnn_define_convert): kernels that move or compare integers want one grid for all."""
-    if (source.scale[0], source.zero_point[0]) == (out.scale[0], out.zero_point[0]):
+    if (source.step, source.zero) == (out.step, out.zero):
         return x
-    real = _centred(x, source).float() * _f32(source.scale[0])
-    converted = torch.round(real * (1 / _f32(out.scale[0]))) + out.zero_point[0]
+    real = _centred(x, source).float() * _f32(source.step)
+    converted = torch.round(real * (1 / _f32(out.step))) + out.zero
     return torch.clamp(converted, out.qmin, out.qmax)
 
 
@@ -104,20 +104,20 @@ def _clip(op: IntegerOp, q: Tensor) -> Tensor:
 
 def _requantize(op: IntegerOp, total: Tensor, scale: Tensor) -> Tensor:
     """float32(total)·scale, rounded half to even, plus zero point, clipped (xnn_qs8_requantize_fp32)."""
-    return _clip(op, torch.round(total.to(torch.float32) * scale) + op.output_qparams.zero_point[0])
+    return _clip(op, torch.round(total.to(torch.float32) * scale) + op.output_qparams.zero)
 
 
 def _add(op: IntegerOp, a: Tensor, b: Tensor) -> Tensor:
     """Fixed point: multipliers of at most 21 bits, one shift, ties up (xnn_init_qs8_add_minmax_scalar_params)."""
-    out = _f32(op.output_qparams.scale[0])
-    ratios = [_f32(q.scale[0]) / out for q in op.input_qparams]
+    out = _f32(op.output_qparams.step)
+    ratios = [_f32(q.step) / out for q in op.input_qparams]
     shift = ADD_BITS - (math.frexp(float(torch.maximum(*ratios)))[1] - 1)
     first, second = (int(torch.round(torch.ldexp(r, torch.tensor(shift)))) for r in ratios)
     if op.kind == "sub":
         second = -second
     x, y = (_centred(t, q) for t, q in zip((a, b), op.input_qparams, strict=True))
     total = x * first + y * second + (1 << (shift - 1))
-    return _clip(op, (total >> shift) + op.output_qparams.zero_point[0])
+    return _clip(op, (total >> shift) + op.output_qparams.zero)
 
 
 def rounded_twice(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -131,8 +131,8 @@ def mean(op: IntegerOp, x: Tensor, affine: Callable[[Tensor, Tensor, Tensor], Te
     average = apply(op, [x.double()])
     count = x.numel() // average.numel()
     total = torch.round(average * count).to(torch.float32)
-    scale = _f32(source.scale[0]) / _f32(out.scale[0]) * (1 / _f32(count))
-    offset = affine(_f32(-count * source.zero_point[0]), scale, _f32(out.zero_point[0]))
+    scale = _f32(source.step) / _f32(out.step) * (1 / _f32(count))
+    offset = affine(_f32(-count * source.zero), scale, _f32(out.zero))
     return _clip(op, torch.round(affine(total, scale, offset)))
 
 
@@ -142,5 +142,5 @@ def _average_pool(op: IntegerOp, x: Tensor) -> Tensor:
     assert isinstance(kernel, (list, tuple))
     window = int(kernel[0]) * int(kernel[-1])  # type: ignore[arg-type] # ints
     total = torch.round(apply(op, [_centred(x, op.input_qparams[0]).double()]) * window).to(torch.int64)
-    scale = _f32(op.input_qparams[0].scale[0]) * (1 / _f32(window)) / _f32(op.output_qparams.scale[0])
+    scale = _f32(op.input_qparams[0].step) * (1 / _f32(window)) / _f32(op.output_qparams.step)
     return _requantize(op, total, scale)

@@ -28,8 +28,8 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     """
     if op.kind != "mul":
         return xnnpack.compute(op, inputs)
-    a, b = (x.to(torch.int64) - q.zero_point[0] for x, q in zip(inputs, op.input_qparams, strict=True))
-    left, right, out = (torch.tensor(q.scale[0], dtype=torch.float32) for q in (*op.input_qparams, op.output_qparams))
+    a, b = (x.to(torch.int64) - q.zero for x, q in zip(inputs, op.input_qparams, strict=True))
+    left, right, out = (torch.tensor(q.step, dtype=torch.float32) for q in (*op.input_qparams, op.output_qparams))
     ratio = (left * right / out).double()
     low, high = xnnpack.bounds(op)
-    return torch.clamp(torch.floor((a * b) * ratio + 0.5) + op.output_qparams.zero_point[0], low, high).to(torch.int8)
+    return torch.clamp(torch.floor((a * b) * ratio + 0.5) + op.output_qparams.zero, low, high).to(torch.int8)

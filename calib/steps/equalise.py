@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: channels of one tensor brought to like ranges by scaling weights, the function unchanged.
+"""Step `equalise`: channels of one tensor are brought to like ranges by scaling weights, the function unchanged.
 
 A channel behind ReLU divided by s, and the weights that read it multiplied by s, give the same network (Nagel et al. 2019,
 Data-Free Quantization, arXiv 1906.04721, section 4.1). One scale per tensor then wastes less of its grid on small channels.
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from edgeq.calib.bench import Bench
 from edgeq.calib.floats import Floats
+from edgeq.calib.needs import DATA
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured
 from edgeq.graph.ops import WEIGHTED, constant, conv_attrs, data_inputs, kind_of, node_arg, set_constant, value
@@ -30,6 +32,17 @@ POOLS: Final = frozenset(
     {"max_pool2d", "avg_pool2d", "upsample_nearest"}
 )  # channels stay where they are before the last two axes
 FIXED: Final = 0  # the channel whose factor is 1
+
+
+@dataclass(frozen=True, slots=True)
+class Equalise:
+    """Channels are brought to like ranges before anything else is looked at."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({DATA})
+
+    def run(self, bench: Bench) -> None:
+        """Scale the weights of the captured network."""
+        equalise(bench.captured, bench.annotation, bench.frames(), bench.progress)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,39 @@
-"""The first and the last layers of a network, which many methods keep in a higher precision than the rest."""
+"""Step `ends`: the first and the last layers of a network keep a higher precision than the rest, as in many methods."""
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch.fx import Node
 
+from edgeq.calib.bench import Bench
 from edgeq.graph.capture import Captured
 from edgeq.graph.ops import WEIGHTED, kind_of
-from edgeq.spec import QuantPlan, precision
+from edgeq.spec import QuantPlan, Recipe, precision
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """precision: the least that first and last layers get where no plan says otherwise."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    precision: str = "w8a8"
+
+    def __post_init__(self) -> None:
+        """Raise EdgeqError where there is no such precision."""
+        precision(self.precision)
+
+    def run(self, bench: Bench) -> None:
+        """The plan holds it already, see `planned`."""
+
+
+def planned(captured: Captured, plan: QuantPlan, recipe: Recipe) -> QuantPlan:
+    """`plan` with the ends as the recipe's steps want them; the network is annotated by it."""
+    for step in recipe.steps:
+        plan = with_ends(captured, plan, step.precision) if isinstance(step, Ends) else plan
+    return plan
 
 
 def ends(captured: Captured) -> set[str]:

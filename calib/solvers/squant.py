@@ -11,19 +11,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgeq.calib.rounding import nearest
-from edgeq.spec import QuantSpec
+from edgeq.calib.problem import Problem
+from edgeq.calib.solvers import Solver, plain
+from edgeq.graph.coded import Coded, spread
+from edgeq.spec import Grid
 
 
-def integers(weight: Tensor, scales: Tensor, axis: int, spec: QuantSpec) -> Tensor:
-    """Integers next to weight / scale along `axis`, with every kernel's and then every channel's error sum within 1/2.
+def solver(option: str) -> Solver:
+    """Takes no option."""
+    return Solver(plain(solve, option, "squant"))
 
-    Takes no data. Returns int8 in the shape of `weight` ([C_out, C_in/groups, ...], transposed convolution with
-    `axis` 1, linear [C_out, C_in]), clipped to [qmin, qmax]; a weight at the grid's end is never pushed beyond it.
+
+def solve(problem: Problem, start: Coded) -> Coded:
+    """Codes next to weight / scale, with every kernel's and then every channel's error sum within 1/2. Looks at no data.
+
+    Weights are [C_out, C_in/groups, ...], transposed convolution with `axis` 1, linear [C_out, C_in]; one at the grid's end is
+    never pushed beyond it.
     """
-    moved = weight.detach().movedim(axis, 0)
-    exact = (moved.flatten(2) if moved.dim() > 2 else moved[..., None]).double() / scales.double()[:, None, None]
-    stored = nearest.integers(exact, torch.ones_like(scales), 0, spec).double()
+    spec, axis = problem.grid, problem.axis
+    moved = problem.weight.detach().movedim(axis, 0)
+    scale = spread(start.scale, problem.weight.shape).movedim(axis, 0).double().expand(moved.shape)
+    exact = moved.double() / scale
+    exact = exact.flatten(2) if moved.dim() > 2 else exact[..., None]
+    stored = torch.clamp(torch.round(exact), spec.qmin, spec.qmax)
 
     if exact.shape[2] > 1:
         stored -= _flips(stored - exact, stored, spec)  # each kernel: [C_out, C_in, taps]
@@ -33,17 +43,18 @@ def integers(weight: Tensor, scales: Tensor, axis: int, spec: QuantSpec) -> Tens
     tap = torch.where(_movable(error * sign, stored, sign, spec), error * sign, -torch.inf).max(2)
     chosen = _largest(of_kernel * sign[..., 0], tap.values > 0, of_kernel.sum(1).abs().round())
     stored.scatter_add_(2, tap.indices[..., None], (-sign[..., 0] * chosen)[..., None])
-    return stored.to(torch.int8).view(moved.shape).movedim(0, axis).contiguous()
+    codes = stored.to(start.codes.dtype).view(moved.shape).movedim(0, axis).contiguous()
+    return Coded(spec, codes, start.scale, start.zero)
 
 
-def _flips(error: Tensor, stored: Tensor, spec: QuantSpec) -> Tensor:
+def _flips(error: Tensor, stored: Tensor, spec: Grid) -> Tensor:
     """What to subtract (-1, 0 or 1) so that errors along the last axis sum to within 1/2, largest errors first."""
     total = error.sum(-1, keepdim=True)
     sign = torch.sign(total)
     return sign * _largest(error * sign, _movable(error * sign, stored, sign, spec), total.abs().round()[..., 0])
 
 
-def _movable(signed: Tensor, stored: Tensor, sign: Tensor, spec: QuantSpec) -> Tensor:
+def _movable(signed: Tensor, stored: Tensor, sign: Tensor, spec: Grid) -> Tensor:
     """Where one step against the error goes to the weight's other neighbour and stays on the grid."""
     target = stored - sign
     return (signed > 0) & (signed < 1) & (target >= spec.qmin) & (target <= spec.qmax)

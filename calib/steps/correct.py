@@ -1,4 +1,4 @@
-"""Bias correction: the error that most of a layer's output cells have in common goes back into its bias.
+"""Step `correct`, bias correction: the error that most of a layer's output cells have in common goes back into its bias.
 
 Nagel et al. 2019 (Data-Free Quantization, arXiv 1906.04721, section 4.2 and appendix D) subtract each channel's mean error,
 measured layer by layer behind the corrected layers before. Ours is the median: in a sparse map most cells are empty and have
@@ -9,34 +9,53 @@ and mean agree.
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from edgeq.calib.bench import Bench
 from edgeq.calib.floats import Floats
+from edgeq.calib.needs import DATA
+from edgeq.calib.spans import Span
 from edgeq.calib.twins import Twins
+from edgeq.calib.walk import Extent, Walk
+from edgeq.calib.workspace import Part
 from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
-from edgeq.spec import Progress
 
 CELLS: Final = 1 << 16  # output cells of a layer that are looked at
 VALUES: Final = 1 << 24  # and no more frames than those whose largest tensor has so many values together, but two
 
 
+@dataclass(frozen=True, slots=True)
+class Correct:
+    """Every layer with a bias is looked at behind the corrected ones before it."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({DATA})
+    learns: ClassVar[bool] = False
+    extent: ClassVar[Extent] = "layer"
+
+    def run(self, bench: Bench) -> Correct:
+        """All is done on the walk."""
+        return self
+
+    def frames(self, floats: Floats) -> int:
+        """As many as show a layer's common error."""
+        return frames(floats)
+
+    def layer(self, walk: Walk, node: Node) -> None:
+        """Correct one bias."""
+        correct_layer(walk.twins, node)
+
+    def close(self, walk: Walk, span: Span, part: Part) -> None:
+        """Nothing is left to do."""
+
+
 def frames(floats: Floats) -> int:
     """How many frames show a layer's common error."""
     return max(2, floats.fits(VALUES))
-
-
-def correct(twins: Twins, progress: Progress) -> None:
-    """Correct every bias of the quantized side in forward order; the values in the cache are used up."""
-    for done, node in enumerate(twins.nodes, start=1):
-        if node in twins.numbers.weighted:
-            correct_layer(twins, node)
-        twins.advance([node])
-        twins.release([node])
-        progress("correct biases", done, len(twins.nodes))
 
 
 def correct_layer(twins: Twins, node: Node) -> None:

@@ -1,4 +1,4 @@
-"""Range method `sparsity`: max-min first, then the share of it with the least error in the outputs of the layers that read it.
+"""Step `search`: for every activation the share of its interval with the least error in the outputs of the layers that read it.
 
 Zhou et al. 2024, LiDAR-PTQ (arXiv 2401.15865), section 3.2: max-min keeps the rare large values that carry geometry, where
 entropy and percentiles cut them off; a light grid search around its step size then finds the step with the least
@@ -12,24 +12,49 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Final
+from dataclasses import dataclass
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
+from edgeq.calib.bench import Bench
 from edgeq.calib.cache import Cache
+from edgeq.calib.needs import DATA
 from edgeq.calib.objectives.mse import cell_mass, relative_error
 from edgeq.calib.ranges.affine import affine
 from edgeq.calib.ranges.observe import Observer
-from edgeq.calib.twins import Numbers, on_grid
+from edgeq.calib.twins import Numbers
 from edgeq.graph.annotate import Group
+from edgeq.graph.coded import on_grid
 from edgeq.graph.ops import WEIGHTED
-from edgeq.spec import Progress, QParams
+from edgeq.spec import EdgeqError, Progress, QParams
 
 MOST: Final = 1.1  # largest share of the max-min range that is tried
 STEP: Final = 0.1  # from one candidate to the next
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """least: the smallest share of the interval that is tried, up to 1, where nothing is ever clipped; 0: what suits the bits."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({DATA})
+    least: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise EdgeqError where it is no share."""
+        if not 0.0 <= self.least <= 1.0:
+            raise EdgeqError(
+                f"search: least is {self.least}: give a share above 0 and up to 1, or 0 for what suits the bits"
+            )
+
+    def run(self, bench: Bench) -> None:
+        """Better scales of activations, and the weights' as kernels then demand them."""
+        assert bench.cache is not None
+        search(bench.numbers, bench.cache, bench.observers, self.least or None, bench.progress)
+        bench.settle()
 
 
 def least_share(bits: int) -> float:
@@ -83,13 +108,13 @@ class _Runner(Interpreter):
         result: Tensor = super().run_node(n)
         find = self.numbers.annotation.tensors.find
         if n in self.alone and find(n) in self.candidates:  # no layer with weights reads it: the tensor itself counts
-            mass = cell_mass(result, self.numbers.qparams(n).scale[0])
+            mass = cell_mass(result, self.numbers.qparams(n).step)
             self._add((find(n), n), lambda q: on_grid(result, q), result, mass)
         group = self.readers.get(n)
         if group is not None and find(group.inputs[0]) in self.candidates:
             source: Tensor = self.env[group.inputs[0]]
             answer = self._activated(group, result)
-            mass = cell_mass(answer, self.numbers.qparams(group.output).scale[0])
+            mass = cell_mass(answer, self.numbers.qparams(group.output).step)
             others = torch.fx.map_arg(n.args[1:], lambda a: self.env[a])
 
             def changed(q: QParams) -> Tensor:
@@ -130,5 +155,5 @@ def _shares(least: float) -> list[float]:
 
 def _scaled(qparams: QParams, share: float, root: Node, numbers: Numbers) -> QParams:
     """The grid of `share` times the interval of `qparams`."""
-    low, high = (qparams.scale[0] * (end - qparams.zero_point[0]) for end in (qparams.qmin, qparams.qmax))
+    low, high = (qparams.step * (end - qparams.zero) for end in (qparams.qmin, qparams.qmax))
     return qparams if share == 1.0 else affine(low * share, high * share, numbers.annotation.tensors.specs[root])

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from edgeq.calib.gram import Gram
-from edgeq.spec import QuantSpec
+from edgeq.calib.problem import Problem
+from edgeq.calib.solvers import Solver, whole
+from edgeq.graph.coded import Coded
 
 ZETA: Final = 1.1  # the rectified sigmoid's stretch, equation 23
 GAMMA: Final = -0.1
@@ -44,109 +45,58 @@ def beta(done: float) -> float:
     return BETA[1] + 0.5 * (BETA[0] - BETA[1]) * (1.0 + math.cos(math.pi * falling))
 
 
-@dataclass(slots=True)
-class _Part:
-    """One Gram's weights in steps of their scales: real = scale · (floor + h · room), each [G, R, D] ([G, R, 1] scale)."""
-
-    gram: Gram
-    scale: Tensor
-    floor: Tensor
-    room: Tensor
-
-    def drift(self, weights: Tensor) -> Tensor:
-        """Mean of Ŵx̂ − y, [G, R]."""
-        return ((weights - self.gram.weights) @ self.gram.inputs[..., None])[..., 0] - self.gram.drift
-
-    def error(self, weights: Tensor, shift: Tensor) -> Tensor:
-        """Mean squared output error of each row [G, R] where the bias moves by `shift` [G, R]."""
-        gram, moved = self.gram, weights - self.gram.weights
-        square = ((moved @ gram.quantized - 2 * gram.residual) * moved).sum(-1) + gram.error
-        return square + 2 * shift * self.drift(weights) + shift.square()
-
-    def slope(self, weights: Tensor, shift: Tensor) -> Tensor:
-        """Gradient of `error` with respect to the weights, [G, R, D]."""
-        gram = self.gram
-        moved = (weights - gram.weights) @ gram.quantized - gram.residual
-        return 2 * (moved + shift[..., None] * gram.inputs[:, None])
+STEPS: Final = 250  # where the recipe names no other number; more help little
 
 
-class Layer:
-    """A layer's rounding problem: its rows' sums over the data, and the two neighbours of each weight."""
-
-    def __init__(self, grams: Sequence[Gram], scales: Tensor, spec: QuantSpec, *, bias: bool) -> None:
-        """`scales`: float32 [C]; `bias`: the layer has one, which may move."""
-        self.scales, self.spec, self.bias = scales, spec, bias
-        self.parts = []
-        for gram in grams:
-            scale = scales[gram.rows.channels][..., None]
-            floor = torch.floor(gram.weights / scale).clamp(spec.qmin, spec.qmax)
-            self.parts.append(_Part(gram, scale, floor, (floor < spec.qmax).float()))
-
-    def split(self, weight: Tensor) -> list[Tensor]:
-        """A tensor in torch's layout as rows."""
-        return [weight.reshape(-1)[p.gram.rows.taps] for p in self.parts]
-
-    def join(self, rows: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Rows back in torch's layout; weights that no output cell meets stay as in `like`."""
-        flat = like.reshape(-1).clone()
-        for part, row in zip(self.parts, rows, strict=True):
-            flat[part.gram.rows.taps.reshape(-1)] = row.reshape(-1).to(flat.dtype)
-        return flat.view(like.shape)
-
-    def shift(self, rows: Sequence[Tensor]) -> Tensor:
-        """How far the bias should move, float32 [C]: the mean output error away, where there is a bias."""
-        total = torch.zeros_like(self.scales)
-        if self.bias:
-            for part, row in zip(self.parts, rows, strict=True):
-                total.index_add_(0, part.gram.rows.channels.reshape(-1), part.drift(row * part.scale).reshape(-1))
-        return -total / len(self.parts)
-
-    def errors(self, rows: Sequence[Tensor], shift: Tensor) -> Tensor:
-        """Mean squared output error of each channel, float32 [C]."""
-        total = torch.zeros_like(self.scales)
-        for part, row in zip(self.parts, rows, strict=True):
-            found = part.error(row * part.scale, shift[part.gram.rows.channels])
-            total.index_add_(0, part.gram.rows.channels.reshape(-1), found.reshape(-1))
-        return total / len(self.parts)
-
-    @property
-    def power(self) -> float:
-        """Mean square of the float layer's output, bias left out, summed over channels."""
-        return sum(float(p.gram.power.sum()) for p in self.parts) / len(self.parts)
+def solver(option: str) -> Solver:
+    """`adaround:N` makes N gradient steps."""
+    return Solver(partial(solve, steps=whole(option, STEPS, "adaround:250")), sums=True)
 
 
-def learn(layer: Layer, start: Tensor, steps: int) -> Tensor:
-    """Integers int8 in the weight's layout, each next to the real value, with no channel worse than in `start`.
+def solve(problem: Problem, start: Coded, steps: int = STEPS) -> Coded:
+    """Codes, each next to the real value, with no channel worse than in `start`.
 
-    start: integers of a rounding that looks at no data; each channel takes what is best of them, of them with flips, and
-    of what the gradient finds.
+    start: codes of a rounding that looks at no data; each channel takes what is best of them, of them with flips, and of what
+    the gradient finds.
     """
-    first = [r.float() for r in layer.split(start)]
-    best, least = first, layer.errors(first, layer.shift(first))
-    for rows in (flip(layer, first), flip(layer, _descend(layer, steps))):
-        error = layer.errors(rows, layer.shift(rows))
+    first = problem.split(start.codes.float())
+    best, least = first, _errors(problem, first)
+    for rows in (flip(problem, first), flip(problem, _descend(problem, steps))):
+        error = _errors(problem, rows)
         better = error < least
         best = [
             torch.where(better[p.gram.rows.channels][..., None], new, old)
-            for p, new, old in zip(layer.parts, rows, best, strict=True)
+            for p, new, old in zip(problem.parts, rows, best, strict=True)
         ]
         least = torch.minimum(error, least)
-    return layer.join(best, start)
+    return problem.coded(best)
 
 
-def _descend(layer: Layer, steps: int) -> list[Tensor]:
+def _real(problem: Problem, rows: Sequence[Tensor]) -> list[Tensor]:
+    return [row * p.scale for p, row in zip(problem.parts, rows, strict=True)]
+
+
+def _errors(problem: Problem, rows: Sequence[Tensor]) -> Tensor:
+    return problem.errors(_real(problem, rows))
+
+
+def _shift(problem: Problem, rows: Sequence[Tensor]) -> Tensor:
+    return problem.shift(_real(problem, rows))
+
+
+def _descend(problem: Problem, steps: int) -> list[Tensor]:
     """Adam on V from h = the fraction that flooring cuts off, full gradient, then every h to its nearer end."""
-    parts = layer.parts
+    parts = problem.parts
     exact = [(p.gram.weights / p.scale - p.floor).clamp(0, 1) for p in parts]
     nearest = [p.floor + torch.round(h) * p.room for p, h in zip(parts, exact, strict=True)]
-    reference = float(layer.errors(nearest, layer.shift(nearest)).sum()) * len(parts)
+    reference = float(_errors(problem, nearest).sum()) * len(parts)
     unit = sum(h.numel() for h in exact) / max(reference, torch.finfo(torch.float32).tiny)
     variables = [harden(h.clamp(0.01, 0.99)) for h in exact]
     adam = Adam(variables, RATE)
     for step in range(steps):
         soft = [soften(v) for v in variables]
         rows = [p.floor + h * p.room for p, h in zip(parts, soft, strict=True)]
-        shift, slopes = layer.shift(rows), []
+        shift, slopes = _shift(problem, rows), []
         for part, v, h, row in zip(parts, variables, soft, rows, strict=True):
             slope = part.slope(row * part.scale, shift[part.gram.rows.channels]) * (part.scale * unit) * part.room
             if step >= FREE * steps:
@@ -183,16 +133,16 @@ class Adam:
             v.addcdiv_(first, second.sqrt().add_(1e-8), value=-rate)
 
 
-def flip(layer: Layer, rows: Sequence[Tensor]) -> list[Tensor]:
+def flip(problem: Problem, rows: Sequence[Tensor]) -> list[Tensor]:
     """Each row's best single flip between floor and ceil, again and again until none helps; the bias follows."""
     found = [r.clone() for r in rows]
-    for index, part in enumerate(layer.parts):
-        gram, row, share = part.gram, found[index], (1.0 / len(layer.parts) if layer.bias else 0.0)
-        slope = part.slope(row * part.scale, layer.shift(found)[gram.rows.channels])
+    for index, part in enumerate(problem.parts):
+        gram, row, share = part.gram, found[index], (1.0 / len(problem.parts) if problem.bias else 0.0)
+        slope = part.slope(row * part.scale, _shift(problem, found)[gram.rows.channels])
         means = gram.inputs
         curve = (gram.quantized.diagonal(dim1=1, dim2=2) - share * means.square())[:, None]
         scale = part.scale
-        least = 1e-6 * float(layer.errors(found, layer.shift(found)).mean())  # what float32 can tell from nothing
+        least = 1e-6 * float(_errors(problem, found).mean())  # what float32 can tell from nothing
         for _ in range(row.shape[-1]):
             up = row <= part.floor
             step = torch.where(up, part.room, -1.0) * scale
@@ -202,7 +152,7 @@ def flip(layer: Layer, rows: Sequence[Tensor]) -> list[Tensor]:
             if not bool(helps.any()):
                 break
             step = torch.where(helps, step.gather(-1, at), 0.0)
-            row.scatter_add_(-1, at, step / scale)
+            row.scatter_add_(-1, at, step / scale.gather(-1, at))
             group = torch.arange(len(means))[:, None]
             pair = gram.quantized[group, at[..., 0]] - share * means[group, at[..., 0]][..., None] * means[:, None]
             slope += 2 * step * pair

@@ -1,0 +1,122 @@
+"""What the steps of a recipe work on: the network, its data, what was seen of it, and the numbers so far."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Node
+
+from edgeq.calib.cache import Cache
+from edgeq.calib.data.batches import Spooled, batches, spooled
+from edgeq.calib.data.observation import answers, observe, sets
+from edgeq.calib.floats import Floats
+from edgeq.calib.layers import WeightedLayer, weighted_layers
+from edgeq.calib.objectives.tgpl import TaskLoss
+from edgeq.calib.ranges import Method
+from edgeq.calib.ranges.affine import affine
+from edgeq.calib.ranges.observe import Observer
+from edgeq.calib.ratios import keep_ratios
+from edgeq.calib.twins import Numbers
+from edgeq.calib.unlike import Again, Looked, apart
+from edgeq.calib.ways import Ways
+from edgeq.calib.workspace import Workspace
+from edgeq.graph.annotate import Annotation
+from edgeq.graph.capture import Captured
+from edgeq.graph.coded import along, encode
+from edgeq.graph.numbers import Resolved, snap_weight_scale
+from edgeq.spec import Progress, QParams
+
+
+@dataclass
+class Bench:
+    """Steps read and change it in turn.
+
+    annotation: may be made anew where values of unlike size would share a scale; again: how, None: never; settled: layers that a
+    person's plan names, which are left alone. data: calibration batches; None where no step reads any.
+    observers: tensor set → what was seen. scales: layer key → float32 [C] as they were chosen, before kernels' demands widen
+    them. resolved: the numbers so far. cache, home: where frames lie and where a long calibration keeps what it has finished;
+    None where no step reads data again. key: of all that decides the numbers. task: the task-guided loss, where one is asked for.
+    """
+
+    captured: Captured
+    annotation: Annotation
+    data: Iterable[Any] | None
+    progress: Progress
+    again: Again | None
+    settled: frozenset[str]
+    home: Workspace | None
+    key: hashlib._Hash
+    observers: dict[Node, Observer] = field(default_factory=dict)
+    scales: dict[str, Tensor] = field(default_factory=dict)
+    resolved: Resolved = field(default_factory=Resolved)
+    cache: Cache | None = None
+    task: TaskLoss | None = None
+
+    @property
+    def layers(self) -> dict[Node, WeightedLayer]:
+        """The layers with quantized weights, as they are now."""
+        return weighted_layers(self.captured, self.annotation)
+
+    @property
+    def numbers(self) -> Numbers:
+        """The numbers so far, to compute with."""
+        return Numbers(self.captured, self.annotation, self.resolved)
+
+    def frames(self) -> Iterable[tuple[Tensor, ...]]:
+        """The calibration batches, on disk from now on."""
+        assert self.cache is not None and self.data is not None
+        if not isinstance(self.data, Spooled):
+            self.data = spooled(self.cache, self.captured, batches(self.captured, self.data), self.progress)
+        return self.data
+
+    def look(self, method: Method) -> None:
+        """One float pass over the data; then scale and zero point of every tensor set by `method`."""
+        if self.data is None:
+            return
+        wanted = (
+            set() if self.again is None else {*Ways(self.captured, self.annotation).ends(), *answers(self.captured)}
+        )
+        looked = Looked(self.captured, wanted)
+        spool = None if self.cache is None else self._spool
+        seen = observe(self.captured, self.annotation, method.needs_histogram, self.data, self.progress, spool, looked)
+        if self.again is not None:
+
+            def ranges(changed: Annotation) -> dict[Node, QParams]:
+                return grids(changed, method, sets(changed, seen))
+
+            self.annotation = apart(self.annotation, self.again, ranges, seen, method, looked, self.settled)
+        self.observers = sets(self.annotation, seen)
+        self.resolved.activations = grids(self.annotation, method, self.observers)
+
+    def _spool(self, index: int, batch: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+        assert self.cache is not None
+        for node, tensor in zip(Floats(self.captured).placeholders, batch, strict=True):
+            if not isinstance(self.data, Spooled):
+                self.cache.write(f"float {node.name}", index, tensor, 1)
+            self.key.update(tensor.contiguous().numpy().tobytes())
+        if self.task is not None:
+            for mask in self.task.add(index, outputs):
+                self.key.update(mask.numpy().tobytes())
+
+    def settle(self) -> None:
+        """Widen scales where kernels demand it; weights get the nearest codes on them until a step rounds better."""
+        layers, scales = self.layers.values(), dict(self.scales)
+        keep_ratios(self.annotation, self.resolved.activations, scales)
+        for x in layers:
+            if x.source is not None:
+                in_scale = self.resolved.activations[self.annotation.tensors.find(x.source)].step
+                scales[x.key] = snap_weight_scale(scales[x.key], x.bias, in_scale)
+            self.resolved.weights[x.key] = encode(x.weight, x.grid, along(scales[x.key], x.axis, x.weight.dim()))
+
+
+def grids(annotation: Annotation, method: Method, observers: Mapping[Node, Observer]) -> dict[Node, QParams]:
+    """Scale and zero point of each tensor set."""
+    tensors, found = annotation.tensors, {}
+    for root, seen in observers.items():
+        spec = tensors.specs[root]
+        found[root] = tensors.fixed.get(root) or affine(*method(seen, spec), spec)
+    return found

@@ -1,0 +1,74 @@
+"""One float pass over the calibration data: what every tensor that will be quantized held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgeq.calib.data.batches import batches, stacks
+from edgeq.calib.floats import Floats
+from edgeq.calib.ranges.observe import Observer
+from edgeq.calib.unlike import Looked
+from edgeq.graph.annotate import Annotation
+from edgeq.graph.capture import Captured, flatten
+from edgeq.spec import Progress
+
+Spool = Callable[[int, tuple[Tensor, ...], tuple[Tensor, ...]], None]
+
+
+def observe(
+    captured: Captured,
+    annotation: Annotation,
+    histogram: bool,
+    data: Iterable[Any],
+    progress: Progress,
+    spool: Spool | None,
+    looked: Looked,
+) -> dict[Node, Observer]:
+    """One float pass over `data`; returns tensor → what was seen of it, where that is not moved or joined from others.
+
+    histogram: observers keep one. `spool` gets every batch with its outputs, `looked` the first batches.
+    """
+    watching = {
+        node: Observer(captured.keys.get(node.name, f"input {node.name}"), histogram=histogram)
+        for members in annotation.tensors.sets().values()
+        for node in members
+    }
+    floats, given = Floats(captured), answers(captured)
+    total = len(data) if isinstance(data, Sized) else None
+    done = 0
+    for group in stacks(floats, batches(captured, data)):
+        found: dict[Node, Tensor] = {}
+        wanted = {*given, *(looked.keep if looked.wants() else ())}
+        with torch.no_grad():
+            inputs = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*group, strict=True)]
+            for node, seen in floats.walk(inputs):
+                if node in watching:
+                    watching[node].update(seen, batch=done, stacked=len(group))
+                if node in wanted:
+                    found[node] = seen
+        each = {n: seen.chunk(len(group)) if len(group) > 1 else (seen,) for n, seen in found.items()}
+        for index, batch in enumerate(group):
+            if looked.wants():
+                looked.add(batch, {n: each[n][index] for n in looked.keep})
+            if spool is not None:
+                spool(done + index, batch, tuple(each[n][index] for n in given))
+        done += len(group)
+        progress("calibrate", done, total)
+    return watching
+
+
+def answers(captured: Captured) -> list[Node]:
+    """The nodes that are the network's outputs, in their order."""
+    return [n for n in flatten(captured.module.graph.output_node().args[0]) if isinstance(n, Node)]
+
+
+def sets(annotation: Annotation, observers: Mapping[Node, Observer]) -> dict[Node, Observer]:
+    """Tensor set → what was seen of its members."""
+    return {
+        root: Observer.merged([observers[n] for n in members]) for root, members in annotation.tensors.sets().items()
+    }

@@ -1,0 +1,9 @@
+"""What a step may ask for beside the network, in the words that users read."""
+
+from __future__ import annotations
+
+from typing import Final
+
+DATA: Final = "calibration()"  # batches, whatever is quantized
+SEEN: Final = "calibration() where activations are quantized"
+POSITIVES: Final = "positives()"

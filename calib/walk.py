@@ -1,0 +1,148 @@
+"""The walk: the network's layers in forward order, each with inputs that the quantized network before it gives.
+
+Neighbouring steps that go from layer to layer make one walk together. Where they learn, every finished span is kept in the
+workspace, and an interrupted walk goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+from torch.fx import Node
+
+from edgeq.calib.bench import Bench
+from edgeq.calib.floats import Floats
+from edgeq.calib.ratios import keep_ratios
+from edgeq.calib.spans import Span, spans
+from edgeq.calib.twins import Twins
+from edgeq.calib.workspace import Part
+from edgeq.graph.numbers import Resolved
+
+Extent = Literal["layer", "block", "cross-block"]
+Errors = tuple[float, float]  # before and after, relative to the output
+
+
+@runtime_checkable
+class Visitor(Protocol):
+    """What a step hands to the walk in forward order, which several neighbouring steps make together.
+
+    learns: what it finds is kept in the workspace. extent: what it looks at together.
+    """
+
+    @property
+    def learns(self) -> bool:
+        """See the class."""
+
+    @property
+    def extent(self) -> Extent:
+        """See the class."""
+
+    def frames(self, floats: Floats) -> int | None:
+        """How many frames it looks at; None: all."""
+
+    def layer(self, walk: Walk, node: Node) -> Errors | None:
+        """Find a layer's numbers; both sides have computed what it reads."""
+
+    def close(self, walk: Walk, span: Span, part: Part) -> Errors | None:
+        """Find a span's numbers; both sides have computed it."""
+
+
+class Walk:
+    """Lets `visitors` change the numbers of a bench in place.
+
+    twins: both networks, computed as far as the walk has come. numbers: what the quantized one computes with.
+    done: nodes it has passed.
+    """
+
+    def __init__(self, bench: Bench, visitors: Sequence[Visitor]) -> None:
+        """The bench's cache holds every placeholder."""
+        assert bench.cache is not None and bench.home is not None
+        self.bench, self.visitors, self.home = bench, visitors, bench.home
+        self.numbers, self.layers = bench.numbers, bench.layers
+        self.twins = Twins(self.numbers, bench.cache)
+        few = [v.frames(self.twins.floats) for v in visitors]
+        if None not in few:
+            self.twins = Twins(self.numbers, bench.cache, max(f for f in few if f is not None))
+        self.learns = any(v.learns for v in visitors)
+        extents = {v.extent for v in visitors}
+        self.extent: Extent = "cross-block" if "cross-block" in extents else "block" if "block" in extents else "layer"
+        self.done: set[Node] = set()
+
+    def run(self) -> None:
+        """Every span in forward order; those the workspace knows are taken from it."""
+        if self.learns:
+            self.home.open(self.bench.key.hexdigest())
+        if self.bench.task is not None:
+            self.bench.task.report(self.twins.cache.frames, self.bench.progress)
+        found = spans(self.numbers, self.extent)
+        begins = {s.nodes[0]: (i, s) for i, s in enumerate(found)}
+        for node in self.twins.nodes:
+            if node in self.done:
+                continue
+            index, span = begins.get(node, (0, None))
+            if span is None:
+                self._advance([node])
+                continue
+            stage = f"{'reconstruct' if self.learns else 'correct'} {span.name}"
+            self.bench.progress(stage, index, len(found))
+            errors = self.home.load(index, span, self.numbers) if self.learns else None
+            if errors is None:
+                part = self.home.part(index, self.numbers)
+                errors = self._span(span, part)
+                if self.learns:
+                    self.home.save(index, span, self.numbers, errors)
+            else:
+                self._advance(span.nodes)
+            said = f": error {errors[0]:.1e} → {errors[1]:.1e}" if self.learns else ""
+            self.bench.progress(f"{stage}{said}", index + 1, len(found))
+
+    def _advance(self, nodes: Sequence[Node]) -> None:
+        self.twins.advance(nodes)
+        self._release(nodes)
+
+    def _release(self, nodes: Sequence[Node]) -> None:
+        self.twins.release(nodes, keep=self.twins.floats.placeholders)
+        self.done.update(nodes)
+
+    def _span(self, span: Span, part: Part) -> Errors:
+        """Find what `part` of a span is not known yet; returns the squared error of its last layer relative to the output, before
+        and after.
+        """
+        computed: set[Node] = set()
+        errors = (0.0, 0.0)
+        for node in span.nodes:
+            if node in computed:
+                continue
+            step = [node]
+            if node in span.layers:
+                errors = self._layer(node, part)
+                group = self.numbers.groups.get(node)
+                step = [node] if group is None or group.output is node else [node, group.output]
+            self.twins.advance(step)
+            computed.update(step)
+        for visitor in self.visitors:
+            found = visitor.close(self, span, part)
+            if found is not None:
+                errors = errors[0], errors[1] * found[1] / found[0] if found[0] > 0 else errors[1]
+        self._release(span.nodes)
+        return errors
+
+    def _layer(self, node: Node, part: Part) -> Errors:
+        known = part.known(node) if self.learns else None
+        if known is not None:
+            return known
+        errors = (0.0, 0.0)
+        for visitor in self.visitors:
+            errors = visitor.layer(self, node) or errors
+        if self.learns:
+            part.add(node, errors)
+        return errors
+
+    def ratios_hold(self, found: Resolved) -> bool:
+        """Whether every kernel takes the ratios of the scales in `found`."""
+        kept = dict(found.activations)
+        scales: dict[str, Tensor] = {key: coded.scale for key, coded in found.weights.items()}
+        keep_ratios(self.bench.annotation, kept, scales)
+        return kept == found.activations
