@@ -25,12 +25,6 @@ from edgeq.graph.ordered import ordered
 from edgeq.spec import EdgeqError, Progress, Recipe
 
 
-def reads_data(recipe: Recipe, annotation: Annotation) -> bool:
-    """Whether any step reads calibration batches: weights alone may be rounded without."""
-    wanted = needs(recipe)
-    return DATA in wanted or (SEEN in wanted and bool(annotation.tensors.parent))
-
-
 def needs(recipe: Recipe) -> frozenset[str]:
     """What the steps of a recipe ask for."""
     return frozenset().union(*(step.needs for step in recipe.steps))
@@ -56,16 +50,22 @@ def calibrate(
 ) -> tuple[Annotation, Resolved]:
     """Resolve every scale of `annotation` by `recipe` on calibration `data` (batches like the example inputs).
 
-    data: None where `reads_data` says no. hook: the task's function of a name, which a method may need: see HOOK of
+    data: None where there is none, which weights alone may do without. hook: the task's function of a name, see HOOK of
     edgeq.calib.objectives.tgpl. output: beside it, in `<output>.partial`, lies what a long calibration has finished; an
     interrupted one goes on from there, and the caller removes the folder once the result is safe. again, settled: see Bench.
     Returns the annotation and its numbers. A step that equalises channels scales weights in the graph of `captured`, whose
     answers stay as they were.
 
     Raises:
-        EdgeqError: the data does not fit the network, or the recipe needs positives that are not there.
+        EdgeqError: the data does not fit the network, or the recipe needs data or positives that are not there.
     """
     wanted = needs(recipe)
+    reads = DATA in wanted or (SEEN in wanted and bool(annotation.tensors.parent))
+    if reads and data is None:
+        raise EdgeqError(
+            f"recipe {recipe.name!r} needs calibration batches: add calibration() to the task file, or give "
+            "quantize(…, calibration=[batch, …]); precision w8 (weights only) needs none with most recipes"
+        )
     positives: Positives | None = hook(HOOK) if POSITIVES in wanted else None
     if POSITIVES in wanted and positives is None:
         raise EdgeqError(
@@ -75,7 +75,7 @@ def calibrate(
         )
     with workspace(output if learns(recipe) else None) if DATA in wanted else nullcontext() as home:
         key = fingerprint(captured, annotation, recipe)
-        bench = Bench(captured, annotation, data, progress, again, settled, home, key)
+        bench = Bench(captured, annotation, data if reads else None, progress, again, settled, home, key)
         if home is not None:
             bench.cache = Cache(home.cache)
             bench.task = TaskLoss(bench.cache, positives, [o.name for o in captured.outputs]) if positives else None

@@ -5,5 +5,5 @@ from __future__ import annotations
 from typing import Final
 
 DATA: Final = "calibration()"  # batches, whatever is quantized
-SEEN: Final = "calibration() where activations are quantized"
+SEEN: Final = "calibration(), but for weights alone"
 POSITIVES: Final = "positives()"

@@ -16,17 +16,25 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from edgeq import backends
-from edgeq.assembly import LOOKED_AT, as_task, assemble, capture_task, refuse_types, remembered, silent
+from edgeq.assembly import (
+    LOOKED_AT,
+    as_task,
+    assemble,
+    capture_task,
+    confirmed,
+    plan_of,
+    refuse_types,
+    remembered,
+    silent,
+)
+from edgeq.calib import written
 from edgeq.calib.calibrate import calibrate
-from edgeq.calib.data.batches import batches as checked
-from edgeq.calib.recipes import recipe as find_recipe
-from edgeq.calib.steps.ends import planned
 from edgeq.calib.unlike import sentences
 from edgeq.calib.workspace import forget
 from edgeq.devices import open_device
 from edgeq.given import home_of, inputs_of, merge, named, result_name, runnable, saved
-from edgeq.graph.annotate import annotate, default_plan, in_float
-from edgeq.graph.capture import capture, confirm, leaves_like
+from edgeq.graph.annotate import annotate, named_layers
+from edgeq.graph.capture import leaves_like
 from edgeq.graph.package import QuantizedModel, load_plan
 from edgeq.graph.store import check_replaceable, exports, write_json
 from edgeq.run.agree import agree
@@ -42,7 +50,7 @@ from edgeq.run.each import each, succeeded
 from edgeq.run.files import exported, find, put, size
 from edgeq.run.half import beyond_half
 from edgeq.run.kept import Kept, digest, slug
-from edgeq.run.metric import begins, evaluate, float_metric
+from edgeq.run.metric import evaluate, float_metric
 from edgeq.run.place import Place
 from edgeq.run.precisions import refuse_beyond
 from edgeq.run.profile import kept as keep_pair
@@ -55,9 +63,8 @@ from edgeq.run.trial import run_once
 from edgeq.run.verify import Parity, first_parting, parity_json
 from edgeq.run.verify import verify as verify_artifact
 from edgeq.spec import Artifact, EdgeqError, EdgeqWarning, Progress, QuantPlan, Recipe
-from edgeq.task import Predict, Task, build, example, hook
-from edgeq.task import batches as data
-from edgeq.tell import coverage, device_json, doctor, summary
+from edgeq.task import Predict, Task, hook
+from edgeq.tell import coverage, device_json, doctor, recipes, summary
 
 __all__ = [
     "assemble",
@@ -70,6 +77,7 @@ __all__ = [
     "export",
     "profile",
     "quantize",
+    "recipes",
     "report",
     "silent",
     "summary",
@@ -84,7 +92,8 @@ def quantize(
     calibration: Iterable[Any] | None = None,
     evaluate: Callable[[Predict], dict[str, float]] | None = None,
     keep_float: Sequence[str] = (),
-    recipe: str | Recipe = "default",
+    recipe: str | Path | Recipe = "default",
+    settings: Sequence[str] = (),
     target: str = "portable",
     precision: str = "w8a8",
     plan: QuantPlan | str | Path | None = None,
@@ -95,66 +104,50 @@ def quantize(
 
     task: a task, its file, or a network, which `example_inputs`, `calibration` and `evaluate` then belong to.
     keep_float: patterns of layer keys or module paths, as "head" (and all in it) or "*.norm*", that stay in float.
-    A plan overrides target and recipe; a layer that it does not name gets `precision`.
-    With `output` the model is saved there, and what was exported and
-    verified of an older one there is removed, as `progress` says; a recipe that learns keeps
-    what it has finished in `<output>.partial` until then, and the same call goes on after an interruption.
+    recipe: a name, a .toml file or a Recipe; settings: options of its steps, as "round.solver=gptq".
+    A plan overrides target and recipe; a layer that it does not name gets its default, else `precision`.
+    calibration may be left out where nothing is learned from data: precision "w8" or "fp32" with most recipes.
+    With `output` the model is saved there, and what was exported and verified of an older one there is removed, as
+    `progress` says; a recipe that learns keeps what it has finished in `<output>.partial` until then, and the same call goes
+    on after an interruption.
 
     Raises:
         EdgeqError: what is wrong with the task, its data, the plan, or which operator stands in the way.
     """
     refuse_types(target=target, recipe=recipe, precision=precision, plan=plan, output=output)
     where = Path(output).absolute() if output is not None else None  # a task file may change the current folder
+    recipe = recipe.absolute() if isinstance(recipe, Path) else recipe
     plan = Path(plan).absolute() if isinstance(plan, (str, Path)) else plan
     task = as_task(task, example_inputs, calibration, evaluate)
     given = load_plan(plan) if isinstance(plan, Path) else plan
-    if given is not None:
-        target, recipe = given.target, given.recipe
-    chosen, method = backends.target(target), recipe if isinstance(recipe, Recipe) else find_recipe(recipe)
-    if task.calibration is None:
-        raise EdgeqError(
-            f"{task.name}: the task has no calibration(), and recipe {method.name!r} needs calibration batches"
-        )
+    method = written.chosen(recipe) if given is None else written.planned(given, str(plan))
+    method = written.changed(method, (settings,) if isinstance(settings, str) else settings)
+    chosen = backends.target(target if given is None else given.target)
     if where is not None:
         check_replaceable(where)
     progress("capture", 0, None)
-    network = build(task)
-    captured = capture(network, example(task))
-    given_batches = data(task)
-    head = list(itertools.islice(given_batches, 1))
-    with warnings.catch_warnings(action="ignore"):  # calibrate says what is to be warned of, over all batches
-        list(checked(captured, head))
-    confirm(network, captured, head[0])
-    if task.evaluate is not None:
-        begins(task, network, captured)
-    followed = default_plan(captured, chosen, method.name, precision)
-    if given is not None:
-        followed = dataclasses.replace(followed, layers={**followed.layers, **given.layers})
-    if given is None:
-        followed = planned(captured, followed, method)
-    followed = in_float(followed, keep_float)
-    annotation = annotate(captured, chosen, followed)
+    captured, batches = confirmed(task)
+    planned = plan_of(captured, chosen, method, precision, given, keep_float)
     looked_at: list[Any] = []
-    every = remembered(itertools.chain(head, given_batches), looked_at)
+    stream = None if batches is None else remembered(batches, looked_at)
     annotation, resolved = calibrate(
         captured,
-        annotation,
+        annotate(captured, chosen, planned),
         method,
-        every,
+        stream,
         progress,
         hook=partial(hook, task),
         output=where,
-        again=partial(annotate, captured, chosen, followed),
-        settled=frozenset(given.layers if given is not None else ()),
+        again=partial(annotate, captured, chosen, planned),
+        settled=named_layers(planned, given),
     )
-    followed = dataclasses.replace(followed, layers={**followed.layers, **dict.fromkeys(annotation.kept, "fp32")})
-    for sentence in sentences(annotation):
-        warnings.warn(sentence, EdgeqWarning, stacklevel=2)
+    planned = dataclasses.replace(planned, layers={**planned.layers, **dict.fromkeys(annotation.kept, "fp32")})
     progress("convert", 0, None)
-    model = assemble(task, captured, annotation, resolved, followed)
-    flat = [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at]
+    model = assemble(task, captured, annotation, resolved, planned)
+    list(itertools.islice(stream or (), LOOKED_AT - len(looked_at)))  # what no step has read
+    flat = [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at] or [captured.example]
     model.far = tuple(far(model, flat, captured.module))
-    for sentence in (*model.far, *beyond_half(model, flat[0])):
+    for sentence in (*sentences(annotation), *model.far, *beyond_half(model, flat[0])):
         warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     if where is not None:
         older = exports(where)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,19 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeq.graph.annotate import Annotation
-from edgeq.graph.capture import Captured, capture
+from edgeq.calib.data.batches import batches as checked
+from edgeq.calib.steps.ends import planned as ends
+from edgeq.calib.written import written
+from edgeq.graph.annotate import Annotation, default_plan, followed, in_float
+from edgeq.graph.capture import Captured, capture, confirm
 from edgeq.graph.convert import convert, float_program
 from edgeq.graph.golden import golden
 from edgeq.graph.numbers import Resolved
 from edgeq.graph.package import QuantizedModel
 from edgeq.graph.store import hash_of
-from edgeq.spec import EdgeqError, Progress, QuantPlan, Recipe
-from edgeq.task import Task, build, example, load_task
+from edgeq.run.metric import begins
+from edgeq.spec import EdgeqError, Progress, QuantPlan, Recipe, Target
+from edgeq.task import Task, batches, build, example, load_task
 
 LOOKED_AT = 2  # calibration batches on which the QDQ program is compared with the float network
 
@@ -41,7 +47,7 @@ def refuse_types(*, target: Any, recipe: Any, precision: Any, plan: Any, output:
     several = "; portable is the target for all runtimes" if isinstance(target, (list, tuple)) else ""
     for name, choice, kinds, words in (
         ("target", target, (str,), f"give one name{several}"),
-        ("recipe", recipe, (str, Recipe), "give a name or a Recipe"),
+        ("recipe", recipe, (str, Path, Recipe), "give a name, the path of a .toml file or a Recipe"),
         ("precision", precision, (str,), "give one name; a plan says which layer gets another"),
         ("plan", plan, (str, Path, QuantPlan, type(None)), "give a QuantPlan or the path of a plan.json"),
         ("output", output, (str, Path, type(None)), "give the path of a folder"),
@@ -57,11 +63,12 @@ def as_task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> 
         EdgeqError: a network without example inputs or batches, or these beside a task.
     """
     if isinstance(task, (nn.Module, ExportedProgram)):
-        if example_inputs is None or calibration is None:
+        if example_inputs is None:
             raise EdgeqError(
                 f"quantize({type(task).__name__}) needs example_inputs=(tensor, …) and calibration=[batch, …] beside the network"
             )
-        return Task(type(task).__name__, lambda: task, lambda: example_inputs, lambda: calibration, evaluate)
+        given = None if calibration is None else lambda: calibration
+        return Task(type(task).__name__, lambda: task, lambda: example_inputs, given, evaluate)
     if not isinstance(task, (Task, str, Path)):
         kind = f"the class {task.__name__}" if isinstance(task, type) else f"a {type(task).__name__}"
         raise EdgeqError(f"quantize() was given {kind}: give a torch.nn.Module, a Task or a task file's path")
@@ -70,6 +77,41 @@ def as_task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> 
     if isinstance(task, Task):
         return task
     return load_task(task)
+
+
+def confirmed(task: Task) -> tuple[Captured, Iterator[Any] | None]:
+    """The task's network as a graph that answers as the network does, and its calibration batches, where it has any.
+
+    Raises:
+        EdgeqError: they part, or the task fails.
+    """
+    network = build(task)
+    captured = capture(network, example(task))
+    every = batches(task)
+    head = list(itertools.islice(every, 1))
+    if task.calibration is not None:
+        with warnings.catch_warnings(action="ignore"):  # calibrate says what is to be warned of, over all batches
+            list(checked(captured, head))
+    confirm(network, captured, head[0] if head else captured.nested)
+    if task.evaluate is not None:
+        begins(task, network, captured)
+    return captured, None if task.calibration is None else itertools.chain(head, every)
+
+
+def plan_of(
+    captured: Captured,
+    target: Target,
+    recipe: Recipe,
+    precision: str,
+    given: QuantPlan | None,
+    keep_float: Sequence[str],
+) -> QuantPlan:
+    """Which layer gets which precision: as a person's plan says, else as the target and the recipe do."""
+    if given is None:
+        plan = ends(captured, default_plan(captured, target, recipe.name, precision), recipe)
+    else:
+        plan = followed(captured, target, given, precision)
+    return dataclasses.replace(in_float(plan, keep_float), recipe=recipe.name, steps=written(recipe))
 
 
 def capture_task(task: Task, progress: Progress = silent) -> Captured:

@@ -63,18 +63,19 @@ def load(path: Path, missing: str) -> Any:
     return found
 
 
-def fit(found: Any, kind: type[T], where: object) -> T:
+REMEDY = "it was changed by hand or by another version of edgeq: make it again"
+
+
+def fit(found: Any, kind: type[T], where: object, remedy: str = REMEDY) -> T:
     """Plain data as `kind`.
 
     Raises:
-        EdgeqError: it does not fit; names `where` it was read, the place in it and the reason.
+        EdgeqError: it does not fit; names `where` it was read, the place in it, the reason and the remedy.
     """
     try:
         return typing.cast(T, _fit(found, kind, "", 0))
     except Mismatch as error:
-        raise EdgeqError(
-            f"{where}: {error}; it was changed by hand or by another version of edgeq: make it again"
-        ) from error
+        raise EdgeqError(f"{where}: {error}; {remedy}") from error
 
 
 def _fit(found: Any, kind: Any, at: str, depth: int) -> Any:

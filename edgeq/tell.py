@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from edgeq import backends, devices
+from edgeq.calib import written
 from edgeq.calib.recipes import RECIPES
 from edgeq.devices import Found
 from edgeq.graph.package import QuantizedModel
@@ -58,6 +59,12 @@ def doctor() -> dict[str, Any]:
         "targets": {name: target_table(backends.target(name)) for name in names},
         "recipes": {name: r.summary for name, r in RECIPES.items()},
     }
+
+
+def recipes(name: str | None = None) -> dict[str, Any]:
+    """Every recipe as plain data: what it does, needs and costs, its steps; or one alone, which may be a .toml file."""
+    chosen = RECIPES if name is None else {name: written.chosen(name)}
+    return {key: {**written.described(recipe), "toml": written.toml(recipe)} for key, recipe in chosen.items()}
 
 
 def device_json(row: Found) -> dict[str, Any]:

@@ -22,21 +22,24 @@ from torch import Tensor, nn
 
 from edgeq import api, backends
 from edgeq.calib import workspace
-from edgeq.calib.ends import ends, with_ends
 from edgeq.calib.gram import Gram, rows_of
 from edgeq.calib.ranges.weights import channel_scales
 from edgeq.calib.recipes import RECIPES
-from edgeq.calib.rounding import adaround
-from edgeq.calib.rounding import method as rounding
+from edgeq.calib.problem import Problem
+from edgeq.calib.solvers import adaround, solver
+from edgeq.calib.steps.ends import ends, with_ends
+from edgeq.calib.steps.reconstruct import Reconstruct
+from edgeq.calib.written import changed
 from edgeq.calib.spans import spans
 from edgeq.calib.twins import Numbers
 from edgeq.calib.workspace import beside
 from edgeq.graph.annotate import annotate, default_plan
 from edgeq.graph.capture import capture
-from edgeq.graph.convert import Resolved
+from edgeq.graph.coded import Coded, along, encode
+from edgeq.graph.numbers import Resolved
 from edgeq.graph.ops import WEIGHTED, constant, kind_of
 from edgeq.graph.package import QuantizedModel
-from edgeq.spec import CHANNEL, EdgeqError, Grid, Recipe, Reconstruction
+from edgeq.spec import CHANNEL, EdgeqError, Grid, Recipe
 from edgeq.task import Task, load_task
 
 INT4 = Grid(4, symmetric=True, tile=CHANNEL)
@@ -55,11 +58,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipes as they are, with a tenth of the steps."""
-    for name, fewer in (("adaround", {"steps": 40}), ("lidar-ptq", {"steps": 40, "polish": 8})):
-        plan = RECIPES[name].reconstruction
-        assert plan is not None
-        shorter = dataclasses.replace(RECIPES[name], reconstruction=dataclasses.replace(plan, **fewer))
-        monkeypatch.setitem(RECIPES, name, shorter)
+    for name, fewer in (("adaround", ()), ("lidar-ptq", ("reconstruct.steps=8",))):
+        shorter = changed(RECIPES[name], ("round.solver=adaround:40", *fewer))
+        monkeypatch.setitem(RECIPES, name, dataclasses.replace(shorter, name=name))
 
 
 # ---------------------------------------------------------------- sums over the data

@@ -11,13 +11,16 @@ import ast
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from markers import README, insert, write
 
 from edgeq import backends
 from edgeq.calib.recipes import RECIPES
-from edgeq.spec import OpSupport, Target
+from edgeq.calib.steps import name_of
+from edgeq.calib.written import cost
+from edgeq.spec import OpSupport, Recipe, Target
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "targets.md"
@@ -72,7 +75,8 @@ for Microcontrollers equals the `reference` kernels of LiteRT 1.2, not of 2.3, i
 """
 
 RECIPES_HEAD = """\
-A recipe says how the numbers are chosen: a range method for activations, one for weights, and how weights are rounded.
+A recipe says how the numbers are chosen, as steps in their order; options that are not a step's own are told. `edgeq recipes`
+lists them, `edgeq recipes NAME` prints one with all its options.
 """
 
 
@@ -154,9 +158,21 @@ def summary(module: Path) -> str:
 
 
 def recipes() -> str:
-    """Every recipe by its parts."""
-    rows = [[f"`{r.name}`", r.activations, r.weights, r.rounding, r.summary, r.source] for r in RECIPES.values()]
-    return table(["recipe", "activations", "weights", "rounding", "what it does", "source"], rows)
+    """Every recipe by its steps."""
+    rows = [[f"`{r.name}`", steps(r), r.summary, cost(r), r.source] for r in RECIPES.values()]
+    return table(["recipe", "steps", "what it does", "costs", "source"], rows)
+
+
+def steps(recipe: Recipe) -> str:
+    """A recipe's steps with the options that are not a step's own."""
+    told = []
+    for step in recipe.steps:
+        own = type(step)()
+        given = [
+            f"{f.name}={getattr(step, f.name)}" for f in fields(step) if getattr(step, f.name) != getattr(own, f.name)
+        ]  # type: ignore[arg-type] # a dataclass
+        told.append(" ".join([name_of(step), *given]))
+    return ", ".join(told)
 
 
 def main() -> int:

@@ -71,8 +71,17 @@ def quantize(
         Path | None, typer.Option("-o", "--output", help="Folder to write; default: the task's name.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="How the numbers are chosen; `edgeq doctor` lists the recipes.")
+        str, typer.Option(help="How the numbers are chosen: a name that `edgeq recipes` lists, or a .toml file.")
     ] = "default",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="STEP.OPTION=VALUE",
+            help="Change an option of the recipe, as round.solver=gptq; `edgeq recipes NAME` prints them; repeat for several.",
+            show_default=False,
+        ),
+    ] = None,
     target: Annotated[
         str, typer.Option(help=f"portable: one program for all runtimes; or {', '.join(backends.RUNTIMES)}, simulated.")
     ] = "portable",
@@ -103,6 +112,7 @@ def quantize(
             model = api.quantize(
                 task,
                 recipe=recipe,
+                settings=settings or (),
                 target=target,
                 precision=precision,
                 plan=plan,
@@ -319,6 +329,25 @@ def report(
         progress("report", 0, None)
         page = api.report(folder, output=output, task=task)
     show({"report": str(page)}, as_json, lambda found: found["report"])
+
+
+@app.command()
+def recipes(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Print this one's steps, in the form that --recipe FILE.toml reads.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How numbers can be chosen: what each recipe does, needs and costs."""
+    from edgeq import api
+    from edgeq.pages.tables import recipe_tables
+
+    found = api.recipes(name)
+    if name is not None and not as_json:
+        typer.echo(found[name]["toml"], nl=False)
+    else:
+        show(found, as_json, recipe_tables)
 
 
 @app.command()

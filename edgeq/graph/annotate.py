@@ -6,8 +6,9 @@ Driven by the target's table and the plan alone. The result is data that calibra
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from operator import getitem
@@ -127,26 +128,61 @@ def default_plan(captured: Captured, target: Target, recipe: str, name: str = "w
     return QuantPlan(target.name, recipe, layers)
 
 
+def followed(captured: Captured, target: Target, plan: QuantPlan, name: str = "w8a8") -> QuantPlan:
+    """What a person's `plan` means for this network: a line for every layer.
+
+    A line of it names a layer, or all whose key, module path or a module around it a pattern matches, as a shell would; the last
+    line that does wins. A pattern leaves what cannot compute in its precision as it is. The other layers get the plan's default,
+    else precision `name`, as far as the target computes them in it.
+
+    Raises:
+        EdgeqError: a line matches no layer, or no layer that could compute in what it asks for.
+    """
+    layers = default_plan(captured, target, plan.recipe, plan.default or name).layers
+    for line, wanted in plan.layers.items():
+        if line in layers:
+            layers[line] = wanted
+            continue
+        found = matching(layers, line)
+        if not found:
+            raise EdgeqError(f"plan: unknown layer {line!r}{_near(layers, line)}")
+        able = default_plan(captured, target, plan.recipe, wanted).layers
+        taken = [key for key in found if wanted == "fp32" or able[key] == wanted]
+        if not taken:
+            raise EdgeqError(
+                f"plan: {line!r} asks for {wanted}, and target {target.name} computes no {found[0]!r} or other of it so"
+            )
+        layers.update(dict.fromkeys(taken, wanted))
+    return dataclasses.replace(plan, layers=layers, default=None)
+
+
+def named_layers(plan: QuantPlan, given: QuantPlan | None) -> frozenset[str]:
+    """The layers of `plan` that a person's plan names."""
+    lines = () if given is None else given.layers
+    return frozenset(key for line in lines for key in ([line] if line in plan.layers else matching(plan.layers, line)))
+
+
+def matching(layers: Mapping[str, str], pattern: str) -> list[str]:
+    """Layer keys that match a pattern themselves, by their module path or by a module around it."""
+    ways = (pattern, f"{pattern}.*", f"{pattern}/*")
+    return [key for key in layers if any(fnmatchcase(name, w) for name in (key, key.rpartition("/")[0]) for w in ways)]
+
+
 def in_float(plan: QuantPlan, patterns: Sequence[str]) -> QuantPlan:
     """`plan` with every layer in fp32 whose key, module path or a module around it matches one of `patterns`, as in a shell.
 
     Raises:
         EdgeqError: a pattern matches nothing.
     """
-    if isinstance(patterns, str):
-        patterns = (patterns,)
     kept: set[str] = set()
-    paths = {key: key.rpartition("/")[0] for key in plan.layers}
-    for pattern in patterns:
-        ways = (pattern, f"{pattern}.*", f"{pattern}/*")
-        found = [key for key, path in paths.items() if any(fnmatchcase(name, w) for name in (key, path) for w in ways)]
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        found = matching(plan.layers, pattern)
         if not found:
-            near = (
-                difflib.get_close_matches(pattern, [*plan.layers, *paths.values()], 3, 0.3) or sorted(plan.layers)[:3]
-            )
+            names = [*plan.layers, *(key.rpartition("/")[0] for key in plan.layers)]
+            near = difflib.get_close_matches(pattern, names, 3, 0.3) or sorted(plan.layers)[:3]
             raise EdgeqError(f"keep_float: no layer matches {pattern!r}; near it are {', '.join(map(repr, near))}")
         kept.update(found)
-    return QuantPlan(plan.target, plan.recipe, {k: "fp32" if k in kept else v for k, v in plan.layers.items()})
+    return dataclasses.replace(plan, layers={k: "fp32" if k in kept else v for k, v in plan.layers.items()})
 
 
 def annotate(
@@ -277,11 +313,12 @@ def _prune(groups: list[Group], islands: dict[str, str]) -> list[Group]:
 def _tensors(groups: list[Group], apart: Apart) -> tuple[Tensors, Apart]:
     """The sets, and which inputs are requantized into one: those of `apart`, and fixed ones that others stand beside."""
     tensors, found = Tensors(), set()
+    made = {group.output for group in groups}
     for group in groups:
         spec = group.precision.activation
         assert spec is not None
         for source in group.inputs:
-            if source not in tensors.parent:
+            if source not in made:  # no layer answers with it: the widest of its readers says how many bits it has
                 tensors.add(source, spec)
         shared = group.support.shared_scale
         own = tensors.unjoinable(group.inputs) if shared else set()
@@ -310,9 +347,13 @@ def _check_keys(captured: Captured, plan: QuantPlan) -> None:
     known = set(captured.keys.values())
     unknown = [key for key in plan.layers if key not in known]
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; the network has layers such as {sorted(known)[0]!r}"
-        raise EdgeqError(f"plan: unknown layer {unknown[0]!r}{hint}")
+        raise EdgeqError(f"plan: unknown layer {unknown[0]!r}{_near(known, unknown[0])}")
+
+
+def _near(known: Iterable[str], name: str) -> str:
+    """A hint at what `name` may have meant."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; the network has layers such as {sorted(known)[0]!r}"
 
 
 def _check_half(key: str, kind: str | None, target: Target) -> None:

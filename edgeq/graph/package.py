@@ -42,15 +42,19 @@ from edgeq.schema import load as read_json
 from edgeq.schema import read as read_as
 from edgeq.spec import EdgeqError, QParams, QuantPlan, TensorInfo
 
+PLAN_SCHEMA = 2  # 1 knew recipes by name alone; such a plan still says what it means
+
 
 @dataclass(frozen=True, slots=True)
 class PlanFile:
-    """plan.json; a person's may leave the schema out, and target and recipe only where it says so."""
+    """plan.json; a person's may leave out schema, default and steps. Fields as those of QuantPlan."""
 
     target: str
     recipe: str
     layers: dict[str, str]
-    schema: int = SCHEMA
+    schema: int = PLAN_SCHEMA
+    default: str | None = None
+    steps: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +246,15 @@ def load_program(path: Path) -> ExportedProgram:
 
 
 def dump_plan(plan: QuantPlan) -> str:
-    """plan.json: one line a layer, for people to edit."""
-    return json.dumps({"schema": SCHEMA, **dataclasses.asdict(plan)}, indent=1) + "\n"
+    """plan.json: one line a step, one a layer, for people to edit."""
+    told = {"schema": PLAN_SCHEMA, **dataclasses.asdict(plan)}
+    if plan.default is None:
+        told.pop("default")
+    steps = ",\n".join("  " + json.dumps(step) for step in told.pop("steps"))
+    layers = told.pop("layers")
+    head = json.dumps(told, indent=1).removesuffix("\n}")
+    lines = json.dumps(layers, indent=1).replace("\n", "\n ")
+    return f'{head},\n "steps": [\n{steps}\n ],\n "layers": {lines}\n}}\n'
 
 
 def load_plan(path: Path) -> QuantPlan:
@@ -262,10 +273,10 @@ def load_plan(path: Path) -> QuantPlan:
             raise EdgeqError(f"{path}: a plan has target, recipe and layers (layer → precision); {name!r} is missing")
         if name != "layers" and not isinstance(raw[name], str):
             raise EdgeqError(f"{path}: {name} is {raw[name]!r}: a plan has one, as a string")
-    if raw.get("schema", SCHEMA) != SCHEMA:
+    if raw.get("schema", PLAN_SCHEMA) not in (1, PLAN_SCHEMA):
         raise EdgeqError(f"{path}: written by another version of edgeq (schema {raw['schema']}); quantize again")
     plan = fit(raw, PlanFile, path)
-    return QuantPlan(plan.target, plan.recipe, plan.layers)
+    return QuantPlan(plan.target, plan.recipe, plan.layers, plan.default, plan.steps)
 
 
 def _run(module: GraphModule, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:

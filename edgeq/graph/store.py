@@ -22,7 +22,7 @@ from edgeq.schema import load as read_json
 from edgeq.spec import EdgeqError, EdgeqWarning, QParams, TensorInfo
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 SCHEMA = 1  # of the other files; each says so
 FILES = (
     MANIFEST, "plan.json", "qparams.json", "weights.safetensors", "program.pt2", "float.pt2", "golden.safetensors",
@@ -63,9 +63,10 @@ def read_manifest(root: Path) -> Manifest:
     raw = read_json(path, f"{root}: not a quantized model (no {MANIFEST}); make one with edgeq quantize")
     written = raw.get("format") if isinstance(raw, dict) else None
     if written != FORMAT:
+        task = raw.get("task") if isinstance(raw, dict) else None
         raise EdgeqError(
             f"{root}: written by another version of edgeq (format {written}, not {FORMAT}): "
-            "run edgeq quantize TASK.py again with its task file"
+            f"run edgeq quantize {task if isinstance(task, str) else 'TASK.py'} -o {root} again"
         )
     manifest = fit(raw, Manifest, path)
     if lacking := [name for name in FILES if name != MANIFEST and name not in manifest.files]:

@@ -13,6 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from edgeq import backends
+from edgeq.calib.recipes import RECIPES
+from edgeq.calib.written import written
 from edgeq.graph.capture import leaves_like
 from edgeq.graph.package import QuantizedModel
 from edgeq.graph.store import read_manifest, result
@@ -351,12 +353,20 @@ def _commands(model: QuantizedModel, runtimes: Sequence[Runtime]) -> list[str]:
     task = Path(model.task).name if model.task else "TASK.py"
     to = " ".join(f"--to {name}" for name in ([r.name for r in runtimes] or backends.RUNTIMES))
     return [
-        f"edgeq quantize {task} --recipe {model.plan.recipe} --target {model.plan.target} -o {folder}",
+        f"edgeq quantize {task} {_recipe(model)} -o {folder}",
         f"edgeq export {folder} {to}",
         f"edgeq verify {folder}",
         f"edgeq profile {folder}",
         f"edgeq report {folder}",
     ]
+
+
+def _recipe(model: QuantizedModel) -> str:
+    """The options that give the same recipe again: its name, or the plan where it was changed."""
+    known = RECIPES.get(model.plan.recipe)
+    if known is not None and tuple(map(dict, model.plan.steps)) == tuple(map(dict, written(known))):
+        return f"--recipe {known.name} --target {model.plan.target}"
+    return f"--plan {model.folder.name if model.folder else ''}/plan.json"
 
 
 def _batch(model: QuantizedModel, given: str | Path | None) -> tuple[Sequence[Tensor], str]:

@@ -386,6 +386,18 @@ def doctor_tables(found: Found) -> list[RenderableType]:
     ]
 
 
+def recipe_tables(found: Found) -> list[RenderableType]:
+    """What each recipe does, needs and costs."""
+    table = _table("recipe", "what it does", "needs", "costs", left=(0, 1, 2, 3))
+    for name, row in found.items():
+        table.add_row(name, *(escape(cell) for cell in (row["summary"], ", ".join(row["needs"]), row["cost"])))
+    notes = (
+        "edgeq recipes NAME prints a recipe's steps; --recipe FILE.toml reads them again, --set STEP.OPTION=VALUE changes one",
+        "a result runs wherever its precision does: w8a8 on every runtime, fewer bits on target simulated",
+    )
+    return [table, *(Text(note, style="dim") for note in notes)]
+
+
 def _targets(targets: Mapping[str, Found]) -> Table:
     """Operator kinds × targets."""
     table = _table("operator", *targets, left=(0,), centre=range(1, 1 + len(targets)))
