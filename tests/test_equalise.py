@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edgeq import api, backends
-from edgeq.calib.ends import with_ends
-from edgeq.calib.equalise import Channels, Lane, columns, equalise, reshaped
 from edgeq.calib.floats import Floats
 from edgeq.calib.ranges.weights import channel_scales
+from edgeq.calib.steps.ends import with_ends
+from edgeq.calib.steps.equalise import Channels, Lane, columns, equalise, reshaped
 from edgeq.graph.annotate import Annotation, annotate, default_plan
 from edgeq.graph.capture import Captured, capture
 from edgeq.graph.ops import kind_of

@@ -17,8 +17,10 @@ from edgeq.calib.calibrate import calibrate
 from edgeq.calib.recipes import RECIPES
 from edgeq.graph.annotate import Annotation, annotate, default_plan
 from edgeq.graph.capture import Captured, capture
-from edgeq.graph.convert import Resolved, convert
+from edgeq.graph.coded import Coded
+from edgeq.graph.convert import convert
 from edgeq.graph.legal import IllegalNumbers, check
+from edgeq.graph.numbers import Resolved
 
 
 class Fixed(nn.Module):
@@ -50,7 +52,7 @@ def numbers(network: type[nn.Module], target: str) -> tuple[Captured, Annotation
 def test_calibrated_numbers_are_legal(network: type[nn.Module], target: str) -> None:
     _, annotation, resolved = numbers(network, target)
     assert annotation.groups
-    check(annotation, resolved.activations, resolved.scales, resolved.weights)
+    check(annotation, resolved)
 
 
 @settings(max_examples=150, deadline=None)
@@ -58,7 +60,7 @@ def test_calibrated_numbers_are_legal(network: type[nn.Module], target: str) -> 
 def test_a_wrong_number_is_found_and_its_layer_named(data: st.DataObject) -> None:
     captured, annotation, good = numbers(data.draw(st.sampled_from(NETWORKS)), data.draw(st.sampled_from(TARGETS)))
     group = data.draw(st.sampled_from(annotation.groups))
-    resolved = dataclasses.replace(good, activations=dict(good.activations), weights=dict(good.weights))
+    resolved = good.copy()
     tensors, root = annotation.tensors, annotation.tensors.find(group.output)
     near = {g.key for g in annotation.groups if root in {tensors.find(n) for n in (g.output, *g.inputs)}}
     q = resolved.activations[root]
@@ -68,9 +70,13 @@ def test_a_wrong_number_is_found_and_its_layer_named(data: st.DataObject) -> Non
     wrongs += ["ratio"] if group.support.ratio is not None else []
     wrong = data.draw(st.sampled_from(wrongs))
     if wrong == "weights":
-        weight = resolved.weights[group.key].clone()
-        weight.view(-1)[data.draw(st.integers(0, weight.numel() - 1))] = -128  # symmetric grids end at -127
-        resolved.weights[group.key], near = weight, {group.key}
+        old = resolved.weights[group.key]
+        codes = old.codes.clone()
+        codes.view(-1)[data.draw(st.integers(0, codes.numel() - 1))] = -128  # symmetric grids end at -127
+        with pytest.raises(ValueError, match="codes from -128"):
+            dataclasses.replace(old, codes=codes)
+        wider = dataclasses.replace(old.grid, full_range=True)
+        resolved.weights[group.key], near = Coded(wider, codes, old.scale), {group.key}
     else:
         changed = {
             "scale 0": {"scale": (0.0,)},
@@ -96,12 +102,12 @@ def test_a_set_with_two_scales_is_found() -> None:
             apart=frozenset({(joining.key, joining.inputs[0])}),
         )
         activations = {root: good.activations[annotation.tensors.find(root)] for root in apart.tensors.sets()}
-        check(apart, activations, good.scales, good.weights)
+        check(apart, Resolved(activations, good.weights))
         own = apart.tensors.find(joining.inputs[0])
         activations[own] = dataclasses.replace(activations[own], scale=(activations[own].scale[0] * 2,))
-        check(apart, activations, good.scales, good.weights)  # what is requantized may have its own
+        check(apart, Resolved(activations, good.weights))  # what is requantized may have its own
         with pytest.raises(IllegalNumbers, match="wants one scale"):
-            check(dataclasses.replace(apart, apart=frozenset()), activations, good.scales, good.weights)
+            check(dataclasses.replace(apart, apart=frozenset()), Resolved(activations, good.weights))
         activations[own] = dataclasses.replace(activations[own], scale=(activations[own].scale[0] * 2**8,))
         with pytest.raises(IllegalNumbers):
-            check(apart, activations, good.scales, good.weights)
+            check(apart, Resolved(activations, good.weights))

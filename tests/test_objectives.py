@@ -18,9 +18,11 @@ from edgeq.calib.calibrate import calibrate
 from edgeq.calib.objectives.mse import cell_mass, relative_error
 from edgeq.calib.objectives.tgpl import TaskLoss
 from edgeq.calib.recipes import RECIPES
+from edgeq.calib.steps.search import Search
+from edgeq.calib.written import changed
 from edgeq.graph.annotate import annotate, default_plan
 from edgeq.graph.capture import capture
-from edgeq.spec import EdgeqError, QParams
+from edgeq.spec import EdgeqError, QParams, Recipe
 from edgeq.task import Task
 
 NAMES = ("score", "box")
@@ -38,10 +40,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe as it is, with fewer steps."""
-    recipe = RECIPES["lidar-ptq"]
-    assert recipe.reconstruction is not None
-    fewer = dataclasses.replace(recipe.reconstruction, steps=10, polish=4)
-    monkeypatch.setitem(RECIPES, "lidar-ptq", dataclasses.replace(recipe, reconstruction=fewer))
+    fewer = changed(RECIPES["lidar-ptq"], ("round.solver=adaround:10", "reconstruct.steps=4"))
+    monkeypatch.setitem(RECIPES, "lidar-ptq", dataclasses.replace(fewer, name="lidar-ptq"))
 
 
 def marked(outputs: tuple[Tensor, ...]) -> tuple[Tensor, None] | None:
@@ -112,10 +112,13 @@ def heavy(seed: int) -> Tensor:
     return x
 
 
-def input_grid(activations: str) -> QParams:
+def input_grid(least: float | None) -> QParams:
+    """Numbers of the input by max-min, or searched from a share `least` on."""
     captured, target = capture(Sparse().eval(), (heavy(0),)), backends.target("simulated")
     annotation = annotate(captured, target, default_plan(captured, target, "minmax", "w8a4"))
-    recipe = dataclasses.replace(RECIPES["minmax"], activations=activations)
+    ranges, *others = RECIPES["minmax"].steps
+    searched = () if least is None else (Search(least),)
+    recipe = Recipe("try", "", "test", (ranges, others[0], *searched, others[1]))
     _, resolved = calibrate(captured, annotation, recipe, [(heavy(i),) for i in range(12)], api.silent)
     (node,) = [n for n in captured.module.graph.nodes if n.op == "placeholder"]
     return resolved.activations[annotation.tensors.find(node)]
@@ -123,7 +126,7 @@ def input_grid(activations: str) -> QParams:
 
 def test_the_grid_search_finds_less_error_than_max_min_and_does_not_clip_where_told() -> None:
     network, errors = Sparse().eval(), {}
-    for name in ("minmax", "sparsity:0.3"):
+    for name in (None, 0.3):
         q = input_grid(name)
         total = 0.0
         for i in range(12):
@@ -136,16 +139,16 @@ def test_the_grid_search_finds_less_error_than_max_min_and_does_not_clip_where_t
             error, power = relative_error(answers[1], answers[0], cell_mass(answers[0], 0.0))
             total += float(error / power)
         errors[name] = total
-    assert errors["sparsity:0.3"] < 0.95 * errors["minmax"]
-    whole, free = input_grid("minmax"), input_grid("sparsity:1")
+    assert errors[0.3] < 0.95 * errors[None]
+    whole, free = input_grid(None), input_grid(1.0)
     assert free.scale[0] >= whole.scale[0] * (1 - 1e-6), "from 1 upwards nothing is clipped"
-    assert input_grid("sparsity:0.3").scale[0] < whole.scale[0]
+    assert input_grid(0.3).scale[0] < whole.scale[0]
 
 
-@pytest.mark.parametrize("text", ["sparsity:0", "sparsity:1.2", "sparsity:much"])
-def test_a_share_beyond_sense_is_refused(text: str) -> None:
+@pytest.mark.parametrize("least", [-0.1, 1.2])
+def test_a_share_beyond_sense_is_refused(least: float) -> None:
     with pytest.raises(EdgeqError, match="a share above 0 and up to 1"):
-        input_grid(text)
+        Search(least)
 
 
 def test_empty_cells_weigh_as_much_as_the_occupied_at_most() -> None:

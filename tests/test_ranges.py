@@ -17,8 +17,8 @@ from edgeq.calib.ranges.affine import NARROWEST, affine
 from edgeq.calib.ranges.observe import BINS, SAMPLES, Observer
 from edgeq.calib.ranges.weights import channel_scales
 from edgeq.calib.recipes import RECIPES, recipe
-from edgeq.calib.rounding import method as rounding
-from edgeq.calib.rounding import nearest
+from edgeq.calib.steps import name_of
+from edgeq.graph.coded import along, encode
 from edgeq.spec import CHANNEL, EdgeqError, Grid
 
 INT8 = Grid(8)
@@ -232,9 +232,7 @@ def test_entropy_agrees_with_the_slides_pseudocode() -> None:
 def test_every_recipe_is_made_of_parts_that_exist() -> None:
     for name, chosen in RECIPES.items():
         assert recipe(name) is chosen and chosen.name == name and chosen.source
-        method(chosen.activations)
-        rounding(chosen.rounding)
-        channel_scales(torch.ones(2, 2), 0, WEIGHT, chosen.weights)
+        assert {name_of(step) for step in chosen.steps} >= {"ranges", "scales", "round"}
     with pytest.raises(EdgeqError, match="unknown recipe 'fast': use default, minmax"):
         recipe("fast")
 
@@ -280,7 +278,7 @@ def test_weights_channel_by_channel(seed: int, bits: int, axis: int, how: str) -
     rng = np.random.default_rng(seed)
     w = (rng.standard_normal((5, 6, 3, 3)) * rng.uniform(0.1, 3, (5, 6, 1, 1))).astype(np.float32)
     scales = channel_scales(torch.from_numpy(w), axis, spec, how)
-    stored = nearest.integers(torch.from_numpy(w), scales, axis, spec)
+    stored = encode(torch.from_numpy(w), spec, along(scales, axis, 4)).codes
     assert scales.dtype == torch.float32 and stored.dtype == torch.int8 and int(stored.abs().max()) <= spec.qmax
     rows, got = np.moveaxis(w, axis, 0).astype(np.float64), np.moveaxis(stored.numpy(), axis, 0)
     for channel, q, scale in zip(rows, got, scales.double().numpy(), strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -11,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeq import api, backends
-from edgeq.calib.equalise import Channels, equalise
 from edgeq.calib.recipes import RECIPES
+from edgeq.calib.steps.equalise import Channels, equalise
+from edgeq.calib.written import changed
 from edgeq.graph.annotate import annotate, default_plan
 from edgeq.graph.capture import capture
 from edgeq.spec import Recipe
@@ -104,14 +104,12 @@ def decibel(wanted: Tensor, found: Tensor) -> float:
 
 def quick(recipe: Recipe) -> Recipe:
     """`recipe` with few steps of learning: that it runs and harms nothing is what is asked here."""
-    if recipe.reconstruction is None:
-        return recipe
-    return dataclasses.replace(
-        recipe,
-        reconstruction=dataclasses.replace(
-            recipe.reconstruction, steps=20, polish=min(4, recipe.reconstruction.polish)
-        ),
+    fewer = {"adaround": ("round.solver=adaround:20",), "flexround": ("round.solver=flexround:20",)}.get(
+        recipe.name, ()
     )
+    if recipe.name == "lidar-ptq":
+        fewer = ("round.solver=adaround:20", "reconstruct.steps=4")
+    return changed(recipe, fewer)
 
 
 def everything(n: Layers, x: Tensor) -> Tensor:

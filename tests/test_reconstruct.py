@@ -23,19 +23,22 @@ from torch import Tensor, nn
 from edgeq import api, backends
 from edgeq.calib import workspace
 from edgeq.calib.gram import Gram, rows_of
+from edgeq.calib.problem import Problem
 from edgeq.calib.ranges.weights import channel_scales
 from edgeq.calib.recipes import RECIPES
-from edgeq.calib.problem import Problem
 from edgeq.calib.solvers import adaround, solver
-from edgeq.calib.steps.ends import ends, with_ends
-from edgeq.calib.steps.reconstruct import Reconstruct
-from edgeq.calib.written import changed
 from edgeq.calib.spans import spans
+from edgeq.calib.steps.ends import ends, with_ends
+from edgeq.calib.steps.ranges import Ranges
+from edgeq.calib.steps.reconstruct import Reconstruct
+from edgeq.calib.steps.round import Round
+from edgeq.calib.steps.scales import Scales
 from edgeq.calib.twins import Numbers
 from edgeq.calib.workspace import beside
+from edgeq.calib.written import changed
 from edgeq.graph.annotate import annotate, default_plan
 from edgeq.graph.capture import capture
-from edgeq.graph.coded import Coded, along, encode
+from edgeq.graph.coded import along, encode
 from edgeq.graph.numbers import Resolved
 from edgeq.graph.ops import WEIGHTED, constant, kind_of
 from edgeq.graph.package import QuantizedModel
@@ -106,7 +109,8 @@ def test_the_error_on_the_sums_is_the_error_of_torch(layer: tuple[nn.Module, tup
         gram.add(rows.patches(seen, every), rows.answers(bare, every), torch.ones(len(every)))
         sums.append(gram.finish())
     channels = weight.shape[0] if axis == 0 else weight.shape[1] * module.groups  # type: ignore[operator] # an int
-    problem = adaround.Layer(sums, torch.full((channels,), 0.25), INT4, bias=bias is not None)
+    step = along(torch.full((channels if axis == 0 else weight.shape[1],), 0.25), axis, weight.dim())
+    problem = Problem(weight, axis, encode(weight, INT4, step), sums, bias=bias is not None)
     quantized = torch.clamp(torch.round(weight / 0.25), -7, 7)
     shift = 0.1 * torch.randn(channels, generator=generator) if bias is not None else torch.zeros(channels)
     moved = {"weight": quantized * 0.25} | ({} if bias is None else {"bias": bias + shift})
@@ -123,9 +127,7 @@ def test_the_error_on_the_sums_is_the_error_of_torch(layer: tuple[nn.Module, tup
     np.testing.assert_allclose(total, direct, rtol=2e-3, atol=2e-3)
 
 
-def problem(
-    seed: int, rows: int, width: int, cells: int, *, bias: bool
-) -> tuple[adaround.Layer, Tensor, Tensor, Tensor]:
+def problem(seed: int, rows: int, width: int, cells: int, *, bias: bool) -> tuple[Problem, Tensor, Tensor, Tensor]:
     """A linear layer's rounding problem with correlated inputs; returns it, weights, inputs and the outputs wanted."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, width, generator=generator)
@@ -138,7 +140,8 @@ def problem(
     gram, every = Gram.empty(layout, weight), torch.arange(cells)
     gram.add(layout.patches(seen, every), layout.answers(wanted, every), torch.ones(cells))
     scales = channel_scales(weight, 0, INT4, "minmax")
-    return adaround.Layer([gram.finish()], scales, INT4, bias=bias), weight, seen, wanted
+    start = encode(weight, INT4, along(scales, 0, 2))
+    return Problem(weight, 0, start, [gram.finish()], bias=bias), weight, seen, wanted
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -147,7 +150,7 @@ def test_adaround_comes_near_the_best_of_all_roundings(bias: bool) -> None:
     for seed in range(8):
         layer, weight, seen, wanted = problem(seed, 3, 8, 64, bias=bias)
         x, y, w = (t.double().numpy() for t in (seen, wanted, weight))
-        s = layer.scales.double().numpy()[:, None]
+        s = layer.start.scale.double().numpy()
         floor = np.clip(np.floor(w / s), -7, 6)
         choices = np.array(list(itertools.product((0, 1), repeat=8)))
 
@@ -156,8 +159,8 @@ def test_adaround_comes_near_the_best_of_all_roundings(bias: bool) -> None:
             found: np.ndarray = difference.var(-1) if bias else np.square(difference).mean(-1)
             return found
 
-        q = adaround.learn(layer, rounding("nearest")(weight, layer.scales, 0, INT4), 250).numpy().astype(float)
-        near = rounding("nearest")(weight, layer.scales, 0, INT4).numpy().astype(float)
+        q = adaround.solve(layer, layer.start, 250).codes.numpy().astype(float)
+        near = layer.start.codes.numpy().astype(float)
         for row in range(3):
             best = error(floor[row] + choices, row).min()
             mine = error(q[row], row)
@@ -172,12 +175,12 @@ def test_adaround_comes_near_the_best_of_all_roundings(bias: bool) -> None:
 @given(st.integers(0, 10_000), st.booleans())
 def test_no_channel_is_worse_than_where_it_started(seed: int, bias: bool) -> None:
     layer, weight, *_ = problem(seed, 5, 12, 40, bias=bias)
-    start = rounding("squant")(weight, layer.scales, 0, INT4)
-    learned = adaround.learn(layer, start, 40)
-    rows = [layer.split(q.float()) for q in (start, learned)]
-    before, after = (layer.errors(r, layer.shift(r)) for r in rows)
+    start = solver("squant").solve(layer, layer.start)
+    found = adaround.solve(layer, start, 40)
+    learned = found.codes
+    before, after = (layer.errors(layer.split(q.decode())) for q in (start, found))
     assert bool((after <= before).all())
-    steps = (weight / layer.scales[:, None]).double()
+    steps = (weight / layer.start.scale).double()
     assert bool(((learned.double() - steps).abs() <= 1.0 + 1e-5)[steps.abs() <= 7].all()), "a neighbour, never further"
     assert int(learned.abs().max()) <= 7
 
@@ -260,8 +263,11 @@ def test_learned_roundings_beat_what_they_start_from_on_unseen_frames() -> None:
 def test_every_kind_of_span_runs_and_the_same_seed_gives_the_same_bytes(
     network: type[nn.Module], span: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Reconstruction(span=span, steps=20, polish=4, batch=2, activations=True)  # type: ignore[arg-type] # a literal
-    monkeypatch.setitem(RECIPES, "try", Recipe("try", "", "test", rounding="squant", reconstruction=plan))
+    steps = (
+        Ranges(), Scales(), Round("adaround:20", start="squant"),
+        Reconstruct(extent=span, steps=4, batch=2, activations=True),  # type: ignore[arg-type] # a literal
+    )  # fmt: skip
+    monkeypatch.setitem(RECIPES, "try", Recipe("try", "", "test", steps))
     made = Task("net", lambda: seeded(network), lambda: inputs(network), lambda: [inputs(network, i) for i in range(4)])
     first, second = quantized(made, "try"), quantized(made, "try")
     assert constants(first) == constants(second)
@@ -271,7 +277,7 @@ def test_blocks_lie_between_cuts() -> None:
     captured = capture(Detector().eval(), (sparse(0),))
     target = backends.target("simulated")
     annotation = annotate(captured, target, default_plan(captured, target, "minmax"))
-    numbers = Numbers(captured, annotation, Resolved({}, {}, {}))
+    numbers = Numbers(captured, annotation, Resolved())
     layers_of = {extent: [len(s.layers) for s in spans(numbers, extent)] for extent in ("layer", "block")}
     assert layers_of["layer"] == [1] * 7
     assert layers_of["block"][0] == 1 and layers_of["block"][1] == 2, "the stem alone, then the residual block"
@@ -295,10 +301,7 @@ def test_first_and_last_layers_keep_eight_bits() -> None:
 @pytest.mark.parametrize("lacking", [range(2), range(6, 8)], ids=["first", "last"])
 def test_frames_without_positives_leave_the_task_loss_its_say(lacking: range, monkeypatch: pytest.MonkeyPatch) -> None:
     # whichever frames judge, some of them must have positives, or the task-guided loss weighs nothing
-    plan = RECIPES["lidar-ptq"].reconstruction
-    assert plan is not None
-    local = dataclasses.replace(plan, objectives=("mse",))
-    monkeypatch.setitem(RECIPES, "local", dataclasses.replace(RECIPES["lidar-ptq"], reconstruction=local))
+    monkeypatch.setitem(RECIPES, "local", changed(RECIPES["lidar-ptq"], ("reconstruct.objectives=mse",)))
     seen = itertools.count()
     some = task(8, hooks={"positives": lambda outputs: None if next(seen) in lacking else best(outputs)})
     assert constants(quantized(some, "lidar-ptq")) != constants(quantized(task(8), "local"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from edgeq import QuantizedModel, export, quantize, verify
 from edgeq.calib.recipes import RECIPES
+from edgeq.calib.written import changed
 from edgeq.graph.arithmetic import coreml, ideal, litert_builtin, litert_reference, litert_xnnpack, tvm, xnnpack
 from edgeq.graph.integer import IntegerOp
 from edgeq.spec import EdgeqWarning, QuantPlan
@@ -190,7 +190,7 @@ class Rare(nn.Module):
 
 def test_values_that_a_percentile_clips_away_in_their_set_are_kept_apart() -> None:
     network = Rare().eval()
-    recipe = dataclasses.replace(RECIPES["minmax"], activations="percentile:99.9")
+    recipe = changed(RECIPES["minmax"], ("ranges.method=percentile:99.9",))
     model, sentence = told(network, IMAGES, recipe=recipe)
     assert "layer 'cat' stays in float: it joins 'few/conv2d', which keeps" in sentence
     with torch.no_grad():

@@ -27,6 +27,10 @@ from numpy.typing import NDArray
 
 from edgeq import api
 from edgeq.calib.recipes import RECIPES
+from edgeq.calib.steps.correct import Correct
+from edgeq.calib.steps.ends import Ends
+from edgeq.calib.steps.equalise import Equalise
+from edgeq.calib.written import changed
 from edgeq.graph.package import QuantizedModel, load
 from edgeq.lidar import kitti
 from edgeq.lidar.average_precision import (
@@ -59,22 +63,24 @@ def steps() -> dict[str, Recipe]:
     task-guided loss before the rounding; here it comes last, so that each row is a recipe by itself. Equalisation and bias
     correction are ours.
     """
-    whole, plain = RECIPES["lidar-ptq"], RECIPES["minmax"]
-    assert whole.reconstruction is not None
-    searched = dataclasses.replace(RECIPES["lidar-minmax"], equalised=False, corrected=False)
-    local = dataclasses.replace(whole, reconstruction=dataclasses.replace(whole.reconstruction, objectives=("mse",)))
+    whole, plain, searched = RECIPES["lidar-ptq"], RECIPES["minmax"], RECIPES["lidar-minmax"]
     rows = {
         "entropy": RECIPES["entropy"],
         "entropy, zeros left out": RECIPES["entropy-nonzero"],
-        "percentile 99.9": dataclasses.replace(plain, activations="percentile:99.9"),
-        "percentile 99.99": dataclasses.replace(plain, activations="percentile:99.99"),
+        "percentile 99.9": changed(plain, ("ranges.method=percentile:99.9",)),
+        "percentile 99.99": changed(plain, ("ranges.method=percentile:99.99",)),
         "max-min": plain,
-        "+ grid search": searched,
-        "+ equalisation, bias correction": RECIPES["lidar-minmax"],
-        "+ adaptive rounding": local,
+        "+ grid search": dataclasses.replace(
+            searched, steps=tuple(s for s in searched.steps if not isinstance(s, (Equalise, Correct)))
+        ),
+        "+ equalisation, bias correction": searched,
+        "+ adaptive rounding": changed(whole, ("reconstruct.objectives=mse",)),
         "+ TGPL": whole,
     }
-    return {name: dataclasses.replace(recipe, ends="w8a8") for name, recipe in rows.items()}
+    return {
+        name: dataclasses.replace(recipe, steps=(Ends(), *(s for s in recipe.steps if not isinstance(s, Ends))))
+        for name, recipe in rows.items()
+    }
 
 
 # ---------------------------------------------------------------- detectors and frames
