@@ -118,5 +118,5 @@ def grids(annotation: Annotation, method: Method, observers: Mapping[Node, Obser
     tensors, found = annotation.tensors, {}
     for root, seen in observers.items():
         spec = tensors.specs[root]
-        found[root] = tensors.fixed.get(root) or affine(*method(seen, spec), spec)
+        found[root] = tensors.fixed.get(root) or affine(*method(seen, spec), spec, seen.noise)
     return found

@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeq.graph.annotate import Annotation
+from edgeq.graph.ops import value
 from edgeq.spec import QParams
 
 
 def keep_ratios(annotation: Annotation, activations: dict[Node, QParams], scales: dict[str, Tensor]) -> None:
     """Widen activation scales until every operator's ratio of input to output scale is one its kernels take.
 
-    Only scales so far apart that the finer one was beyond the coarser one's reach anyway are changed.
+    Only scales so far apart that the finer one was beyond the coarser one's reach anyway are changed. That holds of a mean on
+    every target: of N integers it is a multiple of 1/N of their step, and a finer scale would hold its rounding alone.
     """
     tensors = annotation.tensors
 
@@ -32,6 +34,9 @@ def keep_ratios(annotation: Annotation, activations: dict[Node, QParams], scales
     while changed:
         changed = False
         for group in annotation.groups:
+            if group.kind == "mean":
+                step = activations[tensors.find(group.inputs[0])].step
+                changed |= widen(group.output, step * value(group.node).numel() / value(group.inputs[0]).numel())
             if group.support.ratio is None:
                 continue
             low, high = group.support.ratio

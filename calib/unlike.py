@@ -133,7 +133,7 @@ class Unlike:
                 )
                 continue
             for node in dict.fromkeys(group.inputs):
-                if not self._harmed(group, {node}, channels=False):
+                if self._nothing(node) or not self._harmed(group, {node}, channels=False):
                     continue
                 why = f"the scale of {self._name(node)} loses what {group.key!r} computes of it"
                 self._keep(group, why)
@@ -163,7 +163,9 @@ class Unlike:
             self.apart.update((group.key, n) for n in alone if (group.key, n) not in self.annotation.apart)
 
     def _entering(self, node: Node) -> None:
-        """A float tensor that is quantized: what its integer readers make of it."""
+        """A float tensor that is quantized: what its integer readers make of it; nothing where it is the rounding of others."""
+        if self._nothing(node):
+            return
         reach = self.ways.behind({node})
         harmed = [g for g in self.ways.computing(reach) if self._harmed(g, reach)]
         moved = [n for n in reach if n is not node and self.ways.leaves({n})]
@@ -206,6 +208,11 @@ class Unlike:
             if left < CLIPPED * (wanted[1] - wanted[0])
             else ""
         )
+
+    def _nothing(self, node: Node) -> bool:
+        """Whether all that was seen of a float tensor is the rounding of what it was computed of."""
+        seen = self.observers.get(node)
+        return seen is not None and _span(seen) <= seen.noise
 
     def _grid(self, node: Node) -> QParams:
         """The numbers of `node` in its set."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgeq import QuantizedModel, export, quantize, verify
@@ -259,3 +260,45 @@ def test_every_rule_for_requantizing_is_that_of_int64(name: str) -> None:
     for rule in (litert_xnnpack, tvm):
         seen = rule.compute(op, [x]).numpy().astype(np.int64)
         assert np.abs(seen - np.clip(exact + zero, low, high)).max() <= 1
+
+
+class Cancelling(nn.Module):
+    """A sum over a LayerNorm's own axis, 0 but for float32's rounding, that a layer reads; and a difference that is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.few, self.many = nn.LayerNorm(6), nn.Linear(1, 7, bias=False), nn.Linear(6, 7)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[4, 6] → [4, 7], [4, 6]."""
+        y = self.norm(x)
+        return self.few(y.sum(1, keepdim=True)) + self.many(x), F.avg_pool2d(y[None, None], 1)[0, 0] - y
+
+
+def test_what_is_rounding_alone_gets_no_scale_of_its_own() -> None:
+    torch.manual_seed(0)
+    network = Cancelling().eval()
+    batches = [(torch.randn(4, 6, generator=torch.Generator().manual_seed(i)),) for i in range(4)]
+    model = quantize(network, example_inputs=batches[0], calibration=batches)
+    with torch.no_grad():
+        size = max(float(network.norm(*b).abs().max()) for b in batches)
+        wanted = [network(*b)[0] for b in batches]
+    assert model.qparams["sum"].step >= 16 * torch.finfo(torch.float32).eps * size * 0.99
+    assert model.plan.layers["few/linear"] == "w8a8"
+    found = [model.qdq(b)[0] for b in batches]
+    assert float((torch.stack(wanted) - torch.stack(found)).abs().max()) < 0.05
+    largest = model.read_by_outputs(batches[0])
+    assert largest[1] == float(network.norm(*batches[0]).detach().abs().max())
+
+
+def test_a_mean_has_no_finer_steps_than_the_integers_it_is_of() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1)).eval()
+    with torch.no_grad():  # each channel's values cancel over the map, so that the mean's own range is next to nothing
+        network[0].bias.zero_()
+        network[0].weight -= network[0].weight.mean((2, 3), keepdim=True)
+    ramp = torch.linspace(-1, 1, 8)
+    batches = [(ramp.repeat(8, 1)[None, None] * (i + 1),) for i in range(3)]
+    for target in ("portable", "simulated"):
+        model = quantize(network, example_inputs=batches[0], calibration=batches, target=target)
+        read, made = (model.qparams[key].step for key in ("0/conv2d", "1/mean"))
+        assert made >= read / 36 * (1 - 1e-6)

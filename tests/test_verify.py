@@ -21,9 +21,9 @@ INFO = TensorInfo("y", (4,), "float32")
 NAN, INF = math.nan, math.inf
 
 
-def compared(got: list[float], wanted: list[float]):
+def compared(got: list[float], wanted: list[float], read: float = 0.0):
     a, b = torch.tensor(got), torch.tensor(wanted)
-    return _compare(INFO, [a], [b], [b], [b])
+    return _compare(INFO, [a], [b], [b], [b], read)
 
 
 @pytest.mark.parametrize("same", [[1.0, NAN, 2.0, 3.0], [1.0, INF, -INF, 3.0], [NAN] * 4])
@@ -44,6 +44,13 @@ def test_one_that_is_no_number_is_infinitely_far(other: float) -> None:
 def test_an_output_of_one_number_is_measured_by_its_size() -> None:
     parity = compared([0.501], [0.5])
     assert parity.max_lsb == pytest.approx(0.001 / 0.5 * 255, rel=1e-3)
+
+
+def test_rounding_of_large_values_that_cancel_is_no_difference() -> None:
+    zeros, rounding = [0.0] * 4, [3e-8, 0.0, -3e-8, 0.0]
+    assert compared(rounding, zeros).max_lsb > 1e6, "as long as nobody says what it was computed of"
+    assert compared(rounding, zeros, read=1.5).max_lsb < 0.1
+    assert compared([0.1, 0.0, 0.0, 0.0], zeros, read=1.5).max_lsb > 1e3
 
 
 def test_rounding_of_a_nearly_constant_output_is_no_difference() -> None:

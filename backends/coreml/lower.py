@@ -137,11 +137,26 @@ def _decompositions() -> dict[Any, Any]:
         aten.log_sigmoid.default: lambda x: -aten.softplus.default(-x),
         aten.lerp.Scalar: _lerp,
         aten.lerp.Tensor: _lerp,
+        aten.upsample_bilinear2d.vec: _bilinear,
     }
 
 
 def _lerp(a: Tensor, b: Tensor, share: Tensor | float) -> Tensor:
     return a + share * (b - a)
+
+
+def _bilinear(x: Tensor, size: Sequence[int] | None, corners: bool, factors: Sequence[float] | None = None) -> Any:
+    """The converter refuses a factor that the sizes are no ratio of: two products with the shares of each pixel instead."""
+    if corners or factors is None or all(n * f == int(n * f) for n, f in zip(x.shape[-2:], factors, strict=True)):
+        return NotImplemented
+    down, across = (_shares(n, f) for n, f in zip(x.shape[-2:], factors, strict=True))
+    return down @ (x @ across.T)
+
+
+def _shares(size: int, factor: float) -> Tensor:
+    """What each of `size` pixels gives to each of those made of them, float32 [made, size]: a hat around its place."""
+    at = ((torch.arange(int(size * factor), dtype=torch.float32) + 0.5) * (1 / factor) - 0.5).clamp(0, size - 1)
+    return torch.relu(1 - (at[:, None] - torch.arange(size, dtype=torch.float32)).abs())
 
 
 def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Any:

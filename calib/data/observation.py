@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sized
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from edgeq.calib.ranges.observe import Observer
 from edgeq.calib.unlike import Looked
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured, flatten
+from edgeq.graph.ops import value
 from edgeq.spec import Progress
 
+ROUNDING: Final = 16 * torch.finfo(torch.float32).eps  # of the values that an operator reads: a result below it says nothing
 Spool = Callable[[int, tuple[Tensor, ...], tuple[Tensor, ...]], None]
 
 
@@ -38,6 +40,12 @@ def observe(
         for members in annotation.tensors.sets().values()
         for node in members
     }
+    made = {g.output for g in annotation.groups}
+    read: dict[Node, list[Node]] = {}
+    for node in watching:  # float values on their way into integers
+        for source in node.all_input_nodes if node not in made else ():
+            if isinstance(source.meta.get("val"), Tensor) and value(source).is_floating_point() and value(source).numel():
+                read.setdefault(source, []).append(node)
     floats, given = Floats(captured), answers(captured)
     total = len(data) if isinstance(data, Sized) else None
     done = 0
@@ -49,6 +57,8 @@ def observe(
             for node, seen in floats.walk(inputs):
                 if node in watching:
                     watching[node].update(seen, batch=done, stacked=len(group))
+                for reader in read.get(node, ()):
+                    watching[reader].noise = max(watching[reader].noise, ROUNDING * float(seen.abs().max()))
                 if node in wanted:
                     found[node] = seen
         each = {n: seen.chunk(len(group)) if len(group) > 1 else (seen,) for n, seen in found.items()}

@@ -32,7 +32,9 @@ def grid(low: float, high: float, spec: Grid) -> tuple[float, int]:
     return scale, zero
 
 
-def affine(low: float, high: float, spec: Grid) -> QParams:
-    """`grid` as the QParams of an activation tensor."""
+def affine(low: float, high: float, spec: Grid, noise: float = 0.0) -> QParams:
+    """`grid` as the QParams of an activation tensor; noise: the smallest scale whose steps say anything."""
     scale, zero = grid(low, high, spec)
+    if scale < noise:
+        scale, zero = float(np.float32(noise)), 0
     return QParams((scale,), (zero,), spec.qmin, spec.qmax)

@@ -30,6 +30,7 @@ class Observer:
         left out, lie in [(start + i)·width, (start + i + 1)·width). The width is a power of two and a bin's edge
         always lies at 0, so that a growing range merges pairs of bins exactly and no second pass is needed.
     zeros: sampled values that are exactly 0 (a bird's-eye view of a LiDAR sweep is 98 % zeros).
+    noise: what float32's rounding of the values that it was computed of comes to; 0 where nobody asked.
     """
 
     def __init__(self, name: str, *, histogram: bool = False) -> None:
@@ -40,6 +41,7 @@ class Observer:
         self.low_batch = self.high_batch = 0
         self.count = self.batches = 0
         self.zeros = 0
+        self.noise = 0.0
         self.start = 0
         self.exponent: int | None = None  # width = 2**exponent; None until a value other than 0 is seen
         self.counts: NDArray[np.int64] | None = np.zeros(BINS, np.int64) if histogram else None
@@ -58,6 +60,7 @@ class Observer:
         whole.average_high = max(p.average_high for p in parts)
         whole.batches, whole.count = max(p.batches for p in parts), sum(p.count for p in parts)
         whole.zeros = sum(p.zeros for p in parts)
+        whole.noise = min(p.noise for p in parts)
         if whole.counts is not None:
             whole._grow()
             for part in parts:

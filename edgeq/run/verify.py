@@ -129,6 +129,7 @@ def verify(
     reports = []
     floats = [model.float(batch) for batch in inputs]
     qdq = [model.qdq(batch) for batch in inputs]
+    read = model.read_by_outputs(inputs[0])
     for kernels, arithmetic in sets:
         stage = f"verify {artifact.backend} {kernels}".rstrip()
         progress(stage, 0, len(inputs))
@@ -138,7 +139,7 @@ def verify(
             wanted.append(model.simulate(batch, arithmetic))
             progress(stage, done, len(inputs))
         outputs = tuple(
-            _compare(info, *[[run[i] for run in runs] for runs in (got, wanted, qdq, floats)])
+            _compare(info, *[[run[i] for run in runs] for runs in (got, wanted, qdq, floats)], read[i])
             for i, info in enumerate(model.outputs)
         )
         metric, why = None, ""
@@ -152,15 +153,16 @@ def verify(
 
 
 def _compare(
-    info: TensorInfo, got: list[Tensor], wanted: list[Tensor], qdq: list[Tensor], floats: list[Tensor]
+    info: TensorInfo, got: list[Tensor], wanted: list[Tensor], qdq: list[Tensor], floats: list[Tensor], read: float
 ) -> OutputParity:
+    """read: the largest value that the output is computed of, whose rounding is no difference of it."""
     a, b, c, f = (torch.stack([t.double() for t in runs]) for runs in (got, wanted, qdq, floats))
     if a.shape != b.shape:
         raise EdgeqError(
             f"output {info.name!r}: the artefact gives shape {tuple(got[0].shape)}, the program {info.shape}"
         )
     grid = info.qparams is not None
-    step = info.qparams.step if info.qparams is not None else max(_range(b) / 255, _rounding(b))
+    step = info.qparams.step if info.qparams is not None else max(_range(b) / 255, _rounding(b), 16 * torch.finfo(torch.float32).eps * read)
     difference = apart(a, b) / step
     if grid:
         difference = difference.round()

@@ -194,6 +194,15 @@ def resamplings(rank: int, rng: np.random.Generator) -> list[Callable[[Tensor], 
     return [*made, *(lambda x, n=n: pool(x, n) for n in (1, 2, 3))]
 
 
+def test_core_ml_takes_bilinear_factors_that_sizes_are_no_ratio_of(tmp_path: Path) -> None:
+    factors = (1.5, (1.3, 2.7), 0.6, (2.5, 1.0), 2)
+    net = Net(lambda x: tuple(F.interpolate(x, scale_factor=f, mode="bilinear") for f in factors))
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 9, 7), dtype=np.float32))
+    artifact = backends.backend("coreml").lower(float_program(capture(net.eval(), (x,)))[0], tmp_path, compute="fp32")
+    for got, wanted in zip(backends.backend("coreml").load(artifact.path)([x]), net(x), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
 def test_islands_of_tvm_in_every_rank(rank: int, tmp_path: Path) -> None:
     """What the importer lacks, or takes and computes otherwise, on random shapes."""
