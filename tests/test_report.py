@@ -25,7 +25,7 @@ from rich.console import Console
 from edgeq import api
 from edgeq.graph import package
 from edgeq.graph.package import QuantizedModel
-from edgeq.pages import tables, words
+from edgeq.pages import choices, tables, words
 from edgeq.pages.page import write_page
 from edgeq.run.profile import Pair
 from edgeq.run.tensors import tensors
@@ -345,7 +345,7 @@ RENDER = {
     "export": tables.coverage_tables,
     "verify": tables.parity_table,
     "profile": tables.latency_tables,
-    "doctor": tables.doctor_tables,
+    "doctor": choices.doctor_tables,
 }
 
 

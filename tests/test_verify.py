@@ -23,7 +23,7 @@ NAN, INF = math.nan, math.inf
 
 def compared(got: list[float], wanted: list[float], read: float = 0.0):
     a, b = torch.tensor(got), torch.tensor(wanted)
-    return _compare(INFO, [a], [b], [b], [b], read)
+    return _compare(INFO, read, [a], [b], [b], [b])
 
 
 @pytest.mark.parametrize("same", [[1.0, NAN, 2.0, 3.0], [1.0, INF, -INF, 3.0], [NAN] * 4])

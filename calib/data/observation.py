@@ -18,7 +18,9 @@ from edgeq.graph.capture import Captured, flatten
 from edgeq.graph.ops import value
 from edgeq.spec import Progress
 
-ROUNDING: Final = 16 * torch.finfo(torch.float32).eps  # of the values that an operator reads: a result below it says nothing
+ROUNDING: Final = (
+    16 * torch.finfo(torch.float32).eps
+)  # of the values that an operator reads: a result below it says nothing
 Spool = Callable[[int, tuple[Tensor, ...], tuple[Tensor, ...]], None]
 
 
@@ -44,7 +46,11 @@ def observe(
     read: dict[Node, list[Node]] = {}
     for node in watching:  # float values on their way into integers
         for source in node.all_input_nodes if node not in made else ():
-            if isinstance(source.meta.get("val"), Tensor) and value(source).is_floating_point() and value(source).numel():
+            if (
+                isinstance(source.meta.get("val"), Tensor)
+                and value(source).is_floating_point()
+                and value(source).numel()
+            ):
                 read.setdefault(source, []).append(node)
     floats, given = Floats(captured), answers(captured)
     total = len(data) if isinstance(data, Sized) else None

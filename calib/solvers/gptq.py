@@ -51,7 +51,9 @@ def _rows(part: Part, problem: Problem, *, act_order: bool) -> Tensor:
     weights, scale = weights.gather(-1, columns), part.scale.gather(-1, columns)
     group = torch.arange(len(weights))[:, None, None]
     hessian = hessian[group, order[:, :, None], order[:, None]]
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double()))  # float32 loses what many like inputs leave
+    inverse = torch.cholesky_inverse(
+        torch.linalg.cholesky(hessian.double())
+    )  # float32 loses what many like inputs leave
     factor = torch.linalg.cholesky(inverse, upper=True).float()
     codes = torch.empty_like(weights)
     for first in range(0, width, COLUMNS):

@@ -341,7 +341,7 @@ def recipes(
 ) -> None:
     """How numbers can be chosen: what each recipe does, needs and costs."""
     from edgeq import api
-    from edgeq.pages.tables import recipe_tables
+    from edgeq.pages.choices import recipe_tables
 
     found = api.recipes(name)
     if name is not None and not as_json:
@@ -354,7 +354,7 @@ def recipes(
 def doctor(as_json: AsJson = False) -> None:
     """Which backends and devices work here, how to get the others, and which recipes and targets there are."""
     from edgeq import api
-    from edgeq.pages.tables import doctor_tables
+    from edgeq.pages.choices import doctor_tables
 
     show(api.doctor(), as_json, doctor_tables)
 

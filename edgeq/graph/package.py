@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule
 
 from edgeq.graph.capture import unlift
 from edgeq.graph.integer import IntegerProgram, read
 from edgeq.graph.ordered import ordered
-from edgeq.graph.shortcut import shortcut
+from edgeq.graph.shortcut import read_by_outputs, shortcut
 from edgeq.graph.simulate import simulate
 from edgeq.graph.store import (
     FILES,
@@ -127,26 +127,12 @@ class QuantizedModel:
         """Outputs of the float network the program came from; raises as `qdq` does."""
         return _run(self._float, inputs)
 
-    def read_by_outputs(self, inputs: Sequence[Tensor]) -> list[float]:
+    def read_by_outputs(self, inputs: Sequence[Tensor]) -> Sequence[Any]:
         """For each output the largest finite value, without its sign, that the operator behind it reads in the float network.
 
         What is left of large values that cancel is their rounding.
         """
-        (results,) = self._float.graph.output_node().args
-        found = dict.fromkeys(results, 0.0)
-        readers = {source: node for node in found if isinstance(node, Node) for source in node.all_input_nodes}
-
-        class Reading(Interpreter):
-            def run_node(self, n: Node) -> Any:
-                value = super().run_node(n)
-                if n in readers and isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-                    largest = float(torch.where(value.isfinite(), value, 0.0).abs().max())
-                    found[readers[n]] = max(found[readers[n]], largest)
-                return value
-
-        with torch.no_grad(), ordered():
-            Reading(self._float).run(*inputs)
-        return [found[node] for node in results]
+        return read_by_outputs(self._float, inputs)
 
     def save(self, folder: Path, made_by: Mapping[str, str] | None = None) -> None:
         """Write everything to `folder`, whole or not at all; an older model there is replaced.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch.fx import GraphModule, Node
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
 
 from edgeq.graph.coded import fake_quantize
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
 from edgeq.graph.ops import KEEPS_GRID, constant, data_inputs, kind_of
+from edgeq.graph.ordered import ordered
 
 
 def shortcut(module: GraphModule) -> GraphModule:
@@ -51,3 +56,27 @@ def _pair(node: Node) -> bool:
     """Whether `node` dequantizes what a quantize with the same numbers made."""
     source = node.args[0]
     return isinstance(source, Node) and source.target is QUANTIZE and source.args[1:] == node.args[1:]
+
+
+def read_by_outputs(module: GraphModule, inputs: Sequence[Tensor]) -> list[float]:
+    """For each output of a float module the largest finite value, without its sign, that the operator behind it reads."""
+    results = [n for n in torch.utils._pytree.tree_leaves(module.graph.output_node().args) if isinstance(n, Node)]
+    found = dict.fromkeys(results, 0.0)
+    readers: dict[Node, list[Node]] = {}
+    for node in found:
+        for source in node.all_input_nodes:
+            readers.setdefault(source, []).append(node)
+
+    class Reading(Interpreter):
+        """Looks at what outputs are computed of."""
+
+        def run_node(self, n: Node) -> Any:
+            value = super().run_node(n)
+            if n in readers and isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                largest = float(torch.where(value.isfinite(), value, 0.0).abs().max())
+                found.update({node: max(found[node], largest) for node in readers[n]})
+            return value
+
+    with torch.no_grad(), ordered():
+        Reading(module).run(*inputs)
+    return [found[node] for node in results]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from edgeq import backends
-from edgeq.pages.devices import device_rows
+from edgeq.pages.columns import aligned
 from edgeq.pages.words import (
     NOTHING,
     ap,
@@ -54,7 +53,7 @@ def demo_table(found: Found) -> list[RenderableType]:
     """The demo: one row a runtime, warnings before it, accuracy and the page behind it."""
     rows = found["backends"]
     latency = medians(rows)
-    table = _table("runtime", "LSB", "equal", "to QDQ", "int8 ms", "float ms", "speedup", "layers")
+    table = aligned("runtime", "LSB", "equal", "to QDQ", "int8 ms", "float ms", "speedup", "layers")
     for name, row in rows.items():
         int8, floating, gain = speed(latency["backends"][name])
         table.add_row(
@@ -87,7 +86,7 @@ def lidar_table(found: Found) -> list[RenderableType]:
     rows, average = found["backends"], found["ap"]
     latency = medians(rows)
     lost = {k: signed(points(average[k], average["float"])) for k in ("minmax", "lidar_ptq")}
-    table = _table("runtime", "LSB", "equal", "AP", "int8 ms", "float ms", "speedup", "layers")
+    table = aligned("runtime", "LSB", "equal", "AP", "int8 ms", "float ms", "speedup", "layers")
     for name, row in rows.items():
         int8, floating, gain = speed(latency["backends"][name])
         table.add_row(
@@ -157,7 +156,7 @@ def coverage_tables(found: Found) -> list[RenderableType]:
     failed = _failed(found)
     for name, row in _ran(found).items():
         parts.append(_head(title(name), layered(row)))
-        table = _table("operator", "count", "runs as", "why", left=(0, 2, 3))
+        table = aligned("operator", "count", "runs as", "why", left=(0, 2, 3))
         for group in grouped(row["rows"]):
             status = Text("inserted", style="dim") if group.inserted else Text(group.status, style=STYLE[group.status])
             table.add_row(group.kind, f"×{group.count}", status, escape(_why(group.reason, group.status, group.layers)))
@@ -175,7 +174,7 @@ def parity_table(found: Found) -> list[RenderableType]:
     failed, found = _failed(found), {**found, "backends": _ran(found)}
     several = any(len(k["outputs"]) > 1 for row in found["backends"].values() for k in row["kernels"].values())
     columns = ["runtime", "kernels", *(["output"] if several else []), "max LSB", "equal", "to QDQ", "SQNR dB"]
-    table = _table(*columns, left=range(len(columns) - 4))
+    table = aligned(*columns, left=range(len(columns) - 4))
     partings = []
     for name, row in found["backends"].items():
         first = True
@@ -235,7 +234,7 @@ def latency_tables(found: Found) -> list[RenderableType]:
         timed = {name: row for name, row in found["backends"].items() if name not in counted}
         first = instruction_table({**found, "backends": counted})
         return [*first, Text(), *latency_tables({**found, "backends": timed})] if timed else first
-    table = _table("runtime", "int8 ms", "p10–p90", "float ms", "p10–p90", "speedup")
+    table = aligned("runtime", "int8 ms", "p10–p90", "float ms", "p10–p90", "speedup")
     untimed, parts = [], []
     for name, row in found["backends"].items():
         int8, floating, gain = speed(row)
@@ -300,7 +299,7 @@ def comparison_tables(found: Found) -> list[RenderableType]:
         parts += [Text(sentence, style="bold" if i == 0 and not pair["same_network"] else "dim")
                   for i, sentence in enumerate(differing(pair))]  # fmt: skip
         parts += [Text(compared(total), style=VERDICTS[total["verdict"]])]
-        table = _table("A ms", "B ms", "B / A", "interval", "B is", "layer", left=(4, 5))
+        table = aligned("A ms", "B ms", "B / A", "interval", "B is", "layer", left=(4, 5))
         for row in sorted(pair["layers"], key=lambda row: -max(row["a_ms"], row["b_ms"])):
             table.add_row(*_compared_row(row), escape(label(row)))
         table.add_section()
@@ -319,11 +318,11 @@ def diff_tables(found: Found) -> list[RenderableType]:
     plan = found["plan"]
     parts.append(Text(f"{len(plan)} layers planned otherwise; {len(found['numbers'])} tensors with other numbers"))
     if plan:
-        table = _table("layer", "old", "new", left=(0, 1, 2))
+        table = aligned("layer", "old", "new", left=(0, 1, 2))
         for layer, values in plan.items():
             table.add_row(escape(layer), *(values[side] or NOTHING for side in ("old", "new")))
         parts.append(table)
-    table = _table("runtime", "", "old", "new", left=(0, 1))
+    table = aligned("runtime", "", "old", "new", left=(0, 1))
     for which, metrics in found["metric"].items():
         for metric, values in metrics.items():
             table.add_row(which.removesuffix("_metric"), escape(metric), plain(values["old"]), plain(values["new"]))
@@ -349,7 +348,7 @@ def _compared_row(row: Found) -> list[RenderableType]:
 
 def instruction_table(found: Found) -> list[RenderableType]:
     """Instructions of one inference on an emulated core, one row a runtime; there is no time to show."""
-    table = _table("runtime", "int8", "float", "float / int8", "device", left=(0, 4))
+    table = aligned("runtime", "int8", "float", "float / int8", "device", left=(0, 4))
     for name, row in found["backends"].items():
         floating = row.get("float")
         table.add_row(
@@ -364,57 +363,9 @@ def instruction_table(found: Found) -> list[RenderableType]:
     return [_head(found["model"], "instructions of one inference"), table, Text(note, style="dim"), *said]
 
 
-def doctor_tables(found: Found) -> list[RenderableType]:
-    """Backends, devices, targets and recipes, as they are here."""
-    backends = _table("backend", "version", "runs here", left=(0, 1, 2))
-    for name, row in found["backends"].items():
-        here = escape(row["runs_here"]) if row["installed"] else f"not installed: [bold]{escape(row['install'])}[/bold]"
-        backends.add_row(name, row["version"] or NOTHING, here)
-    devices = _table("device", "what it is and can do", left=(0, 1))
-    for cells in device_rows(found["devices"]):
-        devices.add_row(*map(escape, cells))
-    recipes = _table("recipe", "what it does", left=(0, 1))
-    for name, summary in found["recipes"].items():
-        recipes.add_row(name, escape(summary))
-    return [
-        backends,
-        devices,
-        _targets(found["targets"]),
-        Text("● integer   ○ the device decides   · float", style="dim"),
-        recipes,
-        Text("  ".join(f"{name} {version}" for name, version in found["versions"].items()), style="dim"),
-    ]
-
-
-def recipe_tables(found: Found) -> list[RenderableType]:
-    """What each recipe does, needs and costs."""
-    table = _table("recipe", "what it does", "needs", "costs", left=(0, 1, 2, 3))
-    for name, row in found.items():
-        table.add_row(name, *(escape(cell) for cell in (row["summary"], ", ".join(row["needs"]), row["cost"])))
-    notes = (
-        "edgeq recipes NAME prints a recipe's steps; --recipe FILE.toml reads them again, --set STEP.OPTION=VALUE changes one",
-        "a result runs wherever its precision does: w8a8 on every runtime, fewer bits on target simulated",
-    )
-    return [table, *(Text(note, style="dim") for note in notes)]
-
-
-def _targets(targets: Mapping[str, Found]) -> Table:
-    """Operator kinds × targets."""
-    table = _table("operator", *targets, left=(0,), centre=range(1, 1 + len(targets)))
-    kinds = list(dict.fromkeys(op["kind"] for target in targets.values() for op in target["ops"]))
-    marks = {"integer": Text("●", style="green"), "eligible": Text("○", style="cyan")}
-    for kind in kinds:
-        cells = []
-        for target in targets.values():
-            status = next((op["status"] for op in target["ops"] if op["kind"] == kind), None)
-            cells.append(marks.get(status or "", Text("·", style="dim")))
-        table.add_row(kind, *cells)
-    return table
-
-
 def _operators(name: str, report: Found) -> list[RenderableType]:
     rows, others = parted(report["rows"])
-    table = _table("ms", "share", "operator", left=(2,))
+    table = aligned("ms", "share", "operator", left=(2,))
     total = report["total_ms"]["median"]
     for row in rows[:SHOWN]:
         table.add_row(duration(row["ms"]), percent(row["ms"] / total), escape(label(row)))
@@ -431,7 +382,7 @@ def _operators(name: str, report: Found) -> list[RenderableType]:
 def _accuracy(floating: Found | None, qdq: Found | None, backends: Mapping[str, Found | None]) -> RenderableType | None:
     if not floating:
         return None
-    table = _table("accuracy", *(escape(name) for name in floating))
+    table = aligned("accuracy", *(escape(name) for name in floating))
     for name, values in {"float": floating, "QDQ program": qdq, **{title(n): m for n, m in backends.items()}}.items():
         table.add_row(name, *(plain((values or {}).get(metric)) for metric in floating))
     return table
@@ -441,7 +392,7 @@ def _islands(islands: Mapping[str, str]) -> Table:
     reasons: dict[tuple[str, str], list[str]] = {}
     for layer, reason in islands.items():
         reasons.setdefault((layer.rsplit("/", 1)[-1].split("#")[0], reason), []).append(layer)
-    table = _table("in float", "count", "why", left=(0, 2))
+    table = aligned("in float", "count", "why", left=(0, 2))
     for (kind, reason), layers in sorted(reasons.items(), key=lambda item: -len(item[1])):
         table.add_row(kind, f"×{len(layers)}", escape(_why(reason, "float island", layers)))
     return table
@@ -495,13 +446,3 @@ def _threads(report: Found) -> str:
 
 def _head(name: str, detail: str) -> Text:
     return Text.assemble((name, "bold"), (f"  {detail}" if detail else "", "dim"))
-
-
-def _table(*columns: str, left: Any = (0,), centre: Any = ()) -> Table:
-    """A table without vertical rules; columns are right aligned unless named in `left` or `centre`."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
-    for i, name in enumerate(columns):
-        align = "left" if i in left else "center" if i in centre else "right"
-        wraps = i in left and i > 0
-        table.add_column(name, justify=align, overflow="fold", no_wrap=not wraps)  # type: ignore[arg-type] # one of rich's words
-    return table

@@ -139,7 +139,7 @@ def verify(
             wanted.append(model.simulate(batch, arithmetic))
             progress(stage, done, len(inputs))
         outputs = tuple(
-            _compare(info, *[[run[i] for run in runs] for runs in (got, wanted, qdq, floats)], read[i])
+            _compare(info, read[i], *[[run[i] for run in runs] for runs in (got, wanted, qdq, floats)])
             for i, info in enumerate(model.outputs)
         )
         metric, why = None, ""
@@ -153,7 +153,7 @@ def verify(
 
 
 def _compare(
-    info: TensorInfo, got: list[Tensor], wanted: list[Tensor], qdq: list[Tensor], floats: list[Tensor], read: float
+    info: TensorInfo, read: float, got: list[Tensor], wanted: list[Tensor], qdq: list[Tensor], floats: list[Tensor]
 ) -> OutputParity:
     """read: the largest value that the output is computed of, whose rounding is no difference of it."""
     a, b, c, f = (torch.stack([t.double() for t in runs]) for runs in (got, wanted, qdq, floats))
@@ -162,7 +162,11 @@ def _compare(
             f"output {info.name!r}: the artefact gives shape {tuple(got[0].shape)}, the program {info.shape}"
         )
     grid = info.qparams is not None
-    step = info.qparams.step if info.qparams is not None else max(_range(b) / 255, _rounding(b), 16 * torch.finfo(torch.float32).eps * read)
+    step = (
+        info.qparams.step
+        if info.qparams is not None
+        else max(_range(b) / 255, _rounding(b), 16 * torch.finfo(torch.float32).eps * read)
+    )
     difference = apart(a, b) / step
     if grid:
         difference = difference.round()
