@@ -56,6 +56,7 @@ class _Editor:
     def __init__(self, module: GraphModule) -> None:
         self.module = module
         self.origin = {n: n.name for n in module.graph.nodes if n.op == "call_function"}
+        self.quantized = any(n.target is QUANTIZE for n in self.origin)
 
     def call(self, before: Node, target: Any, *args: Any) -> Node:
         """A call in front of `before`, which it does a part of."""
@@ -95,10 +96,12 @@ def _operator(editor: _Editor, node: Node) -> None:
         _matmul(editor, node)
     elif kind in WEIGHTED:
         _weight_only(editor, node, kind or "")
+        if kind == "conv1d" and editor.quantized and getattr(node.args[1], "target", None) is not DEQUANTIZE_CHANNEL:
+            _row(editor, node)
     elif node.target is aten.softmax.int and value(node).dim() == 4 and node.args[1] in (3, -1):
         _rows_of_softmax(editor, node)
     elif node.target is aten.conv_transpose1d.default and value(node).dim() == 3:
-        _transposed_row(editor, node)
+        _row(editor, node)
     elif node.target is aten.conv3d.default and value(node).dim() == 5:
         _volume(editor, node)
 
@@ -110,18 +113,27 @@ def _rows_of_softmax(editor: _Editor, node: Node) -> None:
     editor.replace(node, editor.call(node, aten.reshape.default, table, list(value(node).shape)))
 
 
-def _transposed_row(editor: _Editor, node: Node) -> None:
-    """A transposed convolution of one axis, for which the delegate makes an operator that its runtime refuses: of two axes."""
-    x, weight, bias = node.args[0], node.args[1], node_arg(node, 2, None)
-    stride, pad, extra, groups, gap = (node_arg(node, at, d) for at, d in ((3, 1), (4, 0), (5, 0), (6, 1), (7, 1)))
-    geometry = [
-        [flat, *(n if isinstance(n, (list, tuple)) else [n])] for flat, n in ((1, stride), (0, pad), (0, extra))
-    ]
-    dilation = [1, *(gap if isinstance(gap, (list, tuple)) else [gap])]
-    image = editor.call(node, aten.unsqueeze.default, x, 2)
-    kernel = editor.call(node, aten.unsqueeze.default, weight, 2)
-    image = editor.call(node, aten.conv_transpose2d.input, image, kernel, bias, *geometry, groups, dilation)
-    editor.replace(node, editor.call(node, aten.squeeze.dims, image, [2]))
+def _row(editor: _Editor, node: Node) -> None:
+    """A float convolution of one axis as one of two: beside integers the delegate makes of it what its runtime refuses."""
+
+    def pair(at: int, flat: int) -> list[int]:
+        given = node_arg(node, at, flat)
+        return [flat, *(given if isinstance(given, (list, tuple)) else [given])]
+
+    x, weight, groups = node.args[0], node.args[1], node_arg(node, 6, 1)
+    assert isinstance(x, Node) and isinstance(weight, Node)
+    target, rest = aten.conv_transpose2d.input, [pair(5, 0), groups, pair(7, 1)]
+    if node.target is aten.conv1d.default:
+        target, rest = aten.conv2d.default, [pair(5, 1), groups]
+    batch, channels, length = value(x).shape
+    image = editor.call(node, aten.reshape.default, x, [batch, channels, 1, length])
+    if weight.op == "get_attr":
+        with editor.module.graph.inserting_before(node):  # a constant, as the delegate takes no other
+            kernel = set_constant(editor.module, f"{node.name}_row", constant(editor.module, weight).unsqueeze(2))
+    else:
+        kernel = editor.call(node, aten.unsqueeze.default, weight, 2)
+    image = editor.call(node, target, image, kernel, node_arg(node, 2, None), pair(3, 1), pair(4, 0), *rest)
+    editor.replace(node, editor.call(node, aten.reshape.default, image, list(value(node).shape)))
 
 
 def _volume(editor: _Editor, node: Node) -> None:

@@ -409,3 +409,26 @@ def test_float_islands_between_integers_run_and_equal_the_network(layers: list[n
     (out,) = load(edgeq.export(made, "executorch").path)(batches[0])
     want = network(*batches[0])
     assert float((out - want).square().sum() / want.square().sum()) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("layers", "kept"),
+    [
+        ([nn.Conv1d(3, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3)], "0"),
+        ([nn.Conv1d(3, 4, 3), nn.Conv1d(4, 4, 3, 2, 2, dilation=2, groups=2)], "1"),
+        ([nn.Conv1d(3, 4, 1), nn.Conv1d(4, 4, 3, padding=1), nn.ReLU(), nn.Linear(8, 2)], "1"),
+        ([nn.Linear(8, 8), nn.ConvTranspose1d(3, 4, 3, 2), nn.Linear(17, 3)], "1"),
+    ],
+    ids=["before integers", "behind integers", "between integers", "transposed"],
+)
+def test_a_convolution_of_one_axis_kept_in_float_runs_in_the_delegate(
+    layers: list[nn.Module], kept: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(*layers).eval()
+    batches = [(torch.randn(1, 3, 8),) for _ in range(3)]
+    options = {"calibration": batches, "output": tmp_path / "out", "keep_float": [kept]}
+    artifact = edgeq.export(edgeq.quantize(network, example_inputs=batches[0], **options), "executorch")
+    (out,), want = load(artifact.path)(batches[0]), network(*batches[0])
+    assert float((out - want).square().sum() / want.square().sum()) < 1e-2
+    assert not [row for row in artifact.coverage if "not delegated" in (row.reason or "")]
