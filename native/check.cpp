@@ -70,7 +70,8 @@ uint64_t steps(int path, int kind, int size, const Map* maps, int threads) {
             p.count = static_cast<int64_t>(s.weight.size());
             if (kind != kAdagrad) p.first = s.first.data(), p.first_max = s.first_max.data();
             if (kind == kAdam || kind == kAdagrad) p.second = s.second.data(), p.second_max = s.second_max.data();
-            p.beta1 = 0.9f, p.rest1 = 0.1f, p.beta2 = 0.999f, p.rest2 = 0.001f, p.root = 3.25f, p.epsilon = 1e-8f;
+            p.beta1 = 0.9f, p.rest1 = 0.1f, p.beta2 = 0.999f, p.rest2 = 0.001f, p.epsilon = 1e-8f;
+            if (kind == kAdam) p.beta1 = 9.0f, p.beta2 = 999.0f;
             p.rate = 1e-3f, p.keep = 0.9999f, p.decay = step & 1 ? 0.01f : 0.0f, p.scale = step & 1 ? -1.0f : 1.0f;
             p.plain = step == 0 && (kind == kMomentum || kind == kNesterov);
             parameters.push_back(p);

@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 #include <new>
 
 #if defined(__x86_64__)
@@ -27,7 +26,7 @@ constexpr int kLargestBlock = 4096;  // state values; a block lies in a thread's
 constexpr int kLines = 7;            // decades of the map
 constexpr int kStep = 64;            // codes handled at once; block sizes are multiples of it
 constexpr float kLeastTop = 0x1p-64f;       // below it the inverse of a block's largest magnitude is not taken
-constexpr uint32_t kTooLarge = 0x5f000000;  // bits of 2^63: above it a gradient's square may be infinite
+constexpr uint32_t kTooLarge = 0x58800000;  // bits of 2^50: sums of many squares of what is below are finite
 
 }  // namespace
 
@@ -54,10 +53,9 @@ struct Parameter {
     uint8_t* second;
     float* second_max;
     int64_t count;
-    float beta1, rest1, beta2, rest2;  // rest = 1 - beta, rounded once
-    float root;                        // 1 / sqrt(1 - beta2^step)
-    float epsilon;
-    float rate;    // what multiplies the update
+    float beta1, rest1, beta2, rest2;  // rest = 1 - beta, rounded once; Adam's beta: beta / (1 - beta)
+    float epsilon;  // Adam's: epsilon / (sqrt(1 - beta2) / sqrt(1 - beta2^step))
+    float rate;     // what multiplies the update
     float keep;    // 1 - lr * weight_decay, for decay beside the gradient
     float decay;   // weight_decay, for decay inside the gradient
     float scale;   // of the gradient: -1 to maximise, below 1 where it is clipped
@@ -168,10 +166,10 @@ struct Lines {
     __m512 border, slope[2];
 };
 
-constexpr uint32_t kStart = 0x40638e60;          // bits of 4 - 0.4 / 0.9, and what puts every edge below the rounded line's
-constexpr uint32_t kNear = 36;                   // in units of the line's last place; by check of every float32 from 0 to 1
-constexpr uint32_t kLeast = 96u << 23;           // bits of 2^-31
-constexpr int kDecades = kLines + 1;             // with that of 1 alone
+constexpr uint32_t kStart = 0x40638e40;  // bits of 4 - 0.4 / 0.9 and a little, so that the rounded line is never too low
+constexpr uint32_t kNear = 20;           // in units of the line's last place; by trial with every float32 from 0 to 1
+constexpr uint32_t kLeast = 96u << 23;   // bits of 2^-31
+constexpr int kDecades = kLines + 1;     // with that of 1 alone
 
 inline float of_bits(uint32_t bits) {
     float value;
@@ -184,8 +182,8 @@ uint32_t slope_bits(const Map& map, int decade, float upper) {
     constexpr uint32_t kBeyond = 0x53800000;  // 2^40: above any cap, whose bits are rotated to 0 and 1 then
     constexpr uint32_t kOne = 0x3ee7ae00;     // 0.4525: 1 becomes the first cell's middle
     if (map.is_signed && decade <= 0) return kBeyond | (decade < 0 ? 0 : 30);
-    if (decade < 0) return 22;                                             // kStart is rotated to 1
-    if (!map.is_signed && decade == 0 && upper <= map.thresholds[1]) return 29;  // to 2
+    if (decade < 0) return 22;                                // kStart is rotated to 1
+    if (decade == 0 && upper <= map.thresholds[1]) return 29;  // to 2
     if (decade == kLines) return kOne | (map.is_signed ? 16 : 15);
     double slope = 4 / 0.9;
     for (int above = decade; above < kLines - 1; ++above) slope *= 10;
@@ -193,8 +191,8 @@ uint32_t slope_bits(const Map& map, int decade, float upper) {
     uint32_t bits;
     std::memcpy(&bits, &single, 4);
     bits = (bits & ~31u) | static_cast<uint32_t>((map.is_signed ? 23 : 22) - decade);
-    for (const uint32_t other : {bits - 32, bits + 32})
-        if (std::fabs(of_bits(other) - slope) < std::fabs(of_bits(bits) - slope)) bits = other;
+    while (of_bits(bits) < slope) bits += 32;
+    while (of_bits(bits - 32) >= slope) bits -= 32;
     return bits;
 }
 
@@ -235,22 +233,26 @@ TARGET(AVX512) INLINE __m512i rotated512(__m512 x, const Lines& by) {
 }
 
 template <bool kSigned>
-TARGET(AVX512) INLINE __mmask16 unsettled512(__m512i rotated) {
-    return _mm512_cmplt_epu32_mask(rotated, _mm512_set1_epi32(kNear << (kSigned ? 15 : 16)));
+constexpr uint32_t kUnsettled = kNear << (kSigned ? 15 : 16);  // the fraction's bits, rotated to the top, below which it is near
+
+template <bool kSigned>
+TARGET(AVX512) INLINE bool unsettled512(__m512i rotated) {
+    const __mmask16 near = _mm512_cmplt_epu32_mask(rotated, _mm512_set1_epi32(kUnsettled<kSigned>));
+    return !_kortestz_mask16_u8(near, near);
 }
 
-// Codes of 16 values that `rotated512` may have put one too high.
+// Codes of 16 values, some of which `rotated512` may have put one too high. (No mask register here: GCC 12 writes two bytes of
+// one to the stack and reads four, where the address sanitizer leaves it no other register.)
 template <bool kSigned>
 TARGET(AVX512)
 __attribute__((noinline, cold)) void settle512(__m512i rotated, const float* in, float inverse, const Map& map, uint8_t* codes) {
-    for (unsigned left = unsettled512<kSigned>(rotated); left; left &= left - 1) {
-        const int i = __builtin_ctz(left);
-        const float t = std::fabs(in[i] * inverse);
-        int magnitude = kSigned ? std::abs(codes[i] - 127) : codes[i];
-        magnitude -= magnitude > 0;
-        while (t > map.thresholds[magnitude]) ++magnitude;
-        const bool negative = kSigned && in[i] < 0;
-        codes[i] = static_cast<uint8_t>(negative ? 127 - (magnitude < 127 ? magnitude : 127) : (kSigned ? 127 : 0) + magnitude);
+    alignas(64) uint32_t lanes[16];
+    _mm512_store_si512(lanes, rotated);
+    for (int i = 0; i < 16; ++i) {
+        if (lanes[i] >= kUnsettled<kSigned>) continue;
+        const int magnitude = kSigned ? std::abs(codes[i] - 127) : codes[i];
+        if (magnitude == 0 || std::fabs(in[i] * inverse) > map.thresholds[magnitude - 1]) continue;
+        codes[i] = static_cast<uint8_t>(kSigned && codes[i] < 127 ? codes[i] + 1 : codes[i] - 1);
     }
 }
 
@@ -336,13 +338,14 @@ TARGET(VBMI) INLINE void lookup256(const Planes& low, const Planes& high, __m512
     woven(bytes, found);
 }
 
-// 64 codes at `codes` to four registers of values, each divided by its block's largest magnitude.
+// 64 codes in `turned` order to four registers of values, each divided by its block's largest magnitude; where a bit of
+// `alive` is 0, a signed one is 0.
 template <bool kSigned>
-TARGET(VBMI) INLINE void decoded(const uint8_t* codes, const Tables& with, __m512* found) {
-    const __m512i code = turned(_mm512_loadu_si512(codes));
+TARGET(VBMI) INLINE void decoded(__m512i code, __mmask64 alive, const Tables& with, __m512* found) {
     if (!kSigned) return lookup256(with.low, with.high, code, found);
     const __m512i middle = _mm512_set1_epi8(127), one = _mm512_set1_epi8(1);
-    const __mmask64 negative = _mm512_cmplt_epu8_mask(code, middle), there = _mm512_cmpneq_epu8_mask(code, middle);
+    const __mmask64 negative = _mm512_mask_cmplt_epu8_mask(alive, code, middle);
+    const __mmask64 there = _mm512_mask_cmpneq_epu8_mask(alive, code, middle);
     const __m512i above = _mm512_sub_epi8(code, middle);
     __m512i bytes[4];
     lookup128(with.magnitudes, there, _mm512_sub_epi8(_mm512_mask_sub_epi8(above, negative, middle, code), one), bytes);
@@ -391,7 +394,7 @@ void decode_vbmi(const uint8_t* codes, int count, const Map& map, float maximum,
     const __m512 scale = _mm512_set1_ps(maximum);
     for (int i = 0; i < count; i += kStep) {
         __m512 found[4];
-        decoded<kSigned>(codes + i, with, found);
+        decoded<kSigned>(turned(_mm512_loadu_si512(codes + i)), ~__mmask64{0}, with, found);
         for (int k = 0; k < 4; ++k) _mm512_storeu_ps(out + i + 16 * k, _mm512_mul_ps(found[k], scale));
     }
 }
@@ -441,7 +444,8 @@ void encode_neon(const float* in, int count, const Map& map, float inverse, uint
 
 INLINE float larger(float a, float b) { return b > a ? b : a; }
 
-// Updates `count` weights; leaves the new states in `m` and `v`, and the largest magnitude of each in `maxima`.
+// Updates `count` weights; leaves the new states in `m` and `v`, and the largest magnitude of each in `maxima`. Adam's come
+// times beta, and lack the factor `rest`.
 template <Kind kind>
 INLINE void update(const Parameter& at, float* __restrict p, const float* __restrict gradient, float* __restrict m,
                    float* __restrict v, int count, float* maxima) {
@@ -453,11 +457,11 @@ INLINE void update(const Parameter& at, float* __restrict p, const float* __rest
         if (kind != kLion) g = g + at.decay * weight;
         weight = weight * at.keep;
         if (kind == kAdam) {
-            const float a = (v[i] > 0 ? m[i] : 0.0f) * at.beta1 + g * at.rest1;
-            const float b = v[i] * at.beta2 + (g * g) * at.rest2;
+            const float a = m[i] + g;
+            const float b = v[i] + g * g;
             m[i] = a;
             v[i] = b;
-            weight = weight - at.rate * (a / (std::sqrt(b) * at.root + at.epsilon));
+            weight = weight - at.rate * (a / (std::sqrt(b) + at.epsilon));
         } else if (kind == kMomentum || kind == kNesterov) {
             const float a = at.plain ? g : m[i] * at.beta1 + g * at.rest1;
             m[i] = a;
@@ -491,13 +495,27 @@ struct Path {
     Sound sound;
 };
 
+INLINE uint32_t magnitude_bits(const float* at) {
+    uint32_t bits;
+    std::memcpy(&bits, at, 4);
+    return bits & 0x7fffffffu;
+}
+
+// Eight runs at once: a core gets more from memory where it reads several streams.
 INLINE bool sound_inline(const float* gradient, int64_t count) {
-    uint32_t largest = 0;
-#pragma omp simd reduction(max : largest)
-    for (int64_t i = 0; i < count; ++i) {
-        uint32_t bits;
-        std::memcpy(&bits, gradient + i, 4);
-        bits &= 0x7fffffffu;
+    constexpr int kRuns = 8, kWidth = 16;
+    const int64_t run = count / (kRuns * kWidth) * kWidth;
+    uint32_t found[kRuns][kWidth] = {}, largest = 0;
+    for (int64_t i = 0; i < run; i += kWidth)
+        for (int r = 0; r < kRuns; ++r)
+            for (int k = 0; k < kWidth; ++k) {
+                const uint32_t bits = magnitude_bits(gradient + r * run + i + k);
+                found[r][k] = bits > found[r][k] ? bits : found[r][k];
+            }
+    for (int r = 0; r < kRuns; ++r)
+        for (int k = 0; k < kWidth; ++k) largest = found[r][k] > largest ? found[r][k] : largest;
+    for (int64_t i = kRuns * run; i < count; ++i) {
+        const uint32_t bits = magnitude_bits(gradient + i);
         largest = bits > largest ? bits : largest;
     }
     return largest < kTooLarge;
@@ -567,8 +585,13 @@ void block(const Path& path, Kind kind, const Parameter& at, const Map& signed_m
             given = codes[state];
         }
     }
-    if (first && !at.plain) path.decode_signed(first, padded, signed_map, at.first_max[number], m);
-    if (second) path.decode_unsigned(second, padded, unsigned_map, at.second_max[number], v);
+    const bool adam = kind == kAdam;
+    if (first && !at.plain) path.decode_signed(first, padded, signed_map, at.first_max[number] * (adam ? at.beta1 : 1), m);
+    if (second) path.decode_unsigned(second, padded, unsigned_map, at.second_max[number] * (adam ? at.beta2 : 1), v);
+    if (adam) {
+        const bool some = at.second_max[number] > 0;
+        for (int i = 0; i < padded; ++i) m[i] = some && second[i] ? m[i] : 0;
+    }
     float maxima[2];
     path.update[kind](at, weight, gradient, m, v, padded, maxima);
     for (int state = 0; state < 2; ++state) {
@@ -579,7 +602,7 @@ void block(const Path& path, Kind kind, const Parameter& at, const Map& signed_m
             path.encode_unsigned(v, padded, unsigned_map, inverse, given);
         else
             path.encode_signed(m, padded, signed_map, inverse, given);
-        (state ? at.second_max : at.first_max)[number] = maxima[state];
+        (state ? at.second_max : at.first_max)[number] = maxima[state] * (!adam ? 1 : state ? at.rest2 : at.rest1);
     }
     if (!whole) {
         std::memcpy(at.weight + start, weight, 4 * count);
@@ -596,30 +619,30 @@ void block(const Path& path, Kind kind, const Parameter& at, const Map& signed_m
 // scaled nor decayed, which at a scale of 1 and a decay of 0 gives the same bytes.
 template <bool kBare>
 TARGET(VBMI)
-bool adam_vbmi(const Parameter& at, const Tables& with, const Map& signed_map, const Map& unsigned_map, int size, int64_t number) {
+bool adam_vbmi(const Parameter& at, const Tables& with, const Map& signed_map, const Map& unsigned_map, int size,
+               int64_t number) {
     alignas(64) float m[kLargestBlock], v[kLargestBlock];
     float* weight = at.weight + number * size;
     const float* gradient = at.gradient + number * size;
     uint8_t *codes1 = at.first + number * size, *codes2 = at.second + number * size;
     const __m512 scale = _mm512_set1_ps(at.scale), decay = _mm512_set1_ps(at.decay), keep = _mm512_set1_ps(at.keep);
-    const __m512 beta1 = _mm512_set1_ps(at.beta1), rest1 = _mm512_set1_ps(at.rest1), beta2 = _mm512_set1_ps(at.beta2);
-    const __m512 rest2 = _mm512_set1_ps(at.rest2), root = _mm512_set1_ps(at.root), epsilon = _mm512_set1_ps(at.epsilon);
-    const __m512 rate = _mm512_set1_ps(at.rate);
-    const __m512 first_max = _mm512_set1_ps(at.first_max[number]), second_max = _mm512_set1_ps(at.second_max[number]);
+    const __m512 epsilon = _mm512_set1_ps(at.epsilon), rate = _mm512_set1_ps(at.rate);
+    const __m512 carry1 = _mm512_set1_ps(at.first_max[number] * at.beta1);
+    const __m512 carry2 = _mm512_set1_ps(at.second_max[number] * at.beta2);
+    const __mmask64 some = at.second_max[number] > 0 ? ~__mmask64{0} : 0;
     const __m512 none = _mm512_setzero_ps();
     __m512 first = none, second = none;
     for (int i = 0; i < size; i += kStep) {
         __m512 a[4], b[4];
-        decoded<true>(codes1 + i, with, a);
-        decoded<false>(codes2 + i, with, b);
+        const __m512i squares = turned(_mm512_loadu_si512(codes2 + i));
+        decoded<true>(turned(_mm512_loadu_si512(codes1 + i)), _mm512_mask_test_epi8_mask(some, squares, squares), with, a);
+        decoded<false>(squares, some, with, b);
         for (int k = 0; k < 4; ++k) {
             const int j = i + 16 * k;
             __m512 g = _mm512_loadu_ps(gradient + j);
             if (!kBare) g = _mm512_add_ps(_mm512_mul_ps(g, scale), _mm512_mul_ps(decay, _mm512_loadu_ps(weight + j)));
-            const __m512 old2 = _mm512_mul_ps(b[k], second_max);
-            const __m512 old1 = _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(old2, none, _CMP_GT_OQ), a[k], first_max);
-            const __m512 new1 = _mm512_add_ps(_mm512_mul_ps(old1, beta1), _mm512_mul_ps(g, rest1));
-            const __m512 new2 = _mm512_add_ps(_mm512_mul_ps(old2, beta2), _mm512_mul_ps(_mm512_mul_ps(g, g), rest2));
+            const __m512 new1 = _mm512_add_ps(_mm512_mul_ps(a[k], carry1), g);
+            const __m512 new2 = _mm512_add_ps(_mm512_mul_ps(b[k], carry2), _mm512_mul_ps(g, g));
             _mm512_store_ps(m + j, new1);
             _mm512_store_ps(v + j, new2);
             first = _mm512_max_ps(first, _mm512_abs_ps(new1));
@@ -628,8 +651,8 @@ bool adam_vbmi(const Parameter& at, const Tables& with, const Map& signed_map, c
     }
     const float first_top = _mm512_reduce_max_ps(first), second_top = _mm512_reduce_max_ps(second);
     if ((first_top > 0 && first_top < kLeastTop) || (second_top > 0 && second_top < kLeastTop)) return false;
-    at.first_max[number] = first_top;
-    at.second_max[number] = second_top;
+    at.first_max[number] = first_top * at.rest1;
+    at.second_max[number] = second_top * at.rest2;
     const __m512 inverse1 = _mm512_set1_ps(first_top > 0 ? 1 / first_top : 0);
     const __m512 inverse2 = _mm512_set1_ps(second_top > 0 ? 1 / second_top : 0);
     const Lines signed_lines = with.lines[1], unsigned_lines = with.lines[0];
@@ -645,7 +668,7 @@ bool adam_vbmi(const Parameter& at, const Tables& with, const Map& signed_map, c
         for (int k = 0; k < 4; ++k) step[k] = _mm512_sqrt_ps(_mm512_load_ps(v + i + 16 * k));
         encoded<true>(m + i, inverse1, signed_lines, signed_map, codes1 + i);
         for (int k = 0; k < 4; ++k) {
-            const __m512 below = _mm512_add_ps(_mm512_mul_ps(step[k], root), epsilon);
+            const __m512 below = _mm512_add_ps(step[k], epsilon);
             step[k] = _mm512_mul_ps(rate, _mm512_div_ps(_mm512_load_ps(m + i + 16 * k), below));
         }
         encoded<false>(v + i, inverse2, unsigned_lines, unsigned_map, codes2 + i);
@@ -683,7 +706,8 @@ const Path* path_of(int name) {
 
 extern "C" {
 
-// Whether this processor can run path `name`: 0 any processor (on Arm NEON, which every AArch64 has), 1 AVX2, 2 AVX-512, 3 AVX-512 with VBMI.
+// Whether this processor can run path `name`: 0 any processor (on Arm NEON, which every AArch64 has), 1 AVX2, 2 AVX-512,
+// 3 AVX-512 with VBMI.
 int edgeq_optim_can(int name) { return path_of(name) != nullptr; }
 
 int edgeq_optim_largest_block() { return kLargestBlock; }

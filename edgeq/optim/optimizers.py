@@ -15,11 +15,11 @@ from edgeq.optim import native
 from edgeq.optim.clipping import Clipping
 from edgeq.optim.maps import blocks, decode, dynamic_map, encode
 from edgeq.optim.stable import StableWeight
-from edgeq.optim.update import Kind, Numbers, rounded, update
+from edgeq.optim.update import Kind, Numbers, factors, rounded, update
 from edgeq.spec import EdgeqError
 
 SIZES = tuple(2**n for n in range(6, 13))  # of a block: whole registers, and a thread's first-level cache
-TOO_LARGE = 2.0**63  # a gradient's square may be infinite from there on
+TOO_LARGE = 2.0**50  # sums of many squares of what is below are finite
 FIRST, SECOND = "exp_avg", "exp_avg_sq"
 LARGEST = "_max"  # of a block, behind the name of its state
 Parameters = Iterable[Any]
@@ -109,7 +109,7 @@ class Optimizer8bit(Optimizer):
         """One step; returns the closure's loss.
 
         Raises:
-            EdgeqError: a gradient is infinite, NaN, above 2^63, or sparse. No parameter is changed then.
+            EdgeqError: a gradient is infinite, NaN, above 2^50, or sparse. No parameter is changed then.
         """
         loss = None
         if closure is not None:
@@ -150,7 +150,7 @@ class Optimizer8bit(Optimizer):
                 wrong = p
         if wrong is not None:
             raise EdgeqError(
-                f"the gradient of {self._name(wrong)} is infinite, NaN or above 2^63: lower the learning rate, or clip or scale "
+                f"the gradient of {self._name(wrong)} is infinite, NaN or above 2^50: lower the learning rate, or clip or scale "
                 "the gradients; no parameter was changed"
             )
 
@@ -193,18 +193,38 @@ class Optimizer8bit(Optimizer):
         numbers, state = self._next(p, group), self.state[p]
         held: dict[str, Tensor] = {}
         for name in self.states:
-            codes = state[name]
-            coded = codes.dtype == torch.uint8
+            kept, (reading, _) = state[name], factors(self.kind, numbers, name == FIRST)
             held[name] = (
-                decode(codes, state[name + LARGEST], dynamic_map(name == FIRST), self.block_size) if coded else codes
+                decode(kept, state[name + LARGEST] * reading, dynamic_map(name == FIRST), self.block_size)
+                if kept.dtype == torch.uint8
+                else kept * reading
             )
+        if self.kind == "adam":
+            held[FIRST] = torch.where(self._has_squares(state), held[FIRST], 0.0)
         assert p.grad is not None
         update(self.kind, p, p.grad, held.get(FIRST), held.get(SECOND), numbers)
         for name, value in held.items():
+            _, writing = factors(self.kind, numbers, name == FIRST)
             if state[name].dtype == torch.uint8:
                 codes, maxima = encode(value, dynamic_map(name == FIRST), self.block_size)
                 state[name].copy_(codes)
-                state[name + LARGEST].copy_(maxima)
+                state[name + LARGEST].copy_(maxima * writing)
+            else:
+                state[name].copy_(value * writing)
+
+    def _has_squares(self, state: dict[str, Any]) -> Tensor:
+        """Where Adam's second moment is not stored as 0; elsewhere the first counts as 0 too.
+
+        Of float32 states it is. Of codes it may be that only the second was below its block's least value, and
+        first / epsilon would throw the weight far away.
+        """
+        squares: Tensor = state[SECOND]
+        if squares.dtype != torch.uint8:
+            return squares > 0
+        scales: Tensor = (
+            state[SECOND + LARGEST].repeat_interleave(self.block_size)[: squares.numel()].view(squares.shape)
+        )
+        return (squares > 0) & (scales > 0)
 
     def _name(self, p: Tensor) -> str:
         """The parameter as a user knows it: its name where named_parameters() were given, else group and place."""
@@ -251,14 +271,16 @@ def _dense(tensor: Tensor | None) -> bool:
 def _adam_numbers(group: dict[str, Any], state: dict[str, Any], apart: bool) -> dict[str, Any]:
     lr, decay, (beta1, beta2) = float(group["lr"]), group["weight_decay"], group["betas"]
     step = state["step"]
+    root = math.sqrt(
+        (1 - beta2**step) / (1 - beta2)
+    )  # of the squares' sum without factors and their bias-corrected mean
     return {
-        "beta1": beta1,
+        "beta1": beta1 / (1 - beta1),
         "rest1": 1 - beta1,
-        "beta2": beta2,
+        "beta2": beta2 / (1 - beta2),
         "rest2": 1 - beta2,
-        "root": 1 / math.sqrt(1 - beta2**step),
-        "epsilon": group["eps"],
-        "rate": lr / (1 - beta1**step),
+        "epsilon": group["eps"] * root,
+        "rate": lr * (1 - beta1) / (1 - beta1**step) * root,
         "keep": 1 - lr * decay if apart else 1.0,
         "decay": 0.0 if apart else decay,
     }

@@ -25,16 +25,15 @@ def rounded(number: float) -> float:
 class Numbers:
     """The scalars of one parameter's step, each a float32.
 
-    rest1, rest2: 1 - beta. root: 1 / sqrt(1 - beta2^step). rate: of the update. keep: 1 - lr * weight_decay, where the decay
-    is apart from the gradient; decay: weight_decay, where it is part of it. scale: of the gradient. plain: momentum begins
-    with the gradient itself.
+    rest1, rest2: 1 - beta. Adam's beta1 and beta2 are beta / (1 - beta), see `read`. rate: of the update. keep:
+    1 - lr * weight_decay, where the decay is apart from the gradient; decay: weight_decay, where it is part of it. scale: of
+    the gradient. plain: momentum begins with the gradient itself.
     """
 
     beta1: float = 0.0
     rest1: float = 1.0
     beta2: float = 0.0
     rest2: float = 1.0
-    root: float = 1.0
     epsilon: float = 0.0
     rate: float = 0.0
     keep: float = 1.0
@@ -43,15 +42,25 @@ class Numbers:
     plain: bool = False
 
 
+def factors(kind: Kind, at: Numbers, first: bool) -> tuple[float, float]:
+    """What a state (`first`: the momentum) is multiplied by when it is read, and when it is written.
+
+    Adam computes with moments that lack the factor 1 - beta: M = m·β₁/(1−β₁) + g, and m = M·(1−β₁). Of codes it is their
+    scales that are multiplied, which saves a product a value.
+    """
+    if kind != "adam":
+        return 1.0, 1.0
+    return (at.beta1, at.rest1) if first else (at.beta2, at.rest2)
+
+
 def update(
     kind: Kind, weight: Tensor, gradient: Tensor, first: Tensor | None, second: Tensor | None, at: Numbers
 ) -> None:
     """One step in place: `weight` and the float32 states `first` (momentum) and `second` (squares).
 
-    adam: Kingma and Ba 2015, algorithm 1; with `keep`, Loshchilov and Hutter 2019, algorithm 2; where the second state is 0,
-    the first counts as 0 too: of float32 states it always is, of codes it may be that only the second was below its block's
-    least value, and first / epsilon would throw the weight far away. momentum, nesterov: as
-    torch.optim.SGD. lion: Chen et al. 2023, algorithm 2. adagrad: Duchi et al. 2011, as torch.optim.Adagrad.
+    adam: Kingma and Ba 2015, algorithm 1, in the order at the end of its section 2, on states times their `factors`; with
+    `keep`, Loshchilov and Hutter 2019, algorithm 2. momentum, nesterov: as torch.optim.SGD. lion: Chen et al. 2023,
+    algorithm 2. adagrad: Duchi et al. 2011, as torch.optim.Adagrad.
     """
     g = gradient * at.scale
     if kind != "lion":
@@ -59,9 +68,9 @@ def update(
     kept = weight * at.keep
     if kind == "adam":
         assert first is not None and second is not None
-        first.copy_(torch.where(second > 0, first, 0.0) * at.beta1 + g * at.rest1)
-        second.copy_(second * at.beta2 + (g * g) * at.rest2)
-        step = first / (_root(second) * at.root + at.epsilon)
+        first.add_(g)
+        second.add_(g * g)
+        step = first / (_root(second) + at.epsilon)
     elif kind == "lion":
         assert first is not None
         step = torch.sign(first * at.beta1 + g * at.rest1)
