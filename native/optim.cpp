@@ -613,6 +613,10 @@ void block(const Path& path, Kind kind, const Parameter& at, const Map& signed_m
 
 #if defined(__x86_64__)
 
+constexpr int kLine = 16, kPage = 1024;  // floats
+
+INLINE void ahead(const void* at) { __builtin_prefetch(at, 0, 2); }
+
 // `block` for Adam on a whole one, the same operations in two passes: first the moments, which leaves shuffles and
 // multiplications alone, then the weights, whose roots and quotients take their time while the moments are encoded. Gives
 // false, and has written nothing, where a block's largest magnitude has no normal inverse. kBare: the gradient is neither
@@ -631,9 +635,20 @@ bool adam_vbmi(const Parameter& at, const Tables& with, const Map& signed_map, c
     const __m512 carry2 = _mm512_set1_ps(at.second_max[number] * at.beta2);
     const __mmask64 some = at.second_max[number] > 0 ? ~__mmask64{0} : 0;
     const __m512 none = _mm512_setzero_ps();
+    // Two passes touch too much for the processor to read ahead by itself: the pages of the block after the next one, so that
+    // their addresses are known in time, and beside the arithmetic every line of the next one.
+    for (int page = 0; page < size; page += kPage) {
+        ahead(weight + 2 * size + page);
+        ahead(gradient + 2 * size + page);
+    }
+    ahead(codes1 + 2 * size);
+    ahead(codes2 + 2 * size);
     __m512 first = none, second = none;
     for (int i = 0; i < size; i += kStep) {
         __m512 a[4], b[4];
+        for (int line = 0; line < kStep; line += kLine) ahead(gradient + size + i + line);
+        ahead(codes1 + size + i);
+        ahead(codes2 + size + i);
         const __m512i squares = turned(_mm512_loadu_si512(codes2 + i));
         decoded<true>(turned(_mm512_loadu_si512(codes1 + i)), _mm512_mask_test_epi8_mask(some, squares, squares), with, a);
         decoded<false>(squares, some, with, b);
@@ -657,13 +672,7 @@ bool adam_vbmi(const Parameter& at, const Tables& with, const Map& signed_map, c
     const __m512 inverse2 = _mm512_set1_ps(second_top > 0 ? 1 / second_top : 0);
     const Lines signed_lines = with.lines[1], unsigned_lines = with.lines[0];
     for (int i = 0; i < size; i += kStep) {
-        // the next block's, which nothing else reads ahead while this one is encoded
-        for (int line = 0; line < kStep; line += 16) {
-            _mm_prefetch(reinterpret_cast<const char*>(weight + size + i + line), _MM_HINT_T1);
-            _mm_prefetch(reinterpret_cast<const char*>(gradient + size + i + line), _MM_HINT_T1);
-        }
-        _mm_prefetch(reinterpret_cast<const char*>(codes1 + size + i), _MM_HINT_T1);
-        _mm_prefetch(reinterpret_cast<const char*>(codes2 + size + i), _MM_HINT_T1);
+        for (int line = 0; line < kStep; line += kLine) ahead(weight + size + i + line);
         __m512 step[4];
         for (int k = 0; k < 4; ++k) step[k] = _mm512_sqrt_ps(_mm512_load_ps(v + i + 16 * k));
         encoded<true>(m + i, inverse1, signed_lines, signed_map, codes1 + i);
@@ -711,6 +720,9 @@ extern "C" {
 int edgeq_optim_can(int name) { return path_of(name) != nullptr; }
 
 int edgeq_optim_largest_block() { return kLargestBlock; }
+
+// Of `Parameter` and of the arithmetic: edgeq/optim/native.py, which has the same number, takes no library of another.
+int edgeq_optim_version() { return 2; }
 
 // Number of the first parameter whose gradient is infinite, NaN or too large to square, or -1. Nothing is written.
 int edgeq_optim_unsound(int name, const Parameter* parameters, int count, int threads) {

@@ -17,6 +17,7 @@ from edgeq.optim.update import KINDS, Kind, Numbers
 from edgeq.spec import EdgeqError
 
 NAMES = ("plain", "avx2", "avx512", "vbmi")  # in the order of native/optim.cpp
+VERSION = 2  # of what a step computes and of its arguments, as in native/optim.cpp
 CHOICE = "EDGEQ_OPTIM"  # environment variable: one of NAMES or torch; otherwise the last that the processor can run
 
 
@@ -159,10 +160,17 @@ def _library() -> ctypes.CDLL | None:
             try:
                 if helper:  # where torch brings no OpenMP that others can see
                     ctypes.CDLL(helper, mode=ctypes.RTLD_GLOBAL)
-                return ctypes.CDLL(str(file))
+                library = ctypes.CDLL(str(file))
             except OSError:
                 continue
+            if is_current(library):
+                return library
     return None
+
+
+def is_current(library: ctypes.CDLL) -> bool:
+    """Whether it is this version's kernel: one that an earlier installation left behind would compute something else."""
+    return hasattr(library, "edgeq_optim_version") and library.edgeq_optim_version() == VERSION
 
 
 def _map(which: Map) -> _Map:

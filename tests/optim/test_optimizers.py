@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import shutil
 from typing import Any
 
@@ -107,6 +108,13 @@ def trained(kind: str, path: str, threads: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_kernel_is_there_where_it_could_be_compiled() -> None:
     assert native.paths() or shutil.which("g++") is None, "install edgeq anew: pip install -e . builds native/optim.cpp"
+
+
+def test_a_library_of_another_version_is_not_used() -> None:
+    """What an earlier installation left behind has other arguments; the C library stands for one without a version."""
+    assert not native.is_current(ctypes.CDLL(None))
+    library = native._library()
+    assert library is None or native.is_current(library)
 
 
 @pytest.mark.parametrize("kind", KINDS)
