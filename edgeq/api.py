@@ -32,7 +32,7 @@ from edgeq.calib.calibrate import calibrate
 from edgeq.calib.unlike import sentences
 from edgeq.calib.workspace import forget
 from edgeq.devices import open_device
-from edgeq.given import home_of, inputs_of, merge, named, result_name, runnable, saved
+from edgeq.given import home_of, inputs_of, merge, named, options_of, result_name, runnable, saved
 from edgeq.graph.annotate import annotate, named_layers
 from edgeq.graph.capture import leaves_like
 from edgeq.graph.package import QuantizedModel, load_plan
@@ -188,36 +188,13 @@ def export(
     model = saved(model)
     if not isinstance(to, str):
         raise EdgeqError(f"to is a {type(to).__name__}: export to one backend at a time")
-    engine, runtime = backends.backend(to), backends.RUNTIMES[backends.runtime_of(to)]
-    if not backends.installed(to):
-        raise EdgeqError(
-            f"backend {to} needs {runtime.package}, which is not installed: pip install 'edgeq[{runtime.name}]'"
-        )
+    engine = backends.backend(to)
+    options = options_of(model, to, io=io, channels_last=channels_last, tune=tune, float_twin=float_twin)
     refuse_beyond(model, to)
     where = Path(folder) if folder is not None else home_of(model) / to
     where.mkdir(parents=True, exist_ok=True)
     program, labels = (model.twin, model.twin_labels) if float_twin else (model.program, model.labels)
     name = "float" if float_twin else "model"
-    having = " and ".join(name for name, each in backends.RUNTIMES.items() if each.io)
-    if io is not None and runtime.io and io not in runtime.io:
-        raise EdgeqError(f"{to} cannot be exported with io {io!r}; choose one of {', '.join(runtime.io)}")
-    if io is not None and not runtime.io:
-        raise EdgeqError(f"{to} takes and gives floats, and only {having} has the choice; export it without --io {io}")
-    if tune and engine.tune is None:
-        tuned = " and ".join(name for name, each in backends.RUNTIMES.items() if each.tunes)
-        raise EdgeqError(
-            f"{to} has nothing to tune: schedules are searched for {tuned}, on the computer that will run them"
-        )
-    if channels_last is not None and "channels_last" not in runtime.options:
-        raise EdgeqError(
-            f"{to} takes the network's own axes, and only {having} has the choice; leave channels last out"
-        )
-    told: dict[str, Any] = {"outputs": tuple(info.name for info in model.outputs)}
-    if not float_twin:
-        told |= {"preprocessing": model.preprocessing, "channels_last": channels_last}
-    options = {name: value for name, value in told.items() if name in runtime.options}
-    if io is not None and not float_twin:
-        options["io"] = io
     if tune and engine.tune is not None:
         for each, keys in ((model.program, model.labels), (model.twin, model.twin_labels)):
             engine.tune(each, where, trials=tune, layers=keys, progress=progress)

@@ -112,3 +112,37 @@ def home_of(model: QuantizedModel) -> Path:
     if model.folder is None:
         raise EdgeqError("the model is not saved yet: call model.save(folder) first, or name a folder to export to")
     return model.folder
+
+
+def options_of(
+    model: QuantizedModel, to: str, *, io: str | None, channels_last: bool | None, tune: int, float_twin: bool
+) -> dict[str, Any]:
+    """What an export tells a runtime beside the program, of what that takes.
+
+    Raises:
+        EdgeqError: the runtime is not installed, or has no such choice.
+    """
+    runtime = backends.RUNTIMES[backends.runtime_of(to)]
+    if not backends.installed(to):
+        raise EdgeqError(
+            f"backend {to} needs {runtime.package}, which is not installed: pip install 'edgeq[{runtime.name}]'"
+        )
+    having = " and ".join(name for name, each in backends.RUNTIMES.items() if each.io)
+    if io is not None and runtime.io and io not in runtime.io:
+        raise EdgeqError(f"{to} cannot be exported with io {io!r}; choose one of {', '.join(runtime.io)}")
+    if io is not None and not runtime.io:
+        raise EdgeqError(f"{to} takes and gives floats, and only {having} has the choice; export it without --io {io}")
+    if tune and backends.backend(to).tune is None:
+        tuned = " and ".join(name for name, each in backends.RUNTIMES.items() if each.tunes)
+        raise EdgeqError(
+            f"{to} has nothing to tune: schedules are searched for {tuned}, on the computer that will run them"
+        )
+    if channels_last is not None and "channels_last" not in runtime.options:
+        raise EdgeqError(
+            f"{to} takes the network's own axes, and only {having} has the choice; leave channels last out"
+        )
+    told: dict[str, Any] = {"outputs": tuple(info.name for info in model.outputs)}
+    if not float_twin:
+        told |= {"preprocessing": model.preprocessing, "channels_last": channels_last}
+    options = {name: value for name, value in told.items() if name in runtime.options}
+    return options if io is None or float_twin else {**options, "io": io}

@@ -178,24 +178,13 @@ def _group(module: GraphModule, quantize: Node, labels: Mapping[str, str]) -> In
     sources = data_inputs(node, kind)
     if not sources or any(s.target is not DEQUANTIZE for s in sources):
         return None
-    weight = scale = bias = attrs = None
     in_qparams = tuple(tensor_qparams(s) for s in sources)
     if kind == "gather" and in_qparams != (out,):
         return None
-    if kind in WEIGHTED:
-        weight_at, bias_at, axis = WEIGHTED[kind]
-        dequantize = node.args[weight_at]
-        if not isinstance(dequantize, Node) or dequantize.target is not DEQUANTIZE_CHANNEL:
-            return None
-        stored, scales, _, at = dequantize.args[:4]
-        assert isinstance(stored, Node) and isinstance(scales, Node) and at == axis
-        weight, scale = constant(module, stored), constant(module, scales).to(torch.float32)
-        bias_node = node_arg(node, bias_at, None)
-        if bias_node is not None:
-            unit = scale.double() * in_qparams[0].step
-            bias = torch.round(constant(module, bias_node).double() / unit).long()
-        if "conv" in kind:
-            attrs = conv_attrs(node, kind)
+    weights = _weights(module, node, kind, in_qparams[0]) if kind in WEIGHTED else (None, None, None)
+    if weights is None:
+        return None
+    weight, scale, bias = weights
     if kind in ACTIVATIONS:
         low, high = _narrow(node, kind, out, low, high)
     names = tuple(s.all_input_nodes[0].name for s in sources)
@@ -212,10 +201,27 @@ def _group(module: GraphModule, quantize: Node, labels: Mapping[str, str]) -> In
         weight,
         scale,
         bias,
-        attrs,
+        conv_attrs(node, kind) if "conv" in kind else None,
         tuple(absorbed),
         table(node) if kind == "gather" else None,
     )
+
+
+def _weights(
+    module: GraphModule, node: Node, kind: str, source: QParams
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """A layer's integer weights, their scales, and its bias as integers on the grid of its input's scale times these."""
+    weight_at, bias_at, axis = WEIGHTED[kind]
+    dequantize = node.args[weight_at]
+    if not isinstance(dequantize, Node) or dequantize.target is not DEQUANTIZE_CHANNEL:
+        return None
+    stored, scales, _, at = dequantize.args[:4]
+    assert isinstance(stored, Node) and isinstance(scales, Node) and at == axis
+    scale, bias_node = constant(module, scales).to(torch.float32), node_arg(node, bias_at, None)
+    if bias_node is None:
+        return constant(module, stored), scale, None
+    unit = scale.double() * source.step
+    return constant(module, stored), scale, torch.round(constant(module, bias_node).double() / unit).long()
 
 
 def _narrow(node: Node, kind: str, out: QParams, low: int, high: int) -> tuple[int, int]:
