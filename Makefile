@@ -12,13 +12,20 @@ nightly: $(STAMP)
 	$(BIN)/python tools/soak.py --count 1000 --jobs 2 --json build/soak.jsonl
 	$(BIN)/python tools/zoo.py --work build/zoo --json build/zoo.json
 
-.PHONY: demo test nightly device-test lint types floors clean
+.PHONY: demo test test-quick check nightly device-test lint types floors clean
 
 demo: $(STAMP)
 	$(BIN)/edgeq demo -o demo-out
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
+
+# no converter runs in these
+test-quick: $(STAMP)
+	$(BIN)/python -m pytest -q -n 2 tests/test_coded.py tests/test_recipes.py tests/test_rounding.py tests/test_house.py \
+	  tests/test_docs.py tests/test_runtimes.py tests/test_whole.py tests/test_verify.py tests/test_compare.py
+
+check: lint types floors
 
 # packages from Debian (as root or by sudo), an Arm root and the runners in home(), which is ~/.cache/edgeq
 device-test: $(STAMP)

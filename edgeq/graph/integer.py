@@ -154,17 +154,9 @@ def _group(module: GraphModule, quantize: Node, labels: Mapping[str, str]) -> In
     kind = kind_of(node)
     if node.target is DEQUANTIZE:  # int8 → int8 with other numbers
         (source,) = node.all_input_nodes
+        numbers = (tensor_qparams(node),)
         return IntegerOp(
-            quantize.name,
-            layer,
-            "requantize",
-            node,
-            (source.name,),
-            (tensor_qparams(node),),
-            out,
-            low,
-            high,
-            absorbed=(node.name,),
+            quantize.name, layer, "requantize", node, (source.name,), numbers, out, low, high, absorbed=(node.name,)
         )
     inner = node.args[0] if kind in ACTIVATIONS else None
     if kind is not None and isinstance(inner, Node) and inner.target is not DEQUANTIZE and len(inner.users) == 1:
