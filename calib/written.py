@@ -51,12 +51,27 @@ def recipe_of(name: str, steps: Sequence[Written], where: str) -> Recipe:
         EdgeqError: a step or an option that there is none of.
     """
     made = tuple(_step(each, f"{where}, step {number}") for number, each in enumerate(steps, start=1))
-    known = RECIPES.get(name)
-    if known is not None and known.steps == made:
-        return known
     if not made:
         raise EdgeqError(f"{where}: a recipe has at least one step; {REMEDY}")
-    return Recipe(name if known is None else f"{name}, changed", "", "", made)
+    base = RECIPES.get(name.partition(", ")[0])
+    if base is None:
+        return Recipe(name, "", "", made)
+    if base.steps == made:
+        return base
+    return Recipe(", ".join([base.name, *_differences(base, made)]), base.summary, base.source, made)
+
+
+def _differences(base: Recipe, steps: Sequence[Step]) -> list[str]:
+    """What is set otherwise than in `base`, as `--set` would; a word where its steps are others."""
+    if [type(step) for step in steps] != [type(step) for step in base.steps]:
+        return ["changed"]
+    pairs = [(name_of(old), _options(old), _options(new)) for old, new in zip(base.steps, steps, strict=True)]
+    return [
+        f"{step}.{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for step, before, after in pairs
+        for key, value in after.items()
+        if before[key] != value
+    ]
 
 
 def _step(given: Written, where: str) -> Step:
@@ -131,15 +146,7 @@ def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
                 options = ", ".join(key for key in steps[index] if key != "step") or "none"
                 raise EdgeqError(f"--set {setting}: step {step!r} has no option {option!r}; it has {options}")
             steps[index] = {**steps[index], option: _value(text.strip(), steps[index][option])}
-    if not settings:
-        return recipe
-    made = recipe_of(recipe.name, steps, "--set " + " --set ".join(settings))
-    told = dataclasses.replace(made, summary=recipe.summary, source=recipe.source)
-    return (
-        recipe
-        if told.steps == recipe.steps
-        else dataclasses.replace(told, name=f"{recipe.name}, {', '.join(settings)}")
-    )
+    return recipe_of(recipe.name, steps, "--set " + " --set ".join(settings)) if settings else recipe
 
 
 def _value(text: str, old: Any) -> Any:

@@ -63,11 +63,21 @@ def test_a_changed_recipe_is_stored_whole_and_gives_the_same_bytes_again(tmp_pat
         target="simulated",
         output=out,
     )
-    assert first.plan.recipe == "default, round.solver=gptq, ranges.method=percentile:99.9"
+    assert first.plan.recipe == "default, ranges.method=percentile:99.9, round.solver=gptq"
     second = api.quantize(task(), plan=out / "plan.json")
     assert constants(second) == constants(first) and second.plan == load(out).plan
     assert constants(api.quantize(task(), precision="w4a8", target="simulated")) != constants(first)
     assert second.qparams != api.quantize(task(), precision="w4a8", target="simulated").qparams
+
+
+def test_the_name_of_a_recipe_tells_what_was_changed_by_hand_too() -> None:
+    plan = QuantPlan("portable", "default, round.solver=gptq", {}, steps=written.written(recipe("default")))
+    assert written.planned(plan, "plan.json") is recipe("default")
+    edited = [{**step, "solver": "nearest"} if step["step"] == "round" else step for step in plan.steps]
+    again = dataclasses.replace(plan, steps=tuple(edited))
+    assert written.planned(again, "plan.json").name == "default, round.solver=nearest"
+    shorter = dataclasses.replace(plan, steps=plan.steps[:2])
+    assert written.planned(shorter, "plan.json").name == "default, changed"
 
 
 def test_a_toml_file_is_a_recipe(tmp_path: Path) -> None:
