@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from edgeq.calib.cache import Cache
 from edgeq.calib.data.batches import Spooled, batches, spooled
-from edgeq.calib.data.observation import answers, observe, sets
+from edgeq.calib.data.observation import Statistics, answers, observe, sets
 from edgeq.calib.floats import Floats
 from edgeq.calib.layers import WeightedLayer, weighted_layers
 from edgeq.calib.objectives.tgpl import TaskLoss
@@ -40,6 +40,7 @@ class Bench:
     observers: tensor set → what was seen. scales: layer key → float32 [C] as they were chosen, before kernels' demands widen
     them. resolved: the numbers so far. cache, home: where frames lie and where a long calibration keeps what it has finished;
     None where no step reads data again. key: of all that decides the numbers. task: the task-guided loss, where one is asked for.
+    statistics: kept for other plans of the same network; None: nobody asks for them.
     """
 
     captured: Captured
@@ -55,6 +56,7 @@ class Bench:
     resolved: Resolved = field(default_factory=Resolved)
     cache: Cache | None = None
     task: TaskLoss | None = None
+    statistics: Statistics | None = None
 
     @property
     def layers(self) -> dict[Node, WeightedLayer]:
@@ -77,12 +79,7 @@ class Bench:
         """One float pass over the data; then scale and zero point of every tensor set by `method`."""
         if self.data is None:
             return
-        wanted = (
-            set() if self.again is None else {*Ways(self.captured, self.annotation).ends(), *answers(self.captured)}
-        )
-        looked = Looked(self.captured, wanted)
-        spool = None if self.cache is None else self._spool
-        seen = observe(self.captured, self.annotation, method.needs_histogram, self.data, self.progress, spool, looked)
+        seen, looked = self._seen(self.data, method.needs_histogram)
         if self.again is not None:
 
             def ranges(changed: Annotation) -> dict[Node, QParams]:
@@ -91,6 +88,21 @@ class Bench:
             self.annotation = apart(self.annotation, self.again, ranges, seen, method, looked, self.settled)
         self.observers = sets(self.annotation, seen)
         self.resolved.activations = grids(self.annotation, method, self.observers)
+
+    def _seen(self, data: Iterable[Any], histogram: bool) -> tuple[dict[Node, Observer], Looked]:
+        """What was seen of every quantized tensor, and the first batches: by a pass of its own, or kept from another plan's."""
+        tensors, kept = self.annotation.tensors, self.statistics
+        wanted = [node for members in tensors.sets().values() for node in members]
+        if kept is not None and kept.looked is not None and kept.serves(wanted, histogram):
+            return kept.seen, kept.looked
+        ends = set() if self.again is None else {*Ways(self.captured, self.annotation).ends(), *answers(self.captured)}
+        looked = Looked(self.captured, ends)
+        wanted = wanted if kept is None else list(tensors.parent)
+        spool = None if self.cache is None else self._spool
+        seen = observe(self.captured, wanted, histogram, data, self.progress, spool, looked)
+        if kept is not None:
+            kept.seen, kept.looked = {**kept.seen, **seen}, looked
+        return seen, looked
 
     def _spool(self, index: int, batch: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
         assert self.cache is not None

@@ -13,6 +13,7 @@ import torch
 
 from edgeq.calib.bench import Bench
 from edgeq.calib.cache import Cache
+from edgeq.calib.data.observation import Statistics
 from edgeq.calib.needs import DATA, POSITIVES, SEEN
 from edgeq.calib.objectives.tgpl import HOOK, Positives, TaskLoss
 from edgeq.calib.unlike import Again
@@ -47,12 +48,15 @@ def calibrate(
     output: Path | None = None,
     again: Again | None = None,
     settled: frozenset[str] = frozenset(),
+    statistics: Statistics | None = None,
 ) -> tuple[Annotation, Resolved]:
     """Resolve every scale of `annotation` by `recipe` on calibration `data` (batches like the example inputs).
 
     data: None where there is none, which weights alone may do without. hook: the task's function of a name, see HOOK of
     edgeq.calib.objectives.tgpl. output: beside it, in `<output>.partial`, lies what a long calibration has finished; an
     interrupted one goes on from there, and the caller removes the folder once the result is safe. again, settled: see Bench.
+    statistics: filled, or read instead of `data` where they suffice, so that a second plan for `captured` costs no pass; recipes
+    that go through data again (DATA among their needs) leave them alone.
     Returns the annotation and its numbers. A step that equalises channels scales weights in the graph of `captured`, whose
     answers stay as they were.
 
@@ -76,7 +80,9 @@ def calibrate(
     with workspace(output if learns(recipe) else None) if DATA in wanted else nullcontext() as home:
         key = fingerprint(captured, annotation, recipe)
         bench = Bench(captured, annotation, data if reads else None, progress, again, settled, home, key)
-        if home is not None:
+        if home is None:
+            bench.statistics = statistics
+        else:
             bench.cache = Cache(home.cache)
             bench.task = TaskLoss(bench.cache, positives, [o.name for o in captured.outputs]) if positives else None
         together: list[Visitor] = []

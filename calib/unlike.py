@@ -212,7 +212,7 @@ class Unlike:
     def _nothing(self, node: Node) -> bool:
         """Whether all that was seen of a float tensor is the rounding of what it was computed of."""
         seen = self.observers.get(node)
-        return seen is not None and _span(seen) <= seen.noise
+        return seen is not None and node not in self.ways.makers and _span(seen) <= seen.noise
 
     def _grid(self, node: Node) -> QParams:
         """The numbers of `node` in its set."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -15,42 +16,51 @@ from edgeq.calib.ranges.observe import Observer
 from edgeq.calib.unlike import Looked
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured, flatten
-from edgeq.graph.ops import value
 from edgeq.spec import Progress
 
-ROUNDING: Final = (
-    16 * torch.finfo(torch.float32).eps
-)  # of the values that an operator reads: a result below it says nothing
+# of the values that an operator reads: a result below it says nothing
+ROUNDING: Final = 16 * torch.finfo(torch.float32).eps
 Spool = Callable[[int, tuple[Tensor, ...], tuple[Tensor, ...]], None]
+
+
+@dataclass
+class Statistics:
+    """What float passes saw of a captured network, kept so that another plan for it needs none of its own.
+
+    seen: tensor → its observer, of every tensor that a plan so far could quantize. looked: first batches.
+    """
+
+    seen: dict[Node, Observer] = field(default_factory=dict)
+    looked: Looked | None = None
+
+    def serves(self, wanted: Iterable[Node], histogram: bool) -> bool:
+        """Whether all of `wanted` was seen, with histograms where they are needed."""
+        return self.looked is not None and all(
+            node in self.seen and (self.seen[node].counts is not None or not histogram) for node in wanted
+        )
 
 
 def observe(
     captured: Captured,
-    annotation: Annotation,
+    wanted: Iterable[Node],
     histogram: bool,
     data: Iterable[Any],
     progress: Progress,
     spool: Spool | None,
     looked: Looked,
 ) -> dict[Node, Observer]:
-    """One float pass over `data`; returns tensor → what was seen of it, where that is not moved or joined from others.
+    """One float pass over `data`; returns what was seen of each tensor in `wanted`.
 
     histogram: observers keep one. `spool` gets every batch with its outputs, `looked` the first batches.
     """
     watching = {
-        node: Observer(captured.keys.get(node.name, f"input {node.name}"), histogram=histogram)
-        for members in annotation.tensors.sets().values()
-        for node in members
+        node: Observer(captured.keys.get(node.name, f"input {node.name}"), histogram=histogram) for node in wanted
     }
-    made = {g.output for g in annotation.groups}
     read: dict[Node, list[Node]] = {}
-    for node in watching:  # float values on their way into integers
-        for source in node.all_input_nodes if node not in made else ():
-            if (
-                isinstance(source.meta.get("val"), Tensor)
-                and value(source).is_floating_point()
-                and value(source).numel()
-            ):
+    for node in watching:
+        for source in node.all_input_nodes:
+            held = source.meta.get("val")
+            if source.op != "get_attr" and isinstance(held, Tensor) and held.is_floating_point() and held.numel():
                 read.setdefault(source, []).append(node)
     floats, given = Floats(captured), answers(captured)
     total = len(data) if isinstance(data, Sized) else None
@@ -84,7 +94,9 @@ def answers(captured: Captured) -> list[Node]:
 
 
 def sets(annotation: Annotation, observers: Mapping[Node, Observer]) -> dict[Node, Observer]:
-    """Tensor set → what was seen of its members."""
-    return {
-        root: Observer.merged([observers[n] for n in members]) for root, members in annotation.tensors.sets().items()
-    }
+    """Tensor set → what was seen of its members; what integers make has no noise of floats."""
+    made, found = {g.output for g in annotation.groups}, {}
+    for root, members in annotation.tensors.sets().items():
+        found[root] = Observer.merged([observers[n] for n in members])
+        found[root].noise = 0.0 if made & set(members) else found[root].noise
+    return found
