@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,6 +68,8 @@ def as_task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> 
             raise EdgeqError(
                 f"quantize({type(task).__name__}) needs example_inputs=(tensor, …) and calibration=[batch, …] beside the network"
             )
+        if isinstance(example_inputs, list) and isinstance(task, nn.Module) and len(example_inputs) == _asked(task):
+            example_inputs = tuple(example_inputs)
         given = None if calibration is None else lambda: calibration
         return Task(type(task).__name__, lambda: task, lambda: example_inputs, given, evaluate)
     if not isinstance(task, (Task, str, Path)):
@@ -77,6 +80,12 @@ def as_task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> 
     if isinstance(task, Task):
         return task
     return load_task(task)
+
+
+def _asked(network: nn.Module) -> int:
+    """How many arguments forward cannot do without."""
+    asked = inspect.signature(network.forward).parameters.values()
+    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in asked)
 
 
 def confirmed(task: Task) -> tuple[Captured, Iterator[Any] | None]:

@@ -90,12 +90,16 @@ def build(task: Task) -> nn.Module | ExportedProgram:
 
 
 def example(task: Task) -> tuple[Any, ...]:
-    """The task's example inputs; one alone need not be a tuple.
+    """The task's example inputs; one alone need not be a tuple, and may stand in a list.
+
+    A list of several is one argument, as forward([a, b]) takes it.
 
     Raises:
         EdgeqError: example_inputs() fails.
     """
     made = asked(task, "example_inputs", task.example_inputs)
+    if isinstance(made, list) and len(made) == 1 and isinstance(made[0], Tensor):
+        return tuple(made)
     return made if isinstance(made, tuple) else (made,)
 
 

@@ -144,3 +144,43 @@ def test_batches_of_another_size_go_in_slices() -> None:
 def test_arguments_of_another_type_are_one_sentence(act: Callable[[nn.Module, Any], Any], said: str) -> None:
     with pytest.raises(EdgeqError, match=said):
         act(nn.Sequential(nn.Linear(3, 2)).eval(), (torch.randn(1, 3),))
+
+
+class Apart(nn.Module):
+    """Two inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Twice [1, 4] → [1, 4]."""
+        return self.layer(a) + b
+
+
+class Listed(nn.Module):
+    """A list of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, parts: list[Tensor]) -> Tensor:
+        """Twice [1, 4] → [1, 4]."""
+        return self.layer(parts[0]) + parts[1]
+
+
+@pytest.mark.parametrize("network", [Apart, Listed])
+def test_a_list_of_inputs_is_what_forward_takes_it_for(network: type[nn.Module]) -> None:
+    net = network().eval()
+    a, b = torch.randn(1, 4), torch.randn(1, 4)
+    model = quantize(net, example_inputs=[a, b], calibration=[[a, b]] if network is Apart else [([a, b],)])
+    with torch.no_grad():
+        wanted = net(a, b) if network is Apart else net([a, b])
+    assert float((model.qdq((a, b))[0] - wanted).abs().max()) < 0.1
+
+
+def test_one_input_may_stand_in_a_list() -> None:
+    net, x = nn.Linear(4, 4).eval(), torch.randn(1, 4)
+    model = quantize(net, example_inputs=[x], calibration=[[x]])
+    assert float((model.qdq(x)[0] - net(x)).abs().max()) < 0.1
