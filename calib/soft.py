@@ -18,7 +18,7 @@ from edgeq.calib.workspace import Part
 from edgeq.graph.coded import Coded
 from edgeq.graph.numbers import Resolved
 from edgeq.graph.ops import constant
-from edgeq.spec import Grid, QParams
+from edgeq.spec import QParams
 
 CERTAIN: Final = 0.85  # h of a weight whose rounding says up, before the first step; 1 - CERTAIN where it says down
 WEIGHT_RATE: Final = 3e-2
@@ -37,13 +37,12 @@ class Soft(Numbers):
         self,
         numbers: Numbers,
         span: Span,
-        specs: dict[Node, Grid],
         scales: Iterable[Node],
         units: dict[Node, float],
     ) -> None:
         """`scales`: representatives of the tensor sets whose scale may move. `units`: a bias step for each layer."""
         super().__init__(numbers.captured, numbers.annotation, numbers.resolved)
-        self.span, self.specs, self.units = span, specs, units
+        self.span, self.units = span, units
         self.floors: dict[Node, Tensor] = {}
         self.rooms: dict[Node, Tensor] = {}
         self.rounding: dict[Node, Tensor] = {}
@@ -53,7 +52,7 @@ class Soft(Numbers):
             coded = self.resolved.weights[key]
             integers = coded.codes.float()
             exact = constant(self.captured.module, node.args[1]) / coded.scale  # type: ignore[arg-type] # a constant
-            floor = torch.floor(exact).clamp(specs[node].qmin, specs[node].qmax - 1)
+            floor = torch.floor(exact).clamp(coded.grid.qmin, coded.grid.qmax - 1)
             up = integers - floor
             near = (up == 0) | (up == 1)  # what lies further off stays where it is
             self.floors[node] = torch.where(near, floor, integers)

@@ -161,7 +161,7 @@ def test_the_command_prints_what_it_reads(tmp_path: Path) -> None:
 def test_a_step_and_a_solver_are_files() -> None:
     for name in steps():
         assert dataclasses.is_dataclass(kind(name)) and kind(name)() is not None
-    assert set(solvers()) == {"adaround", "flexround", "gptq", "nearest", "quantease", "squant"}
+    assert {"adaround", "flexround", "gptq", "nearest", "quantease", "squant"} <= set(solvers())
 
 
 # ---------------------------------------------------------------- plans

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeq.calib.problem import Problem
 from edgeq.calib.ranges.weights import channel_scales
-from edgeq.calib.solvers import solver
+from edgeq.calib.solvers import names, solver
 from edgeq.graph.coded import Coded, along, encode
 from edgeq.spec import CHANNEL, EdgeqError, Grid
 
@@ -67,5 +67,5 @@ def test_squant_keeps_the_mean_output_of_a_depthwise_layer(seed: int) -> None:
 
 
 def test_unknown_roundings_are_listed() -> None:
-    with pytest.raises(EdgeqError, match="use adaround, flexround, gptq, nearest, quantease, squant"):
+    with pytest.raises(EdgeqError, match=f"use {', '.join(names())}"):
         solver("magic")

@@ -89,13 +89,7 @@ class _Learning:
 
     def learn(self, part: Part) -> Errors:
         """Gradient steps from the numbers found so far, kept where judges agree; the local loss of these before and after."""
-        soft = Soft(
-            self.numbers,
-            self.span,
-            {n: self.walk.layers[n].grid for n in self.span.layers},
-            self._free_scales(),
-            self._units(),
-        )
+        soft = Soft(self.numbers, self.span, self._free_scales(), self._units())
         teachers, judges = self._teachers_and_judges()
         with torch.no_grad():
             parts = torch.stack([self._loss(self.numbers, *r) for r in judges]).mean(0)
