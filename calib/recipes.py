@@ -93,6 +93,12 @@ RECIPES: Final[dict[str, Recipe]] = {
             "Lee et al. 2023, arXiv 2306.00317",
             Round("flexround", start="squant"),
         ),
+        _solved(
+            "comq",
+            "codes one by one, and after each sweep the scale that suits them",
+            "Zhang et al. 2024, arXiv 2403.07134",
+            Round("comq", start="squant"),
+        ),
         Recipe(
             "lidar-minmax",
             "channels equalised, extremes searched around for the least error in layers' outputs, biases corrected",
