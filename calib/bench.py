@@ -97,9 +97,12 @@ class Bench:
             return kept.seen, kept.looked
         ends = set() if self.again is None else {*Ways(self.captured, self.annotation).ends(), *answers(self.captured)}
         looked = Looked(self.captured, ends)
-        wanted = wanted if kept is None else list(tensors.parent)
+        made = {g.output for g in self.annotation.groups}
+        entering = [node for node in wanted if node not in made]
+        if kept is not None:  # another plan may let others enter
+            wanted = entering = list(tensors.parent)
         spool = None if self.cache is None else self._spool
-        seen = observe(self.captured, wanted, histogram, data, self.progress, spool, looked)
+        seen = observe(self.captured, wanted, entering, histogram, data, self.progress, spool, looked)
         if kept is not None:
             kept.seen, kept.looked = {**kept.seen, **seen}, looked
         return seen, looked

@@ -43,6 +43,7 @@ class Statistics:
 def observe(
     captured: Captured,
     wanted: Iterable[Node],
+    entering: Iterable[Node],
     histogram: bool,
     data: Iterable[Any],
     progress: Progress,
@@ -51,13 +52,14 @@ def observe(
 ) -> dict[Node, Observer]:
     """One float pass over `data`; returns what was seen of each tensor in `wanted`.
 
-    histogram: observers keep one. `spool` gets every batch with its outputs, `looked` the first batches.
+    entering: those that may be floats on their way into integers, whose noise counts. histogram: observers keep one. `spool`
+    gets every batch with its outputs, `looked` the first batches.
     """
     watching = {
         node: Observer(captured.keys.get(node.name, f"input {node.name}"), histogram=histogram) for node in wanted
     }
     read: dict[Node, list[Node]] = {}
-    for node in watching:
+    for node in entering:
         for source in node.all_input_nodes:
             held = source.meta.get("val")
             if source.op != "get_attr" and isinstance(held, Tensor) and held.is_floating_point() and held.numel():
