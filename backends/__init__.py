@@ -36,7 +36,6 @@ def found(places: Iterable[str], package: str) -> dict[str, Runtime]:
 
 RUNTIMES = found(__path__, __name__)
 VARIANTS: dict[str, Variant] = {name: v for runtime in RUNTIMES.values() for name, v in runtime.variants}
-SIMULATED = Target("simulated", (), "ideal", (), floats=("fp32", "fp16"), any_precision=True)
 
 Predict = Callable[[Sequence["Tensor"]], tuple["Tensor", ...]]
 
@@ -164,7 +163,9 @@ def target(name: str) -> Target:
         EdgeqError: there is none of that name.
     """
     if name == "simulated":
-        return SIMULATED
+        from edgeq.backends.simulated import TARGET
+
+        return TARGET
     if name != "portable" and name not in RUNTIMES:
         raise EdgeqError(f"unknown target {name!r}: choose from portable, simulated, {', '.join(RUNTIMES)}")
     names = RUNTIMES if name == "portable" else (name,)

@@ -22,7 +22,6 @@ def intersection(targets: tuple[Target, ...]) -> Target:
         runtimes=tuple(r for t in targets for r in t.runtimes),
         arithmetic="xnnpack",
         ops=tuple(rows),
-        weight_only=tuple(k for k in first.weight_only if all(k in t.weight_only for t in others)),
         floats=tuple(f for f in first.floats if all(f in t.floats for t in others)),
     )
 
@@ -33,7 +32,7 @@ def _merge(row: OpSupport, twins: list[OpSupport]) -> OpSupport:
     return OpSupport(
         row.kind,
         "integer",
-        tuple(p for p in row.precisions if all(p in r.precisions for r in twins)),
+        tuple(p for p in row.pairs if all(p in r.pairs for r in twins)),
         tuple(f for f in row.fused if all(f in r.fused for r in twins)),
         any(r.shared_scale for r in every),
         next((r.fixed_output for r in every if r.fixed_output), None),

@@ -9,7 +9,8 @@ from torch.fx import Node
 
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured
-from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
+from edgeq.graph.kinds import role_of, weights_of
+from edgeq.graph.ops import constant, kind_of, node_arg
 from edgeq.spec import Grid
 
 
@@ -29,16 +30,16 @@ class WeightedLayer:
 
 def weighted_layers(captured: Captured, annotation: Annotation) -> dict[Node, WeightedLayer]:
     """Every layer with quantized weights: those of integer operators, then the weight-only ones."""
-    found = [(g.key, g.node, g.precision, g.inputs[0]) for g in annotation.groups if g.kind in WEIGHTED]
+    found = [(g.key, g.node, g.precision, g.inputs[0]) for g in annotation.groups if role_of(g.kind) == "layer"]
     alone = [(key, node, wanted, None) for key, (node, wanted) in annotation.weight_only.items()]
     layers = {}
     for key, node, wanted, source in (*found, *alone):
         kind = kind_of(node) or ""
-        weight_at, bias_at, axis = WEIGHTED[kind]
-        weight, bias = node.args[weight_at], node_arg(node, bias_at, None)
+        at = weights_of(kind)
+        weight, bias = node.args[at.weight], node_arg(node, at.bias, None)
         assert isinstance(weight, Node) and wanted.weight is not None
         moved = constant(captured.module, bias) if isinstance(bias, Node) else None
         layers[node] = WeightedLayer(
-            node, key, kind, constant(captured.module, weight), moved, axis, wanted.weight, source
+            node, key, kind, constant(captured.module, weight), moved, at.axis, wanted.weight, source
         )
     return layers

@@ -18,8 +18,9 @@ from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured
 from edgeq.graph.coded import dequantize, on_grid
 from edgeq.graph.coded import quantize as stored
+from edgeq.graph.kinds import KINDS, role_of, weights_of
 from edgeq.graph.numbers import Resolved, snap_bias
-from edgeq.graph.ops import KEEPS_GRID, WEIGHTED, constant, kind_of, node_arg
+from edgeq.graph.ops import constant, kind_of, node_arg
 from edgeq.spec import QParams
 
 CHUNK: Final = 1 << 23  # float32 values of the largest activation that are computed at once: 32 MiB
@@ -37,9 +38,9 @@ class Numbers:
         self.moved = {
             g.output
             for g in annotation.groups
-            if g.kind in KEEPS_GRID and g.node is g.output and {find(i) for i in g.inputs} == {find(g.output)}
+            if KINDS[g.kind].keeps_grid and g.node is g.output and {find(i) for i in g.inputs} == {find(g.output)}
         }
-        self.weighted = {g.node: (g.key, g.inputs[0]) for g in annotation.groups if g.kind in WEIGHTED}
+        self.weighted = {g.node: (g.key, g.inputs[0]) for g in annotation.groups if role_of(g.kind) == "layer"}
         self.weighted |= {n: (key, None) for key, (n, _) in annotation.weight_only.items()}  # type: ignore[misc] # None: float input
 
     def qparams(self, node: Node) -> QParams:
@@ -54,7 +55,7 @@ class Numbers:
         """Dequantized weight and snapped bias of a layer."""
         key, source = self.weighted[node]
         coded = self.resolved.weights[key]
-        bias_node = node_arg(node, WEIGHTED[kind_of(node) or ""][1], None)
+        bias_node = node_arg(node, weights_of(kind_of(node)).bias, None)
         bias = (
             self.resolved.biases.get(key, constant(self.captured.module, bias_node)) if bias_node is not None else None
         )
@@ -130,11 +131,11 @@ class Twins:
 
         args = list(torch.fx.map_arg(node.args, read))
         if node in numbers.weighted:
-            weight_at, bias_at, _ = WEIGHTED[kind_of(node) or ""]
+            at = weights_of(kind_of(node))
             weight, bias = numbers.constants(node)
-            args[weight_at] = weight
+            args[at.weight] = weight
             if bias is not None:
-                args[bias_at] = bias
+                args[at.bias] = bias
         return node.target(*self.floats.resized(node, args), **torch.fx.map_arg(node.kwargs, read))  # type: ignore[operator] # call_function
 
     def advance(self, nodes: Sequence[Node], *, real: bool = True, keep: Iterable[Node] = ()) -> None:

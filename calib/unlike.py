@@ -25,8 +25,9 @@ from edgeq.graph.annotate import Annotation, Apart, Group
 from edgeq.graph.capture import Captured
 from edgeq.graph.coded import on_grid
 from edgeq.graph.far import FAR_DB, LOST_DB, lost
+from edgeq.graph.kinds import role_of, weights_of
 from edgeq.graph.legal import CONVERTS
-from edgeq.graph.ops import WEIGHTED, constant
+from edgeq.graph.ops import constant
 from edgeq.spec import QParams
 
 FEWEST: Final = 16 / 255  # share of a scale's range below which a tensor has too few steps of it
@@ -254,7 +255,7 @@ class Unlike:
         if _far(a, b, ignored):
             return True
         axis = a.dim() - 2 if group.kind == "linear" else 1 if a.dim() > 2 else 0
-        seen = channels and group.kind in WEIGHTED
+        seen = channels and role_of(group.kind) == "layer"
         return seen and lost(a, b, LOST_DB, axes=(axis,), ignored=ignored) is not None
 
     def _weights(self, groups: Iterable[Group]) -> dict[Node, Tensor]:
@@ -262,12 +263,12 @@ class Unlike:
         found: dict[Node, Tensor] = {}
         for group in groups:
             spec = group.precision.weight
-            if group.kind in WEIGHTED and spec is not None and spec.bits >= BITS:
-                at, _, axis = WEIGHTED[group.kind]
-                node = group.node.args[at]
+            if role_of(group.kind) == "layer" and spec is not None and spec.bits >= BITS:
+                at = weights_of(group.kind)
+                node = group.node.args[at.weight]
                 assert isinstance(node, Node)
                 weight = constant(self.captured.module, node)
-                along = [a for a in range(weight.dim()) if a != axis]
+                along = [a for a in range(weight.dim()) if a != at.axis]
                 scale = (weight.abs().amax(along, keepdim=True) / spec.qmax).clamp(min=torch.finfo(torch.float32).tiny)
                 found[node] = torch.round(weight / scale) * scale
         return found

@@ -12,7 +12,7 @@ from edgeq.devices import Found
 from edgeq.graph.package import QuantizedModel
 from edgeq.run.coverage import coverage_json, program_counts
 from edgeq.run.files import sizes
-from edgeq.spec import Artifact, Target
+from edgeq.spec import Artifact, OpSupport, Target
 
 
 def summary(model: QuantizedModel) -> dict[str, Any]:
@@ -80,5 +80,11 @@ def target_table(target: Target) -> dict[str, Any]:
         "floats": list(target.floats),
         "weight_only": list(target.weight_only),
         "arithmetic": target.arithmetic,
-        "ops": [dataclasses.asdict(row) for row in target.ops],
+        "ops": [_row(row) for row in target.ops],
     }
+
+
+def _row(row: OpSupport) -> dict[str, Any]:
+    told = dataclasses.asdict(row)
+    told.pop("pairs")
+    return told | {"precisions": list(row.precisions)}

@@ -39,8 +39,9 @@ from edgeq.calib.written import changed
 from edgeq.graph.annotate import annotate, default_plan
 from edgeq.graph.capture import capture
 from edgeq.graph.coded import along, encode
+from edgeq.graph.kinds import weights_of
 from edgeq.graph.numbers import Resolved
-from edgeq.graph.ops import WEIGHTED, constant, kind_of
+from edgeq.graph.ops import constant, kind_of
 from edgeq.graph.package import QuantizedModel
 from edgeq.spec import CHANNEL, EdgeqError, Grid, Recipe
 from edgeq.task import Task, load_task
@@ -97,7 +98,7 @@ def test_the_error_on_the_sums_is_the_error_of_torch(layer: tuple[nn.Module, tup
     captured = capture(module.eval(), (real,))
     (node,) = [n for n in captured.module.graph.nodes if n.op == "call_function"]
     weight = constant(captured.module, node.args[1])
-    axis = WEIGHTED[kind_of(node) or ""][2]
+    axis = weights_of(kind_of(node)).axis
     bias = module.bias.detach() if isinstance(module.bias, Tensor) else None
     spread = (1,) * (real.dim() - 2) if "conv" in (kind_of(node) or "") else ()
     with torch.no_grad():

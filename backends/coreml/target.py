@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from edgeq.spec import OpSupport, Target
+from edgeq.spec import LAYERS, WEIGHTS, OpSupport, Target
 
 _FUSED = ("relu", "relu6", "clamp")
-_FUSING = ("conv1d", "conv2d", "depthwise_conv2d", "linear", "add", "sub", "mul")
+_LAYERS = ("conv1d", "conv2d", "depthwise_conv2d", "linear")
+_ARITHMETIC = ("add", "sub", "mul")
 _PLAIN = ("avg_pool2d", "mean", "matmul", "softmax", "sigmoid", "tanh", "relu", "relu6", "clamp")
 _MOVING = ("cat", "max_pool2d", "reshape", "permute", "slice", "pad", "upsample_nearest", "gather")
 
@@ -14,12 +15,14 @@ TARGET = Target(
     runtimes=("coreml",),
     arithmetic="coreml_fp16",
     ops=(
-        *(OpSupport(kind, "eligible", fused=_FUSED) for kind in _FUSING),
-        OpSupport("conv_transpose2d", "eligible", fused=_FUSED, constraint="one group", limits=("one_group",)),
+        *(OpSupport(kind, "eligible", LAYERS + WEIGHTS, _FUSED) for kind in _LAYERS),
+        *(OpSupport(kind, "eligible", fused=_FUSED) for kind in _ARITHMETIC),
+        OpSupport(
+            "conv_transpose2d", "eligible", LAYERS + WEIGHTS, _FUSED, constraint="one group", limits=("one_group",)
+        ),
         *(OpSupport(kind, "eligible") for kind in _PLAIN),
         # no kernel demands it; a second scale would only round once more
         *(OpSupport(kind, "eligible", shared_scale=True) for kind in _MOVING),
     ),
-    weight_only=("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"),
     floats=("fp32", "fp16"),
 )

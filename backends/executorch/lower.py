@@ -15,7 +15,8 @@ from edgeq.backends.executorch.partition import partitioner
 from edgeq.backends.executorch.pte import PteOp, executorch_package, read_pte
 from edgeq.backends.executorch.rewrites import rewrite
 from edgeq.graph.integer import DEQUANTIZE_CHANNEL, members, read
-from edgeq.graph.ops import ACTIVATIONS, kind_of
+from edgeq.graph.kinds import role_of
+from edgeq.graph.ops import kind_of
 from edgeq.graph.quiet import quiet
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, Status
 
@@ -46,7 +47,7 @@ def lower(
     partial.write_bytes(data)
     partial.replace(path)
     kinds = {n.name: kind_of(n) or _short(str(n.target)) for n in program.graph.nodes if n.op == "call_function"}
-    clips = {n.name: n.all_input_nodes[0].name for n in program.graph.nodes if kind_of(n) in ACTIVATIONS}
+    clips = {n.name: n.all_input_nodes[0].name for n in program.graph.nodes if role_of(kind_of(n)) == "clip"}
     coverage = _coverage(ops, edge, kinds, members(read(program, layers or {}), layers or {}), clips)
     return Artifact("executorch", path, coverage, _notes(ops, program))
 

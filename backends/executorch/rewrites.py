@@ -10,10 +10,9 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, IntegerOp, read
+from edgeq.graph.kinds import named, role_of, weights_of
 from edgeq.graph.limits import xnnpack_average
 from edgeq.graph.ops import (
-    ACTIVATIONS,
-    WEIGHTED,
     clip_bounds,
     constant,
     data_inputs,
@@ -26,8 +25,8 @@ from edgeq.spec import QParams
 
 aten = torch.ops.aten
 
-FUSES_ANY = frozenset(WEIGHTED)  # a convolution or linear takes both bounds; add takes relu; nothing else takes any
-SHARED = frozenset({"cat", "max_pool2d", "reshape", "permute", "slice", "pad", "upsample_nearest", *ACTIVATIONS})
+FUSES_ANY = frozenset(named("layer"))  # they take both bounds; add takes relu; nothing else takes any
+SHARED = frozenset({"cat", "max_pool2d", *named("move", "clip")})
 LARGEST = 3.0e38  # stands for no bound where hardtanh wants a number
 
 
@@ -94,7 +93,7 @@ def _operator(editor: _Editor, node: Node) -> None:
         _gather(editor, node)
     elif kind == "matmul" and node.target is aten.matmul.default:
         _matmul(editor, node)
-    elif kind in WEIGHTED:
+    elif role_of(kind) == "layer":
         _weight_only(editor, node, kind or "")
         if kind == "conv1d" and editor.quantized and getattr(node.args[1], "target", None) is not DEQUANTIZE_CHANNEL:
             _row(editor, node)
@@ -170,7 +169,7 @@ def _numbers(node: Node) -> tuple[Any, ...] | None:
     if any(s.target is not DEQUANTIZE for s in data_inputs(node, kind_of(node) or "")) or len(node.users) != 1:
         return None
     (user,) = node.users
-    if kind_of(user) in ACTIVATIONS and len(user.users) == 1:
+    if role_of(kind_of(user)) == "clip" and len(user.users) == 1:
         (user,) = user.users
     return tuple(user.args[1:]) if user.target is QUANTIZE else None
 
@@ -197,7 +196,7 @@ def _split_activation(editor: _Editor, op: IntegerOp) -> None:
         return
     (activation,) = op.node.users
     kind = kind_of(activation)
-    if kind not in ACTIVATIONS or (op.kind, kind) == ("add", "relu"):
+    if role_of(kind) != "clip" or (op.kind, kind) == ("add", "relu"):
         return
     numbers = _numbers(op.node)
     between = editor.call(activation, QUANTIZE, op.node, *(numbers or ()))
@@ -290,8 +289,8 @@ def _matmul(editor: _Editor, node: Node) -> None:
 
 def _weight_only(editor: _Editor, node: Node, kind: str) -> None:
     """int8 weights under float activations: linear keeps them, its bias apart; convolutions have no such kernel."""
-    weight_at, bias_at, _ = WEIGHTED[kind]
-    weight, bias = node.args[weight_at], node_arg(node, bias_at, None)
+    at = weights_of(kind)
+    weight, bias = node.args[at.weight], node_arg(node, at.bias, None)
     if not isinstance(weight, Node) or weight.target is not DEQUANTIZE_CHANNEL or _numbers_weighted(node, weight, bias):
         return
     if kind == "linear":
@@ -317,6 +316,6 @@ def _numbers_weighted(node: Node, weight: Node, bias: Any) -> bool:
     if not isinstance(source, Node) or source.target is not DEQUANTIZE or len(node.users) != 1:
         return False
     (user,) = node.users
-    if kind_of(user) in ACTIVATIONS and len(user.users) == 1:
+    if role_of(kind_of(user)) == "clip" and len(user.users) == 1:
         (user,) = user.users
     return user.target is QUANTIZE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeq.spec import OpSupport, Target
+from edgeq.spec import LAYERS, WEIGHTS, OpSupport, Target
 
 # (product of input and weight scales) / output scale, asserted in XNNPACK's src/microparams-init.c and operators/*.c
 SUMS, ADDS, PRODUCTS = (2.0**-32, 2.0**8), (2.0**-10, 2.0**8), (2.0**-16, 2.0**8)
@@ -14,11 +14,13 @@ TARGET = Target(
     arithmetic="xnnpack",
     arm=(("xnnpack", "xnnpack_arm"),),
     ops=(
-        OpSupport("conv1d", fused=CLIPS, ratio=SUMS),
-        OpSupport("conv2d", fused=CLIPS, ratio=SUMS),
-        OpSupport("depthwise_conv2d", fused=CLIPS, ratio=SUMS),
-        OpSupport("conv_transpose2d", fused=CLIPS, ratio=SUMS, constraint="one group", limits=("one_group",)),
-        OpSupport("linear", fused=CLIPS, ratio=SUMS),
+        OpSupport("conv1d", pairs=LAYERS, fused=CLIPS, ratio=SUMS),
+        OpSupport("conv2d", pairs=LAYERS, fused=CLIPS, ratio=SUMS),
+        OpSupport("depthwise_conv2d", pairs=LAYERS, fused=CLIPS, ratio=SUMS),
+        OpSupport(
+            "conv_transpose2d", pairs=LAYERS, fused=CLIPS, ratio=SUMS, constraint="one group", limits=("one_group",)
+        ),
+        OpSupport("linear", pairs=LAYERS + WEIGHTS, fused=CLIPS, ratio=SUMS),
         *(OpSupport(kind, fused=CLIPS, ratio=ADDS) for kind in ("add", "sub")),
         OpSupport("mul", fused=CLIPS, ratio=PRODUCTS),
         OpSupport("mean", constraint="over height and width of a 4-D tensor", limits=("xnnpack_mean",)),
@@ -35,5 +37,4 @@ TARGET = Target(
         OpSupport("upsample_nearest", shared_scale=True, constraint="whole factors, 4-D", limits=("xnnpack_upsample",)),
         *(OpSupport(kind, shared_scale=True) for kind in ("cat", "gather", "pad", "permute", "reshape", *CLIPS)),
     ),
-    weight_only=("linear",),
 )

@@ -15,7 +15,8 @@ from torch.fx.node import map_arg
 from edgeq.backends.litert.decompositions import rewritten
 from edgeq.backends.litert.flatbuffer import RUNTIME, ModelWriter
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, IntegerProgram
-from edgeq.graph.ops import WEIGHTED, constant, kind_of, value
+from edgeq.graph.kinds import role_of, weights_of
+from edgeq.graph.ops import constant, kind_of, value
 from edgeq.graph.quiet import quiet
 from edgeq.spec import EdgeqError
 
@@ -204,9 +205,9 @@ def weight_only(program: IntegerProgram, floats: Sequence[Node]) -> list[tuple[N
     found = []
     for node in floats:
         kind = kind_of(node)
-        if kind not in WEIGHTED:
+        if role_of(kind) != "layer":
             continue
-        source = node.args[WEIGHTED[kind][0]]
+        source = node.args[weights_of(kind).weight]
         if isinstance(source, Node) and source.target is DEQUANTIZE_CHANNEL:
             stored, scales = (constant(program.module, n) for n in source.args[:2] if isinstance(n, Node))
             found.append((node, stored, scales.to(torch.float32), int(source.args[3])))  # type: ignore[arg-type] # an axis

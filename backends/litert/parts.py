@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgeq.backends.litert.flatbuffer import ModelWriter
 from edgeq.graph.integer import IntegerOp
-from edgeq.graph.ops import ACTIVATIONS
+from edgeq.graph.kinds import role_of
 from edgeq.spec import EdgeqError, QParams
 
 Perm = tuple[int, ...]
@@ -129,7 +129,7 @@ class Parts:
 
     def _fused(self, op: IntegerOp) -> tuple[int, tuple[int, int] | None]:
         """The activation whose integer bounds LiteRT computes as ours, else none and the bounds to clip to."""
-        if (op.low, op.high) == (-128, 127) and op.kind not in ACTIVATIONS:
+        if (op.low, op.high) == (-128, 127) and role_of(op.kind) != "clip":
             return 0, None
         for code, low, high in self._activations():
             if fused_bounds(op.output_qparams, low, high) == (op.low, op.high):

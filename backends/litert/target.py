@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeq.spec import OpSupport, Target
+from edgeq.spec import LAYERS, WEIGHTS, OpSupport, Target
 
 CLIPS = ("relu", "relu6", "clamp")  # relu and relu6 in the kernel itself, other bounds as MAXIMUM and MINIMUM behind it
 AVERAGE = "no ceil_mode, and padding counts into the average"
@@ -12,9 +12,18 @@ TARGET = Target(
     runtimes=("litert",),
     arithmetic="litert_xnnpack",
     ops=(
-        *(OpSupport(kind, fused=CLIPS) for kind in ("conv1d", "conv2d", "depthwise_conv2d")),
-        OpSupport("conv_transpose2d", fused=CLIPS, constraint="one group, no dilation", limits=("litert_transposed",)),
-        *(OpSupport(kind, fused=CLIPS) for kind in ("linear", "add", "sub", "mul", "matmul", "mean")),
+        *(
+            OpSupport(kind, pairs=LAYERS + WEIGHTS, fused=CLIPS)
+            for kind in ("conv1d", "conv2d", "depthwise_conv2d", "linear")
+        ),
+        OpSupport(
+            "conv_transpose2d",
+            pairs=LAYERS + WEIGHTS,
+            fused=CLIPS,
+            constraint="one group, no dilation",
+            limits=("litert_transposed",),
+        ),
+        *(OpSupport(kind, fused=CLIPS) for kind in ("add", "sub", "mul", "matmul", "mean")),
         OpSupport("avg_pool2d", shared_scale=True, constraint=AVERAGE, limits=("xnnpack_average",)),
         OpSupport("max_pool2d", shared_scale=True, constraint="4-D, no dilation", limits=("litert_max_pool",)),
         *(OpSupport(kind) for kind in CLIPS),
@@ -28,5 +37,4 @@ TARGET = Target(
     ),
     kernels=(("reference", "litert_reference"), ("builtin", "litert_builtin"), ("xnnpack", "litert_xnnpack")),
     arm=(("litert_builtin", "litert_builtin_arm"), ("litert_xnnpack", "litert_xnnpack_arm")),
-    weight_only=("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear"),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeq.graph.ops import WEIGHTED
+from edgeq.graph.kinds import role_of
 from edgeq.spec import OpPlacement
 
 INTEGER_DOTS = (
@@ -33,7 +33,7 @@ def placement(function: Any, name: str, kind: str, layers: tuple[str, ...]) -> O
     floats, products = accumulations(function)
     if floats:
         return OpPlacement(name, kind, "float island", f"sums in float: {floats[0]}", layers)
-    if kind in WEIGHTED and not products:
+    if role_of(kind) == "layer" and not products:
         return OpPlacement(name, kind, "float island", "no int32 sum of int8 products was found in the kernel", layers)
     return OpPlacement(name, kind, "integer", "", layers)
 

@@ -36,7 +36,8 @@ from edgeq.graph.integer import (
     tensor_qparams,
     without,
 )
-from edgeq.graph.ops import WEIGHTED, constant, value
+from edgeq.graph.kinds import role_of
+from edgeq.graph.ops import constant, value
 from edgeq.graph.quiet import quiet
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, Progress
 
@@ -282,7 +283,7 @@ class _Emitter:
         by_name = {n.name: tuple(value(n).shape) for n in sources}
         shapes = [by_name[name] for name in op.inputs]
         memory = moves.lying(out)
-        if op.kind in WEIGHTED:
+        if role_of(op.kind) == "layer":
             shape, weight = geometry(op, shapes[0], out)
             packed = sums.pack(op, shape, weight, self.device)
             function = sums.kernel(op, shape, packed, self.device, moves.lying(shapes[0]), memory)

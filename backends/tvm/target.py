@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeq.spec import OpSupport, Target
+from edgeq.spec import LAYERS, WEIGHTS, OpSupport, Target
 
 CLIPS = ("relu", "relu6", "clamp")  # clip bounds of the same kernel
-WEIGHTED = ("conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear")
 
 TARGET = Target(
     name="tvm",
@@ -15,15 +14,17 @@ TARGET = Target(
     arithmetic="tvm",
     ops=(
         *(
-            OpSupport(kind, fused=CLIPS)
-            for kind in ("conv1d", "conv2d", "depthwise_conv2d", "linear", "add", "sub", "mul")
+            OpSupport(kind, pairs=LAYERS + WEIGHTS, fused=CLIPS)
+            for kind in ("conv1d", "conv2d", "depthwise_conv2d", "linear")
         ),
-        OpSupport("conv_transpose2d", fused=CLIPS, constraint="one group", limits=("one_group",)),
+        *(OpSupport(kind, fused=CLIPS) for kind in ("add", "sub", "mul")),
+        OpSupport(
+            "conv_transpose2d", pairs=LAYERS + WEIGHTS, fused=CLIPS, constraint="one group", limits=("one_group",)
+        ),
         *(OpSupport(kind) for kind in ("cat", "max_pool2d", "avg_pool2d", "mean", *CLIPS)),
         OpSupport("gather", shared_scale=True),
         *(OpSupport(kind) for kind in ("reshape", "permute", "slice", "pad", "upsample_nearest", "requantize")),
     ),
-    weight_only=WEIGHTED,
 )
 
 # artefacts for other machines than this one → TVM's description of them; what LLVM may use is all that their code needs

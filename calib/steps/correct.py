@@ -23,7 +23,8 @@ from edgeq.calib.spans import Span
 from edgeq.calib.twins import Twins
 from edgeq.calib.walk import Extent, Walk
 from edgeq.calib.workspace import Part
-from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg
+from edgeq.graph.kinds import weights_of
+from edgeq.graph.ops import constant, kind_of, node_arg
 
 CELLS: Final = 1 << 16  # output cells of a layer that are looked at
 VALUES: Final = 1 << 24  # and no more frames than those whose largest tensor has so many values together, but two
@@ -61,7 +62,7 @@ def frames(floats: Floats) -> int:
 def correct_layer(twins: Twins, node: Node) -> None:
     """Take the common error of a layer, whose inputs are computed on both sides, out of its bias, if it has one."""
     numbers = twins.numbers
-    key, bias = numbers.weighted[node][0], node_arg(node, WEIGHTED[kind_of(node) or ""][1], None)
+    key, bias = numbers.weighted[node][0], node_arg(node, weights_of(kind_of(node)).bias, None)
     if isinstance(bias, Node):
         known = numbers.resolved.biases.get(key, constant(numbers.captured.module, bias))
         numbers.resolved.biases[key] = known - common_error(twins, node)

@@ -10,7 +10,8 @@ from torch.fx import Node
 
 from edgeq.calib.bench import Bench
 from edgeq.graph.capture import Captured
-from edgeq.graph.ops import WEIGHTED, kind_of
+from edgeq.graph.kinds import role_of
+from edgeq.graph.ops import kind_of
 from edgeq.spec import QuantPlan, Recipe, precision
 
 
@@ -42,7 +43,7 @@ def ends(captured: Captured) -> set[str]:
     A network with several inputs or heads has several of each.
     """
     nodes = [n for n in captured.module.graph.nodes if n.op == "call_function"]
-    weighted = {n for n in nodes if kind_of(n) in WEIGHTED}
+    weighted = {n for n in nodes if role_of(kind_of(n)) == "layer"}
     behind: set[Node] = set()  # a layer with weights lies before it, or it is one
     ahead: set[Node] = set()
     for node in nodes:

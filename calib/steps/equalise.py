@@ -23,7 +23,8 @@ from edgeq.calib.floats import Floats
 from edgeq.calib.needs import DATA
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured
-from edgeq.graph.ops import WEIGHTED, constant, conv_attrs, data_inputs, kind_of, node_arg, set_constant, value
+from edgeq.graph.kinds import role_of
+from edgeq.graph.ops import constant, conv_attrs, data_inputs, kind_of, node_arg, set_constant, value
 from edgeq.spec import Progress
 
 ALPHA: Final = 0.5  # 1 helps PointPillars a little more at W8A4, and costs CenterPoint-Pillar two points there
@@ -119,7 +120,7 @@ class Channels:
         kind, source = kind_of(node), node.args[0] if node.args else None
         if not isinstance(node.meta.get("val"), Tensor):  # several results: chunk, split, unbind, max along an axis
             return None
-        if kind in WEIGHTED:
+        if kind is not None and role_of(kind) == "layer":
             return self._layer(node, kind)
         if kind == "cat":
             return self._cat(node)
@@ -227,7 +228,7 @@ def equalise(
                     activation.scatter_reduce_(0, roots[node], sizes, "amax")
             progress("equalise channels", index + 1, len(frames) if isinstance(frames, Sized) else None)
     for group in annotation.groups:
-        if group.kind in WEIGHTED and group.inputs[0] in roots:
+        if role_of(group.kind) == "layer" and group.inputs[0] in roots:
             weight.scatter_reduce_(0, roots[group.inputs[0]], columns(captured, group.node), "amax")
     for found in roots.values():
         for side, sizes in enumerate((activation, weight)):
@@ -237,7 +238,7 @@ def equalise(
     factors = torch.where(known, activation**ALPHA / weight ** (1 - ALPHA), 1.0)
     factors[FIXED] = 1.0
     for node in captured.module.graph.nodes:
-        if kind_of(node) in WEIGHTED:
+        if role_of(kind_of(node)) == "layer":
             into, out = (factors[roots[n]] if n in roots else None for n in (node.args[0], node))
             if any(f is not None and bool((f != 1.0).any()) for f in (into, out)):
                 scale(captured, node, into, out)

@@ -29,7 +29,7 @@ from edgeq.calib.ranges.observe import Observer
 from edgeq.calib.twins import Numbers
 from edgeq.graph.annotate import Group
 from edgeq.graph.coded import on_grid
-from edgeq.graph.ops import WEIGHTED
+from edgeq.graph.kinds import role_of
 from edgeq.spec import EdgeqError, Progress, QParams
 
 MOST: Final = 1.1  # largest share of the max-min range that is tried
@@ -100,7 +100,7 @@ class _Runner(Interpreter):
         }
         self.errors: dict[tuple[Node, Node], list[float]] = {}  # tensor set, reader → squared error of each candidate
         self.powers: dict[tuple[Node, Node], float] = {}
-        self.readers: dict[Node, Group] = {g.node: g for g in numbers.annotation.groups if g.kind in WEIGHTED}
+        self.readers: dict[Node, Group] = {g.node: g for g in numbers.annotation.groups if role_of(g.kind) == "layer"}
         read = {tensors.find(g.inputs[0]) for g in self.readers.values()}
         self.alone = {n for n in tensors.parent if tensors.find(n) not in read and n not in tensors.derived}
 

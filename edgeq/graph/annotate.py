@@ -16,13 +16,12 @@ from operator import getitem
 from torch.fx import Node
 
 from edgeq.graph.capture import Captured
+from edgeq.graph.kinds import KINDS, named, role_of, weights_of
 from edgeq.graph.limits import LIMITS
-from edgeq.graph.ops import ACTIVATIONS, KINDS, MOVES, WEIGHTED, data_inputs, integral, kind_of, value
+from edgeq.graph.ops import OPERATORS, data_inputs, integral, kind_of, node_arg, value
 from edgeq.spec import EdgeqError, Grid, OpSupport, Precision, QParams, QuantPlan, Target, precision
 
-ALWAYS = frozenset({*WEIGHTED, "softmax", "sigmoid", "tanh", "matmul"})  # worth a quantize of their own
-HALVES = frozenset({*WEIGHTED, "matmul"})  # what float16 makes faster; everything between them stays float32
-EVERYTHING_FUSES = ("relu", "relu6", "clamp")
+HALVES = named("layer", "product")  # what float16 makes faster; everything between them stays float32
 Apart = frozenset[tuple[str, Node]]  # (layer key, input)
 
 
@@ -116,14 +115,14 @@ def default_plan(captured: Captured, target: Target, recipe: str, name: str = "w
     """Every operator the target computes as integers in precision `name`, everything else in fp32."""
     layers = {}
     nodes = {n.name: n for n in captured.module.graph.nodes}
+    wanted = precision(name)
     for node_name, key in captured.keys.items():
         kind = None if integral(nodes[node_name]) else kind_of(nodes[node_name])
-        if precision(name).dtype == "float16":
+        row = target.support(kind)
+        if wanted.dtype == "float16":
             allowed = kind in HALVES
-        elif precision(name).weight is not None and precision(name).activation is None:  # weights only
-            allowed = kind in (WEIGHTED if target.any_precision else target.weight_only)
-        else:
-            allowed = kind is not None and (target.any_precision or target.support(kind) is not None)
+        else:  # how many bits is for annotate to refuse
+            allowed = row is not None and row.computes(integers=wanted.activation is not None)
         layers[key] = name if allowed else "fp32"
     return QuantPlan(target.name, recipe, layers)
 
@@ -213,23 +212,14 @@ def annotate(
             halves.append(node)
             continue
         if wanted.weight is None:
-            islands[key] = _why_float(kind, target, key in plan.layers, node.target in KINDS)
+            islands[key] = _why_float(kind, target, key in plan.layers, node.target in OPERATORS)
             continue
-        support = _support(kind, target)
         if wanted.activation is None:
-            _check_weight_only(key, kind, wanted, target)
+            _check_weight_only(key, node, wanted, target)
             weight_only[key] = (node, wanted)
             continue
-        if kind is None or support is None:
-            raise EdgeqError(
-                f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} has no integer kernel for it; "
-                "set it to fp32"
-            )
-        if not target.any_precision and wanted.name not in support.precisions:
-            raise EdgeqError(
-                f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} computes {kind} in "
-                f"{', '.join(support.precisions)}; change the layer in plan.json or use target simulated"
-            )
+        support = _support(key, kind, wanted, target)
+        assert kind is not None  # it has a row
         reason = kept.get(key) or _obstacle(node, kind, support, by_output)
         if reason is not None:
             islands[key] = reason
@@ -245,12 +235,24 @@ def annotate(
     return Annotation(tuple(groups), tensors, weight_only, tuple(halves), islands, apart, kept)
 
 
-def _support(kind: str | None, target: Target) -> OpSupport | None:
-    if kind is not None and target.any_precision:
-        shared = kind in MOVES or kind in ("gather", "max_pool2d", "cat")
-        limits = ("one_group",) if kind == "conv_transpose2d" else ()
-        return OpSupport(kind, fused=EVERYTHING_FUSES if kind not in MOVES else (), shared_scale=shared, limits=limits)
-    return None if kind is None else target.support(kind)
+def _support(key: str, kind: str | None, wanted: Precision, target: Target) -> OpSupport:
+    """The target's row for a layer that is to compute in integers.
+
+    Raises:
+        EdgeqError: it has none, or none for this precision.
+    """
+    row = target.support(kind)
+    if row is None:
+        raise EdgeqError(
+            f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} has no integer kernel for it; "
+            "set it to fp32"
+        )
+    if target.takes(kind, wanted) is None:
+        raise EdgeqError(
+            f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} computes {kind} in "
+            f"{', '.join(row.precisions)}; change the layer in plan.json or use target simulated"
+        )
+    return row
 
 
 def _obstacle(node: Node, kind: str, support: OpSupport, integers: dict[Node, Group]) -> str | None:
@@ -265,16 +267,16 @@ def _obstacle(node: Node, kind: str, support: OpSupport, integers: dict[Node, Gr
         return "its input is no float tensor"
     if any(value(tensor).dim() == 0 for tensor in (*sources, node)):
         return "it reads or makes a number without axes, which integer kernels do not take"
-    if kind in WEIGHTED:
-        weight = node.args[WEIGHTED[kind][0]]
-        bias = node.args[WEIGHTED[kind][1]] if len(node.args) > WEIGHTED[kind][1] else None
+    if role_of(kind) == "layer":
+        at = weights_of(kind)
+        weight, bias = node.args[at.weight], node_arg(node, at.bias, None)
         if not isinstance(weight, Node) or weight.op != "get_attr":
             return "its weight is computed by the network, not constant"
         if isinstance(bias, Node) and bias.op != "get_attr":
             return "its bias is computed by the network, not constant"
     elif any(s.op == "get_attr" for s in sources):
         return "it reads a constant"
-    elif kind not in ALWAYS and any(s not in integers and s.op != "placeholder" for s in sources):
+    elif not KINDS[kind].enters and any(s not in integers and s.op != "placeholder" for s in sources):
         return "its input is computed in float, so quantizing it would cost accuracy and save nothing"
     return None
 
@@ -283,7 +285,7 @@ def _fused_output(node: Node, support: OpSupport) -> Node:
     if len(node.users) == 1:
         (user,) = node.users
         kind = kind_of(user)
-        if kind in ACTIVATIONS and kind in support.fused and user.args[0] is node:
+        if role_of(kind) == "clip" and kind in support.fused and user.args[0] is node:
             return user
     return node
 
@@ -298,10 +300,9 @@ def _prune(groups: list[Group], islands: dict[str, str]) -> list[Group]:
         idle = [
             g
             for g in kept
-            if g.kind not in ALWAYS
-            and g.output not in reading
+            if g.output not in reading
             and not any(i in outputs for i in g.inputs)
-            and (g.kind in MOVES or g.kind == "gather")
+            and role_of(g.kind) in ("move", "pick")
         ]
         changed = bool(idle)
         for group in idle:
@@ -338,7 +339,7 @@ def _tensors(groups: list[Group], apart: Apart) -> tuple[Tensors, Apart]:
 def _why_float(kind: str | None, target: Target, planned: bool, known_target: bool) -> str:
     if kind is None and known_target:
         return "it has no integer form with these operands (a constant, an alpha, an axis or a size among them)"
-    if kind is None or (not target.any_precision and target.support(kind) is None):
+    if target.support(kind) is None:
         return f"target {target.name} has no integer kernel for it"
     return "the plan keeps it in fp32" if planned else "it is not in the plan"
 
@@ -361,16 +362,17 @@ def _check_half(key: str, kind: str | None, target: Target) -> None:
         raise EdgeqError(
             f"plan: layer {key!r} asks for fp16, which pays for {', '.join(sorted(HALVES))} only; use fp32"
         )
-    if not target.any_precision and "fp16" not in target.floats:
+    if "fp16" not in target.floats:
         raise EdgeqError(f"plan: layer {key!r} asks for fp16, which target {target.name} does not compute; use fp32")
 
 
-def _check_weight_only(key: str, kind: str | None, wanted: Precision, target: Target) -> None:
-    if kind not in WEIGHTED:
+def _check_weight_only(key: str, node: Node, wanted: Precision, target: Target) -> None:
+    kind = kind_of(node)
+    if role_of(kind) != "layer":
         raise EdgeqError(
             f"plan: layer {key!r} asks for {wanted.name} (weights only), but it has no weights; set it to fp32"
         )
-    if not target.any_precision and (kind not in target.weight_only or wanted.name != "w8"):
+    if target.takes(kind, wanted) is None:
         raise EdgeqError(
             f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} stores weight-only int8 for "
             f"{', '.join(target.weight_only) or 'no operator'}; use fp32 or w8a8"

@@ -13,9 +13,10 @@ from torch.fx import GraphModule, Node
 from edgeq.graph.annotate import Annotation, Group
 from edgeq.graph.capture import Captured
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
+from edgeq.graph.kinds import role_of, weights_of
 from edgeq.graph.legal import check
 from edgeq.graph.numbers import Resolved, snap_bias
-from edgeq.graph.ops import WEIGHTED, constant, kind_of, node_arg, set_constant
+from edgeq.graph.ops import constant, kind_of, node_arg, set_constant
 from edgeq.graph.quiet import quiet
 from edgeq.spec import QParams
 
@@ -35,7 +36,7 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
     graph = module.graph
     labels = {mapped[n]: captured.keys[n.name] for n in captured.module.graph.nodes if n.name in captured.keys}
     for group in annotation.groups:
-        if group.kind in WEIGHTED:
+        if role_of(group.kind) == "layer":
             in_qparams = resolved.activations[annotation.tensors.find(group.inputs[0])]
             _quantize_weight(module, mapped[group.node], group.key, group.kind, resolved, in_qparams)
     for key, (node, _) in annotation.weight_only.items():
@@ -124,24 +125,24 @@ def _quantize_weight(
     in_qparams: QParams | None,
 ) -> None:
     """int8 weights behind a dequantize node; with quantized inputs the bias moves onto its int32 grid."""
-    weight_at, bias_at, axis = WEIGHTED[kind]
-    weight_node, bias_node = node.args[weight_at], node_arg(node, bias_at, None)
+    at = weights_of(kind)
+    weight_node, bias_node = node.args[at.weight], node_arg(node, at.bias, None)
     assert isinstance(weight_node, Node)
     bias = resolved.biases.get(key, constant(module, bias_node)) if isinstance(bias_node, Node) else None
     coded = resolved.weights[key]
     scale = coded.scale.reshape(-1)
-    args = list(node.args) + [None] * (bias_at + 1 - len(node.args))
+    args = list(node.args) + [None] * (at.bias + 1 - len(node.args))
     with module.graph.inserting_before(node):
         stored = set_constant(module, f"{weight_node.target}_int8", coded.codes)
         scales = set_constant(module, f"{weight_node.target}_scale", scale)
         zeros = set_constant(module, f"{weight_node.target}_zero_point", torch.zeros(scale.numel(), dtype=torch.int64))
-        args[weight_at] = module.graph.call_function(
-            DEQUANTIZE_CHANNEL, (stored, scales, zeros, axis, coded.grid.qmin, coded.grid.qmax, torch.int8)
+        args[at.weight] = module.graph.call_function(
+            DEQUANTIZE_CHANNEL, (stored, scales, zeros, at.axis, coded.grid.qmin, coded.grid.qmax, torch.int8)
         )
         if bias is not None:
             if in_qparams is not None:
                 bias = snap_bias(bias, scale, in_qparams.step)
-            args[bias_at] = set_constant(module, f"{weight_node.target}_bias", bias)
+            args[at.bias] = set_constant(module, f"{weight_node.target}_bias", bias)
     node.args = tuple(args)
 
 

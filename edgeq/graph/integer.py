@@ -17,10 +17,9 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the qu
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from edgeq.graph.kinds import role_of, weights_of
 from edgeq.graph.limits import LIMITS
 from edgeq.graph.ops import (
-    ACTIVATIONS,
-    WEIGHTED,
     clip_bounds,
     constant,
     conv_attrs,
@@ -158,7 +157,7 @@ def _group(module: GraphModule, quantize: Node, labels: Mapping[str, str]) -> In
         return IntegerOp(
             quantize.name, layer, "requantize", node, (source.name,), numbers, out, low, high, absorbed=(node.name,)
         )
-    inner = node.args[0] if kind in ACTIVATIONS else None
+    inner = node.args[0] if role_of(kind) == "clip" else None
     if kind is not None and isinstance(inner, Node) and inner.target is not DEQUANTIZE and len(inner.users) == 1:
         inner_kind = kind_of(inner)
         if inner_kind is not None:
@@ -173,11 +172,11 @@ def _group(module: GraphModule, quantize: Node, labels: Mapping[str, str]) -> In
     in_qparams = tuple(tensor_qparams(s) for s in sources)
     if kind == "gather" and in_qparams != (out,):
         return None
-    weights = _weights(module, node, kind, in_qparams[0]) if kind in WEIGHTED else (None, None, None)
+    weights = _weights(module, node, kind, in_qparams[0]) if role_of(kind) == "layer" else (None, None, None)
     if weights is None:
         return None
     weight, scale, bias = weights
-    if kind in ACTIVATIONS:
+    if role_of(kind) == "clip":
         low, high = _narrow(node, kind, out, low, high)
     names = tuple(s.all_input_nodes[0].name for s in sources)
     return IntegerOp(
@@ -203,13 +202,13 @@ def _weights(
     module: GraphModule, node: Node, kind: str, source: QParams
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """A layer's integer weights, their scales, and its bias as integers on the grid of its input's scale times these."""
-    weight_at, bias_at, axis = WEIGHTED[kind]
-    dequantize = node.args[weight_at]
+    where = weights_of(kind)
+    dequantize = node.args[where.weight]
     if not isinstance(dequantize, Node) or dequantize.target is not DEQUANTIZE_CHANNEL:
         return None
     stored, scales, _, at = dequantize.args[:4]
-    assert isinstance(stored, Node) and isinstance(scales, Node) and at == axis
-    scale, bias_node = constant(module, scales).to(torch.float32), node_arg(node, bias_at, None)
+    assert isinstance(stored, Node) and isinstance(scales, Node) and at == where.axis
+    scale, bias_node = constant(module, scales).to(torch.float32), node_arg(node, where.bias, None)
     if bias_node is None:
         return constant(module, stored), scale, None
     unit = scale.double() * source.step

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from edgeq.graph.annotate import Annotation, Group
 from edgeq.graph.coded import Coded
+from edgeq.graph.kinds import weights_of
 from edgeq.graph.numbers import Resolved
-from edgeq.graph.ops import WEIGHTED
 from edgeq.spec import QParams
 
 CONVERTS: Final = (2.0**-8, 2.0**7)  # own scale / shared scale that XNNPACK's int8 → int8 convert takes
@@ -61,7 +61,7 @@ def _wrong_grid(q: QParams) -> str:
 
 
 def _wrong_weights(group: Group, weight: Coded) -> str:
-    wanted, axis = group.precision.weight, WEIGHTED[group.kind][2]
+    wanted, axis = group.precision.weight, weights_of(group.kind).axis
     if weight.grid != wanted:
         return f"weights on the grid {weight.grid} instead of {wanted}"
     if weight.scale.shape[axis] != weight.codes.shape[axis] or weight.scale.numel() != weight.scale.shape[axis]:

@@ -1,4 +1,4 @@
-"""Operator kinds: which aten operator is which kind, and how its tensors are laid out."""
+"""Which aten operator is of which kind (edgeq.graph.kinds), and how to read its call."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from edgeq.graph.kinds import KINDS
+
 aten = torch.ops.aten
 
 # aten operator -> kind. `depthwise_conv2d` is told apart from `conv2d` by its groups, see `kind_of`.
-KINDS: dict[Any, str] = {
+OPERATORS: dict[Any, str] = {
     aten.conv1d.default: "conv1d",
     aten.conv2d.default: "conv2d",
     aten.conv_transpose2d.input: "conv_transpose2d",
@@ -53,23 +55,6 @@ KINDS: dict[Any, str] = {
     aten.bmm.default: "matmul",
 }
 
-# kinds with weights: (argument index of weight, of bias, output-channel axis of the weight)
-WEIGHTED: dict[str, tuple[int, int, int]] = {
-    "conv1d": (1, 2, 0),
-    "conv2d": (1, 2, 0),
-    "depthwise_conv2d": (1, 2, 0),
-    "conv_transpose2d": (1, 2, 1),
-    "linear": (1, 2, 0),
-}
-
-ACTIVATIONS = frozenset({"relu", "relu6", "clamp"})  # applied as clip bounds behind a kernel that fuses them
-
-# pure data movement: the integers pass unchanged, so input and output share scale and zero point; so do those of
-# `gather`, whose rows a table picks that is an input of the network
-MOVES = frozenset({"reshape", "permute", "slice", "pad", "upsample_nearest"})
-# what these give are values that they got: with the same scale and zero point, nothing is left to round
-KEEPS_GRID = MOVES | {"gather", "cat", "max_pool2d"}
-
 
 def kind_of(node: Node) -> str | None:
     """The kind of `node`, or None for an operator edgeq knows no integer form of.
@@ -80,7 +65,7 @@ def kind_of(node: Node) -> str | None:
     """
     if node.op != "call_function":
         return None
-    kind = KINDS.get(node.target)
+    kind = OPERATORS.get(node.target)
     if kind == "conv2d":
         weight = value(node.args[1])
         if node_arg(node, 6, 1) == weight.shape[0] and weight.shape[1] == 1:
@@ -104,7 +89,7 @@ def kind_of(node: Node) -> str | None:
 def table(node: Node) -> Node | None:
     """The graph's input that a gather picks its rows by, behind changes of its shape; None where it is computed."""
     found = node.args[2]
-    while isinstance(found, Node) and KINDS.get(found.target) == "reshape":
+    while isinstance(found, Node) and OPERATORS.get(found.target) == "reshape":
         found = found.args[0]
     return found if isinstance(found, Node) and found.op == "placeholder" else None
 
@@ -154,12 +139,9 @@ def set_constant(module: GraphModule, name: str, tensor: Tensor) -> Node:
 
 def data_inputs(node: Node, kind: str) -> tuple[Node, ...]:
     """The activation tensors that a node of `kind` reads, weights and bias left out."""
-    if kind == "cat":
-        return tuple(a for a in node.args[0] if isinstance(a, Node))  # type: ignore[union-attr] # cat takes a list
-    if kind in ("add", "sub", "mul", "matmul"):
-        return tuple(a for a in node.args[:2] if isinstance(a, Node))
-    first = node.args[0]
-    return (first,) if isinstance(first, Node) else ()
+    inputs = KINDS[kind].inputs
+    arguments = node.args[0] if inputs is None else node.args[:inputs]
+    return tuple(a for a in arguments if isinstance(a, Node))  # type: ignore[union-attr] # cat takes a list
 
 
 def clip_bounds(node: Node, kind: str) -> tuple[float | None, float | None]:

@@ -11,7 +11,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from edgeq.graph.coded import fake_quantize
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
-from edgeq.graph.ops import KEEPS_GRID, constant, data_inputs, kind_of
+from edgeq.graph.kinds import KINDS
+from edgeq.graph.ops import constant, data_inputs, kind_of
 from edgeq.graph.ordered import ordered
 
 
@@ -38,7 +39,7 @@ def shortcut(module: GraphModule) -> GraphModule:
                 node.replace_all_uses_with(module.graph.get_attr(f"{node.name}_real"))
     grids = {n: n.args[1:] for n in module.graph.nodes if n.target is fake_quantize}
     for node, kind in kinds.items():
-        if kind not in KEEPS_GRID:
+        if kind is None or not KINDS[kind].keeps_grid:
             continue
         grid, *others = {grids.get(source) for source in data_inputs(node, kind)}
         if grid is not None and not others:

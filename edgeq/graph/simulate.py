@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from edgeq.graph import coded
-from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, tensor_qparams, without
+from edgeq.graph.arithmetic.kernels import Kernels
+from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerProgram, tensor_qparams, without
 from edgeq.graph.ops import constant
-from edgeq.spec import QParams
-
-Compute = Callable[[IntegerOp, Sequence[Tensor]], Tensor]
 
 
 def simulate(
@@ -28,19 +25,14 @@ def simulate(
 ) -> tuple[Tensor, ...]:
     """Run `program` on flat `inputs` as the kernel set `arithmetic` would.
 
-    Integer operators go through edgeq.graph.arithmetic.<arithmetic>, but for the kinds that it names as MISSING
-    and what is beyond its kernels as LIMITED says; these and other float islands run in torch float32.
+    Integer operators go through edgeq.graph.arithmetic.<arithmetic>, but for the kinds that are missing there
+    and what is beyond its kernels; these and other float islands run in torch float32.
     watch: called with every quantize node and its int8 value, in order. enters: called with every quantize node that no
     integer operator computes and the float value that it takes. Returns the outputs, float where the program
     dequantizes them.
     """
-    rule = import_module(f"edgeq.graph.arithmetic.{arithmetic}")
-    compute: Compute = rule.compute
-    quantize: Callable[[Tensor, QParams], Tensor] = getattr(rule, "quantize", coded.quantize)
-    widen: Callable[[Tensor, QParams], Tensor] = getattr(rule, "widen", coded.dequantize)
-    stored: Callable[[Tensor], Tensor] = getattr(rule, "constant", lambda tensor: tensor)
-    arguments: Callable[[Any, tuple[Any, ...]], tuple[Any, ...]] = getattr(rule, "arguments", lambda target, args: args)
-    program = without(program, getattr(rule, "MISSING", frozenset()), getattr(rule, "LIMITED", {}))
+    rule: Kernels = import_module(f"edgeq.graph.arithmetic.{arithmetic}").KERNELS
+    program = without(program, rule.missing, rule.limited)
     needed = _needed(program)
     values: dict[Node, Any] = {}
     feed = iter(inputs)
@@ -52,25 +44,25 @@ def simulate(
             elif node not in needed:
                 continue
             elif node.op == "get_attr":
-                values[node] = stored(constant(program.module, node))
+                values[node] = rule.constant(constant(program.module, node))
             elif node.target is QUANTIZE:
                 op = program.ops.get(node.name)
                 if op is None:
                     if enters is not None:
                         enters(node, values[node.args[0]])
-                    values[node] = quantize(values[node.args[0]], tensor_qparams(node))
+                    values[node] = rule.quantize(values[node.args[0]], tensor_qparams(node))
                 elif op.table is not None:  # every kernel set copies rows alike
                     rows = values[by_name[op.inputs[0]]].index_select(0, values[op.table].flatten())
                     values[node] = rows.clamp(op.low, op.high)
                 else:
-                    values[node] = compute(op, [values[by_name[name]] for name in op.inputs])
+                    values[node] = rule.compute(op, [values[by_name[name]] for name in op.inputs])
                 if watch is not None:
                     watch(node, values[node])
             elif node.target is DEQUANTIZE:
-                values[node] = widen(values[node.args[0]], tensor_qparams(node))
+                values[node] = rule.widen(values[node.args[0]], tensor_qparams(node))
             elif node.op == "call_function":
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
-                values[node] = node.target(*arguments(node.target, args), **kwargs)
+                values[node] = node.target(*rule.arguments(node.target, args), **kwargs)
             elif node.op == "output":
                 flat = torch.utils._pytree.tree_leaves(torch.fx.map_arg(node.args, lambda n: values[n]))
                 return tuple(flat)

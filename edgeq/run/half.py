@@ -11,7 +11,7 @@ from torch.fx import Interpreter, Node
 
 from edgeq import backends
 from edgeq.graph.capture import unlift
-from edgeq.graph.ops import WEIGHTED
+from edgeq.graph.kinds import weights_of
 from edgeq.graph.package import QuantizedModel
 
 LARGEST, SMALLEST = 65504.0, 2.0**-24  # finite values of float16
@@ -40,7 +40,7 @@ def beyond_half(model: QuantizedModel, batch: Sequence[Tensor]) -> Iterator[str]
     small = [f"{key!r} has {q.step:.3g}" for key, q in model.qparams.items() if 0 < q.step < SMALLEST]
     for op in model.integers.ops.values():
         if op.weight is not None and op.weight_scale is not None:
-            used = op.weight_scale[op.weight.movedim(WEIGHTED[op.kind][2], 0).flatten(1).any(1)]
+            used = op.weight_scale[op.weight.movedim(weights_of(op.kind).axis, 0).flatten(1).any(1)]
             if used.numel() and used.min() < SMALLEST:
                 small.append(f"the weight of {op.layer!r} has {float(used.min()):.3g}")
     if small:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from edgeq import backends
+from edgeq.graph.ops import kind_of
 from edgeq.graph.package import QuantizedModel
-from edgeq.spec import EdgeqError
+from edgeq.spec import EdgeqError, precision
 
 
 def refuse_beyond(model: QuantizedModel, to: str) -> None:
@@ -14,17 +15,13 @@ def refuse_beyond(model: QuantizedModel, to: str) -> None:
         EdgeqError: the plan asks for a precision that its kernels do not take.
     """
     engine = backends.backend(to).target
+    kinds: dict[str, str | None] = {op.layer: op.kind for op in model.integers.ops.values() if op.kind != "requantize"}
+    kinds |= {model.labels[n.name]: kind_of(n) for n in model.integers.floats if n.name in model.labels}
     for key, name in model.plan.layers.items():
-        if key in model.islands or name == "fp32":
+        if key in model.islands or name == "fp32" or key not in kinds:
             continue
-        kind = key.rsplit("/", 1)[-1].split("#")[0]
-        row = engine.support(kind)
-        fine = (
-            name in engine.floats
-            or (name == "w8" and kind in engine.weight_only)
-            or (row is not None and name in row.precisions)
-        )
-        if not fine:
+        if engine.takes(kinds[key], precision(name)) is None:
+            row = engine.support(kinds[key])
             raise EdgeqError(
                 f"{to} cannot compute layer {key!r} in {name}: its kernels take "
                 f"{', '.join(row.precisions) if row else 'this operator in float only'}; "

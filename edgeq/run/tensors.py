@@ -14,7 +14,8 @@ from torch.fx import GraphModule, Interpreter, Node
 from edgeq.graph.coded import dequantize
 from edgeq.graph.far import sqnr_db
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, tensor_qparams
-from edgeq.graph.ops import WEIGHTED, constant, kind_of
+from edgeq.graph.kinds import role_of, weights_of
+from edgeq.graph.ops import constant, kind_of
 from edgeq.graph.package import QuantizedModel
 from edgeq.spec import QParams
 
@@ -148,17 +149,17 @@ def _weights(
     for node in program.graph.nodes:
         kind = kind_of(node)
         key = model.labels.get(node.name)
-        if kind not in WEIGHTED or key not in twin_nodes:
+        if kind is None or role_of(kind) != "layer" or key not in twin_nodes:
             continue
-        position, _, axis = WEIGHTED[kind]
-        source, original = node.args[position], twin_nodes[key].args[position]
+        at = weights_of(kind)
+        source, original = node.args[at.weight], twin_nodes[key].args[at.weight]
         if not isinstance(source, Node) or source.target is not DEQUANTIZE_CHANNEL:
             continue
         stored, scales, _, _, _, qmax = source.args[:6]
         assert isinstance(stored, Node) and isinstance(scales, Node) and isinstance(original, Node)
         value = constant(twin, original)
         scale = constant(program, scales).double()
-        along = scale.view([-1 if i == axis else 1 for i in range(value.dim())])
+        along = scale.view([-1 if i == at.axis else 1 for i in range(value.dim())])
         reach = scale * float(qmax)  # type: ignore[arg-type] # a number in the graph
         minimum, maximum, counts = _histogram(value, bins)
         outside = value.double().abs() > along * (float(qmax) + 0.5)  # type: ignore[arg-type] # a number in the graph

@@ -8,11 +8,16 @@ from edgeq.spec.latency import InstructionReport, LatencyReport, OpLatency, RowK
 from edgeq.spec.plan import QuantPlan
 from edgeq.spec.precision import Precision, precision  # the function is what `edgeq.spec.precision` names from here on
 from edgeq.spec.recipe import Recipe, Step
-from edgeq.spec.target import OpSupport, Status, Target
+from edgeq.spec.target import ANY, ANY_LAYERS, INTEGERS, LAYERS, WEIGHTS, OpSupport, Pair, Status, Target
 
 __all__ = [
+    "ANY",
+    "ANY_LAYERS",
     "CHANNEL",
+    "INTEGERS",
+    "LAYERS",
     "TENSOR",
+    "WEIGHTS",
     "Artifact",
     "DeviceInfo",
     "EdgeqError",
@@ -24,6 +29,7 @@ __all__ = [
     "OpLatency",
     "OpPlacement",
     "OpSupport",
+    "Pair",
     "Precision",
     "Progress",
     "QParams",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeq.spec.errors import EdgeqError
-from edgeq.spec.grid import CHANNEL, Grid
+from edgeq.spec.grid import CHANNEL, Grid, Tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class Precision:
 
 
 def precision(name: str) -> Precision:
-    """Parse `fp32`, `fp16`, `w8` (weight-only) or `w8a8`, `w4a8`, `w6a6`, ...; bits from 2 to 8.
+    """Parse `fp32`, `fp16`, `w8` (weights only), `w4g32` (weights only, a scale for each 32 neighbours in a channel) or `w8a8`,
+    `w4a8`, `w8a16`, ...; weights have 2 to 8 bits, activations 2 to 16.
 
     Raises:
         EdgeqError: the name is not a precision.
@@ -31,11 +32,20 @@ def precision(name: str) -> Precision:
         return Precision("fp32")
     if text == "fp16":
         return Precision("fp16", dtype="float16")
-    match = re.fullmatch(r"w([2-8])(?:a([2-8]))?", text)
+    match = re.fullmatch(r"w([2-8])(?:a([2-9]|1[0-6])|g([1-9][0-9]{0,3}))?", text)
     if match is None:
         raise EdgeqError(
-            f"unknown precision {name!r}: use fp32, fp16, w8 (weights only) or wXaY with X and Y from 2 to 8, such as w8a8"
+            f"unknown precision {name!r}: use fp32, fp16, w8 (weights only), w4g32 (weights only, in groups of 32) or wXaY with "
+            "X from 2 to 8 and Y from 2 to 16, such as w8a8"
         )
-    weight = Grid(int(match[1]), symmetric=True, tile=CHANNEL)
+    weight = Grid(int(match[1]), symmetric=True, tile=Tile("group", int(match[3])) if match[3] else CHANNEL)
     activation = Grid(int(match[2])) if match[2] else None
     return Precision(text, weight, activation)
+
+
+def named(weight: Grid | None, activation: Grid | None) -> str:
+    """The name of a precision by its grids."""
+    if weight is None:
+        return "fp32"
+    group = f"g{weight.tile.size}" if weight.tile.over == "group" else ""
+    return f"w{weight.bits}{group}" + ("" if activation is None else f"a{activation.bits}")

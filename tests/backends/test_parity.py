@@ -6,6 +6,7 @@ verbs, and the artefacts are compared with each other too.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def test_layers_that_part_are_found(models: dict[str, QuantizedModel], monkeypat
         computed = honest(op, inputs)
         return computed - (computed > op.low).to(torch.int8) if op.kind == "depthwise_conv2d" else computed
 
-    monkeypatch.setattr(tvm, "compute", shifted)
+    monkeypatch.setattr(tvm, "KERNELS", dataclasses.replace(tvm.KERNELS, compute=shifted))
     parting = first_parting(model, "tvm", batch)
     assert parting is not None and parting.layer == "depthwise.0/depthwise_conv2d" and parting.max_lsb == 1
 
@@ -128,7 +129,8 @@ def test_an_integer_layer_that_parts_is_not_excused_by_its_island(
     from edgeq.graph.arithmetic import tvm
 
     honest = tvm.compute
-    monkeypatch.setattr(tvm, "compute", lambda op, inputs: honest(op, inputs) ^ (op.kind == "linear"))
+    other = dataclasses.replace(tvm.KERNELS, compute=lambda op, inputs: honest(op, inputs) ^ (op.kind == "linear"))
+    monkeypatch.setattr(tvm, "KERNELS", other)
     parting = first_parting(gated[0], "tvm", gated[1])
     assert parting is not None and parting.layer == "head/linear" and parting.tie is None
 
@@ -138,11 +140,12 @@ def test_an_island_that_rounds_otherwise_is_named_with_how_far_from_a_tie(
 ) -> None:
     """Where the simulation rounds a hundredth of a step too high. Against the island computed in float64 by NumPy."""
 
-    from edgeq.graph import coded
+    from edgeq.graph.arithmetic import tvm
 
     model, (x,) = gated
-    honest, shift = coded.quantize, 0.01
-    monkeypatch.setattr(coded, "quantize", lambda x, q: honest(x + shift * q.scale[0] * (x.dim() == 2), q))
+    honest, shift = tvm.KERNELS.quantize, 0.01
+    higher = dataclasses.replace(tvm.KERNELS, quantize=lambda x, q: honest(x + shift * q.scale[0] * (x.dim() == 2), q))
+    monkeypatch.setattr(tvm, "KERNELS", higher)
     parting = first_parting(model, "tvm", (x,))
     taken = next(op for op in model.integers.ops.values() if op.kind == "linear").input_qparams[0]
     first = model.inputs[0].qparams

@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
+from edgeq.graph.arithmetic.kernels import Kernels
 from edgeq.graph.integer import QUANTIZE, IntegerOp
-from edgeq.graph.ops import WEIGHTED, ConvAttrs, clip_bounds, data_inputs, kind_of
+from edgeq.graph.kinds import weights_of
+from edgeq.graph.ops import ConvAttrs, clip_bounds, data_inputs, kind_of
 from edgeq.spec import EdgeqError, QParams
 
 # an operator with a finite constant beyond LARGEST stays in float32 (coremltools, fp16_overflow in passes/defs/quantization.py)
@@ -48,7 +50,7 @@ def weighted(op: IntegerOp, x: Tensor, *, half: bool = False) -> Tensor:
     wide = torch.float64 if op.attrs is None or op.attrs.groups == 1 else torch.float32  # as the interpreter sums
     real = dequantize(x, op.input_qparams[0], half=half).to(wide)
     along = [1] * op.weight.dim()
-    along[WEIGHTED[op.kind][2]] = -1
+    along[weights_of(op.kind).axis] = -1
     weight = (op.weight.float() * stored(op.weight_scale, half).view(along)).to(wide)
     bias = None
     if op.bias is not None:
@@ -122,3 +124,6 @@ def _activation(op: IntegerOp, real: Tensor) -> Tensor:
     assert kind is not None
     low, high = clip_bounds(after, kind)
     return real.clamp(low, high)
+
+
+KERNELS = Kernels(compute, quantize=quantize)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from edgeq.graph.arithmetic import coreml
+from edgeq.graph.arithmetic.kernels import Kernels
 
 
 def constant(tensor: Tensor) -> Tensor:
@@ -25,6 +26,10 @@ def arguments(target: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-compute = partial(coreml.compute, half=True)
-quantize = partial(coreml.quantize, half=True)
-widen = partial(coreml.dequantize, half=True)  # of what a float island reads
+KERNELS = Kernels(
+    partial(coreml.compute, half=True),
+    quantize=partial(coreml.quantize, half=True),
+    widen=partial(coreml.dequantize, half=True),
+    constant=constant,
+    arguments=arguments,
+)

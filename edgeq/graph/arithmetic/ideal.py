@@ -7,15 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from edgeq.graph.arithmetic.kernels import Kernels
 from edgeq.graph.arithmetic.sums import accumulate, channels
 from edgeq.graph.integer import IntegerOp
-from edgeq.graph.ops import WEIGHTED, data_inputs
+from edgeq.graph.kinds import role_of
+from edgeq.graph.ops import data_inputs
 from edgeq.spec import QParams
 
 
 def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     """The int8 output of `op` on int8 `inputs`, every kind; torch layout."""
-    if op.kind in WEIGHTED:
+    if role_of(op.kind) == "layer":
         assert op.weight_scale is not None
         unit = op.weight_scale.double() * op.input_qparams[0].step
         total = accumulate(op, inputs[0])
@@ -44,3 +46,6 @@ def to_int8(real: Tensor, op: IntegerOp) -> Tensor:
     """Round half to even on the output's grid, clipped to the operator's bounds."""
     out = op.output_qparams
     return torch.clamp(torch.round(real / out.step) + out.zero, op.low, op.high).to(torch.int8)
+
+
+KERNELS = Kernels(compute)

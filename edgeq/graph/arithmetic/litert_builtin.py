@@ -9,6 +9,7 @@ Sources: tflite/kernels/internal/optimized/{neon_check,optimized_ops}.h, optimiz
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,9 +21,7 @@ from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import ConvAttrs
 from edgeq.spec import EdgeqError
 
-LIMITED = reference.LIMITED
 LANES = 8  # channels that the vector code of depthwise and transposed convolution takes at a time
-quantize = reference.quantize
 
 
 def multiply_upwards(x: Tensor, mantissa: Tensor, shift: Tensor) -> Tensor:
@@ -38,7 +37,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     Raises:
         EdgeqError: there is no such kernel.
     """
-    kernel = KERNELS.get(op.kind)
+    kernel = BY_KIND.get(op.kind)
     if kernel is None:
         raise EdgeqError(f"{op.layer}: LiteRT's optimised kernels have no integer {op.kind}; set its layer to fp32")
     return kernel(op, inputs)
@@ -92,8 +91,8 @@ def mean(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     return torch.clamp(steps + bias, op.low, op.high).to(torch.int8)
 
 
-KERNELS: dict[str, reference.Kernel] = {
-    **reference.KERNELS,
+BY_KIND: dict[str, reference.Kernel] = {
+    **reference.BY_KIND,
     "conv1d": weighted,
     "conv2d": weighted,
     "depthwise_conv2d": weighted,
@@ -102,3 +101,6 @@ KERNELS: dict[str, reference.Kernel] = {
     "mean": mean,
     **reference.rescaling(multiply_upwards),
 }
+
+
+KERNELS = replace(reference.KERNELS, compute=compute)

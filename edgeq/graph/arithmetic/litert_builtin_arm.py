@@ -9,6 +9,7 @@ Cortex-A53 and Cortex-A76, which agree.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,9 +20,7 @@ from edgeq.graph.arithmetic import litert_reference as reference
 from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import value
 
-LIMITED = reference.LIMITED
 VECTOR_ROWS, VECTOR_DEPTH = 4, 8  # what the code for a single vector takes at a time, and at least
-quantize = builtin.quantize
 
 
 def multiply_once(x: Tensor, mantissa: Tensor, shift: Tensor) -> Tensor:
@@ -63,11 +62,14 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     Raises:
         EdgeqError: there is no such kernel.
     """
-    kernel = KERNELS.get(op.kind)
+    kernel = BY_KIND.get(op.kind)
     return builtin.compute(op, inputs) if kernel is None else kernel(op, inputs)
 
 
-KERNELS: dict[str, reference.Kernel] = {
+BY_KIND: dict[str, reference.Kernel] = {
     **dict.fromkeys(("conv1d", "conv2d", "linear"), weighted),
     "softmax": softmax,
 }
+
+
+KERNELS = replace(builtin.KERNELS, compute=compute)

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgeq.graph.arithmetic.kernels import Kernels
 from edgeq.graph.arithmetic.sums import accumulate, channels
 from edgeq.graph.integer import IntegerOp
-from edgeq.graph.ops import MOVES, clip_bounds, data_inputs, node_arg
+from edgeq.graph.kinds import named
+from edgeq.graph.ops import clip_bounds, data_inputs, node_arg
 from edgeq.spec import EdgeqError, QParams
 
 FIXED_OUTPUT = {
@@ -98,7 +100,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     Raises:
         EdgeqError: there is no such kernel.
     """
-    kernel = KERNELS.get(op.kind)
+    kernel = BY_KIND.get(op.kind)
     if kernel is None:
         raise EdgeqError(f"{op.layer}: LiteRT's reference kernels have no integer {op.kind}; set its layer to fp32")
     return kernel(op, inputs)
@@ -302,12 +304,12 @@ def rescaling(rule: Rule) -> dict[str, Kernel]:
         "softmax": softmax,
         "sigmoid": table,
         "tanh": table,
-        **dict.fromkeys(MOVES, move),
+        **dict.fromkeys(named("move"), move),
     }
     return {kind: partial(kernel, rule=rule) for kind, kernel in kernels.items()}
 
 
-KERNELS: dict[str, Kernel] = {
+BY_KIND: dict[str, Kernel] = {
     "conv1d": weighted,
     "conv2d": weighted,
     "depthwise_conv2d": weighted,
@@ -322,3 +324,6 @@ KERNELS: dict[str, Kernel] = {
     "relu6": activation,
     **rescaling(multiply),
 }
+
+
+KERNELS = Kernels(compute, limited=LIMITED, quantize=quantize)

@@ -14,10 +14,10 @@ from torch import Tensor
 from edgeq.graph.arithmetic import litert_builtin as builtin
 from edgeq.graph.arithmetic import litert_reference as reference
 from edgeq.graph.arithmetic import xnnpack
+from edgeq.graph.arithmetic.kernels import Kernels
 from edgeq.graph.integer import IntegerOp
 from edgeq.graph.ops import ConvAttrs
 
-LIMITED = reference.LIMITED
 DELEGATED = frozenset(
     {"conv1d", "conv2d", "depthwise_conv2d", "conv_transpose2d", "linear", "add", "sub", "mul", "mean"}
 )
@@ -50,3 +50,6 @@ def _refused(op: IntegerOp, inputs: Sequence[Tensor]) -> bool:
 
 
 _RESCALING = reference.rescaling(convert)
+
+
+KERNELS = Kernels(compute, limited=reference.LIMITED)

@@ -6,14 +6,13 @@ Checked against the aarch64 wheel of ai-edge-litert 2.1.6 on emulated Cortex-A53
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from edgeq.graph.arithmetic import litert_builtin_arm, litert_xnnpack, xnnpack, xnnpack_arm
 from edgeq.graph.integer import IntegerOp
-
-LIMITED = litert_xnnpack.LIMITED
 
 
 def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
@@ -42,3 +41,6 @@ def fused(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     even = (total.view(torch.int64) & 1) == 0
     towards = torch.nextafter(total, torch.copysign(torch.full_like(total, torch.inf), lost))
     return torch.where((lost != 0) & even, towards, total).float()
+
+
+KERNELS = replace(litert_xnnpack.KERNELS, compute=compute)

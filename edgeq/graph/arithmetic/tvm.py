@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
+from edgeq.graph.arithmetic.kernels import Kernels
 from edgeq.graph.arithmetic.sums import accumulate, channels
 from edgeq.graph.integer import IntegerOp
-from edgeq.graph.ops import ACTIVATIONS, MOVES, WEIGHTED, node_arg, value
+from edgeq.graph.kinds import role_of
+from edgeq.graph.ops import node_arg, value
 from edgeq.spec import EdgeqError
 
 MISSING = frozenset({"softmax", "sigmoid", "tanh", "matmul"})  # computed in float, though between integers
@@ -45,7 +47,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
         parts = [x.to(torch.float32) * ratio(op, i) for i, x in enumerate(shifted)]
         joined = op.node.target([torch.round(p) for p in parts], *op.node.args[1:])  # type: ignore[operator] # aten
         return _finish(op, joined)
-    if op.kind in WEIGHTED:
+    if role_of(op.kind) == "layer":
         total = accumulate(op, inputs[0])
         return _finish(op, total.to(torch.float32) * channels(op, ratio(op), total.dim()))
     if op.kind == "mul":
@@ -56,10 +58,10 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     elif op.kind == "avg_pool2d":
         kernel, stride, padding, ceil = pool_attrs(op.node)
         total = F.avg_pool2d(shifted[0].double(), kernel, stride, padding, ceil, True, 1).long()
-    elif op.kind in MOVES or op.kind == "max_pool2d":
+    elif role_of(op.kind) == "move" or op.kind == "max_pool2d":
         moved = op.node.target(shifted[0].to(torch.float32), *op.node.args[1:], **op.node.kwargs)  # type: ignore[operator] # an aten operator
         total = moved.to(torch.int64)
-    elif op.kind in ACTIVATIONS or op.kind == "requantize":
+    elif role_of(op.kind) == "clip" or op.kind == "requantize":
         total = shifted[0]
     else:
         raise EdgeqError(f"TVM has no integer kernel for {op.kind} ({op.layer}): leave it in float")
@@ -143,3 +145,6 @@ def pool_divisors(node: Node) -> Tensor:
         end = torch.clamp(start + kernel[axis], max=size[axis] + padding[axis])
         sides.append(end - start if include else torch.clamp(end, max=size[axis]) - torch.clamp(start, min=0))
     return sides[0][:, None] * sides[1][None, :]
+
+
+KERNELS = Kernels(compute, MISSING)

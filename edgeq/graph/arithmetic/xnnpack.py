@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from edgeq.graph.arithmetic.ideal import apply
+from edgeq.graph.arithmetic.kernels import Kernels
 from edgeq.graph.arithmetic.sums import accumulate, channels
 from edgeq.graph.integer import IntegerOp
-from edgeq.graph.ops import ACTIVATIONS, MOVES, WEIGHTED, clip_bounds, kind_of
+from edgeq.graph.kinds import role_of
+from edgeq.graph.ops import clip_bounds, kind_of
 from edgeq.spec import EdgeqError, QParams
 
 MISSING = frozenset({"softmax", "sigmoid", "tanh", "matmul"})  # computed in float, though between integers
@@ -32,7 +34,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     Raises:
         EdgeqError: XNNPACK has no int8 kernel of this kind.
     """
-    if op.kind in WEIGHTED:
+    if role_of(op.kind) == "layer":
         assert op.weight_scale is not None
         total = accumulate(op, inputs[0])
         scale = _f32(op.input_qparams[0].step) * op.weight_scale / _f32(op.output_qparams.step)
@@ -49,11 +51,11 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
         return _average_pool(op, inputs[0])
     if op.kind == "requantize":
         return _clip(op, _converted(inputs[0], op.input_qparams[0], op.output_qparams))
-    if op.kind in MOVES or op.kind in ("cat", "max_pool2d"):
+    if role_of(op.kind) == "move" or op.kind in ("cat", "max_pool2d"):
         out = op.output_qparams
         same = [_converted(x, q, out) for x, q in zip(inputs, op.input_qparams, strict=True)]
         return _clip(op, apply(op, [_centred(x, out).double() for x in same]) + out.zero)
-    if op.kind in ACTIVATIONS:
+    if role_of(op.kind) == "clip":
         return _clip(op, _converted(inputs[0], op.input_qparams[0], op.output_qparams))
     raise EdgeqError(f"{op.layer}: XNNPACK has no int8 kernel for {op.kind}; keep it in fp32")
 
@@ -65,9 +67,9 @@ def bounds(op: IntegerOp) -> tuple[int, int]:
     is 49 there and 48 here.
     """
     out = op.output_qparams
-    node = op.node if op.kind in ACTIVATIONS else next(iter(op.node.users))
+    node = op.node if role_of(op.kind) == "clip" else next(iter(op.node.users))
     kind = kind_of(node)
-    if kind not in ACTIVATIONS:
+    if kind is None or role_of(kind) != "clip":
         return out.qmin, out.qmax
     low, high = clip_bounds(node, kind)
     scale, zero_point = _f32(out.step), _f32(out.zero)
@@ -144,3 +146,6 @@ def _average_pool(op: IntegerOp, x: Tensor) -> Tensor:
     total = torch.round(apply(op, [_centred(x, op.input_qparams[0]).double()]) * window).to(torch.int64)
     scale = _f32(op.input_qparams[0].step) * (1 / _f32(window)) / _f32(op.output_qparams.step)
     return _requantize(op, total, scale)
+
+
+KERNELS = Kernels(compute, MISSING, LIMITED)

@@ -7,14 +7,13 @@ emulated Cortex-A53 and Cortex-A76, which agree.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from edgeq.graph.arithmetic import xnnpack
 from edgeq.graph.integer import IntegerOp
-
-MISSING, LIMITED = xnnpack.MISSING, xnnpack.LIMITED
 
 
 def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
@@ -33,3 +32,6 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     ratio = (left * right / out).double()
     low, high = xnnpack.bounds(op)
     return torch.clamp(torch.floor((a * b) * ratio + 0.5) + op.output_qparams.zero, low, high).to(torch.int8)
+
+
+KERNELS = replace(xnnpack.KERNELS, compute=compute)
