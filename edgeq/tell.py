@@ -25,6 +25,7 @@ def summary(model: QuantizedModel) -> dict[str, Any]:
         **program_counts(model),
         "tensors": len(model.qparams),
         "islands": model.islands,
+        "island_operators": {key: model.operators[key] for key in model.islands if key in model.operators},
         "far": list(model.far),
     }
 

@@ -9,7 +9,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, IntegerOp, read
+from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, IntegerOp, coded_weight, read
 from edgeq.graph.kinds import named, role_of, weights_of
 from edgeq.graph.limits import xnnpack_average
 from edgeq.graph.ops import (
@@ -298,15 +298,8 @@ def _weight_only(editor: _Editor, node: Node, kind: str) -> None:
             product = editor.call(node, aten.linear.default, node.args[0], weight)
             editor.replace(node, editor.call(node, aten.add.Tensor, product, bias))
         return
-    stored, scales, _, axis = weight.args[:4]
-    assert isinstance(stored, Node) and isinstance(scales, Node) and isinstance(axis, int)
-    integers = constant(editor.module, stored)
-    shape = [1] * integers.dim()
-    shape[axis] = -1
     with editor.module.graph.inserting_before(node):
-        real = set_constant(
-            editor.module, f"{node.name}_float_weight", integers.float() * constant(editor.module, scales).view(shape)
-        )
+        real = set_constant(editor.module, f"{node.name}_float_weight", coded_weight(editor.module, weight).decode())
     node.replace_input_with(weight, real)
 
 

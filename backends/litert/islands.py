@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 
 from edgeq.backends.litert.decompositions import rewritten
 from edgeq.backends.litert.flatbuffer import RUNTIME, ModelWriter
-from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, IntegerProgram
+from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, DEQUANTIZE_WEIGHT, IntegerProgram, coded_weight
 from edgeq.graph.kinds import role_of, weights_of
 from edgeq.graph.ops import constant, kind_of, value
 from edgeq.graph.quiet import quiet
@@ -49,9 +49,11 @@ def cut_out(program: IntegerProgram, wanted: Sequence[Node]) -> tuple[GraphModul
     for node in program.module.graph.nodes:
         if node not in members or node in made:
             continue
-        if node.op == "get_attr" or node.target is DEQUANTIZE_CHANNEL:
+        if node.op == "get_attr" or node.target in DEQUANTIZE_WEIGHT:
             name = f"constant_{len(made)}"
-            tensor = constant(program.module, node) if node.op == "get_attr" else _unfold(program.module, node)
+            tensor = (
+                constant(program.module, node) if node.op == "get_attr" else coded_weight(program.module, node).decode()
+            )
             module.register_buffer(name, tensor.contiguous())
             made[node] = graph.get_attr(name)
         else:
@@ -285,20 +287,13 @@ def _behind(wanted: Sequence[Node]) -> set[Node]:
         if node in found:
             continue
         found.add(node)
-        if not _is_input(node) and node.target is not DEQUANTIZE_CHANNEL:
+        if not _is_input(node) and node.target not in DEQUANTIZE_WEIGHT:
             pending.extend(node.all_input_nodes)
     return found
 
 
 def _is_input(node: Node) -> bool:
     return node.op == "placeholder" or node.target is DEQUANTIZE
-
-
-def _unfold(module: GraphModule, node: Node) -> Tensor:
-    stored, scales = (constant(module, n) for n in node.args[:2] if isinstance(n, Node))
-    shape = [1] * stored.dim()
-    shape[int(node.args[3])] = -1  # type: ignore[arg-type] # an axis
-    return stored.to(torch.float32) * scales.to(torch.float32).view(shape)
 
 
 def _condense(error: Exception) -> str:

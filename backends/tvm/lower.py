@@ -27,10 +27,11 @@ from edgeq.backends.tvm.target import VARIANTS
 from edgeq.graph.arithmetic.tvm import MISSING
 from edgeq.graph.integer import (
     DEQUANTIZE,
-    DEQUANTIZE_CHANNEL,
+    DEQUANTIZE_WEIGHT,
     QUANTIZE,
     IntegerOp,
     IntegerProgram,
+    coded_weight,
     members,
     read,
     tensor_qparams,
@@ -218,7 +219,7 @@ class _Emitter:
         inputs = [n for n in nodes if n.op == "placeholder"]
         params = [self.relax.Var(n.name, self._type(tuple(value(n).shape), _dtype(value(n).dtype))) for n in inputs]
         self.floats.update(zip(inputs, params, strict=True))
-        on_demand = {n.name for n in nodes if n.target in (DEQUANTIZE, DEQUANTIZE_CHANNEL)}
+        on_demand = {n.name for n in nodes if n.target in (DEQUANTIZE, *DEQUANTIZE_WEIGHT)}
         absorbed = {name for op in self.program.ops.values() for name in op.absorbed}
         ends: dict[str, str] = {}  # variable → the node whose value it is
         with self.builder.function("main", params):
@@ -334,7 +335,7 @@ class _Emitter:
             return self.floats[node]
         if node.op == "get_attr":
             self.floats[node] = self.relax.const(constant(self.program.module, node).contiguous().numpy())
-        elif node.target is DEQUANTIZE_CHANNEL:
+        elif node.target in DEQUANTIZE_WEIGHT:
             self.floats[node] = self.relax.const(_unfolded(self.program, node))
         else:
             assert node.target is DEQUANTIZE
@@ -412,12 +413,7 @@ class _Emitter:
 
 def _unfolded(program: IntegerProgram, node: Node) -> Any:
     """Weight-only int8 weights as float32."""
-    stored, scales, _, axis = node.args[:4]
-    assert isinstance(stored, Node) and isinstance(scales, Node)
-    weight = constant(program.module, stored).to(torch.float32)
-    shape = [1] * weight.dim()
-    shape[int(axis)] = -1  # type: ignore[arg-type] # an int
-    return (weight * constant(program.module, scales).view(shape)).contiguous().numpy()
+    return coded_weight(program.module, node).decode().contiguous().numpy()
 
 
 def _dtype(dtype: torch.dtype) -> str:

@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from edgeq.graph.normalise import normalise
-from edgeq.graph.ops import kind_of
+from edgeq.graph.ops import aten_name, operator_name
 from edgeq.graph.own import (
     arguments,
     compare,
@@ -170,7 +170,7 @@ def _check_program(network: str, program: ExportedProgram) -> None:
         values = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)]
         if any(not isinstance(size, int) for v in values for size in v.shape):
             raise EdgeqError(
-                f"torch.export cannot capture {network}: the shape of {_operator(node)}'s result depends on the data"
+                f"torch.export cannot capture {network}: the shape of {aten_name(node)}'s result depends on the data"
                 f"{place(node.meta.get('stack_trace') or '')}; make its shapes and control flow independent of the data"
             )
 
@@ -278,16 +278,11 @@ def layer_keys(module: GraphModule) -> dict[str, str]:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         path = str(stack[-1][0]) if stack else ""
         path = re.sub(r"@\d+$", "", path.removeprefix("L['self']").lstrip("."))
-        kind = kind_of(node) or _operator(node)
-        base = f"{path}/{kind}" if path else kind
+        name = operator_name(node)
+        base = f"{path}/{name}" if path else name
         seen[base] = seen.get(base, 0) + 1
         keys[node.name] = base if seen[base] == 1 else f"{base}#{seen[base]}"
     return keys
-
-
-def _operator(node: Node) -> str:
-    name: str = getattr(node.target, "__name__", str(node.target))
-    return name.split(".")[0]
 
 
 def _info(name: str, node: Node) -> TensorInfo:

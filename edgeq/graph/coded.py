@@ -44,12 +44,16 @@ class Coded:
 
     def decode(self) -> Tensor:
         """What the codes stand for, float32."""
-        steps = self.codes.float()
-        if self.grid.table is not None:
-            steps = torch.tensor(self.grid.table)[self.codes.long() - self.grid.qmin]
-        if self.zero is not None:
-            steps = steps - spread(self.zero, steps.shape)
-        return steps * spread(self.scale, steps.shape)
+        table = None if self.grid.table is None else torch.tensor(self.grid.table)
+        return decode(self.codes, self.scale, self.zero, table, self.grid.qmin)
+
+
+def decode(codes: Tensor, scale: Tensor, zero: Tensor | None, table: Tensor | None, qmin: int) -> Tensor:
+    """What codes stand for, float32; table: float32, what those from qmin on stand for instead of themselves."""
+    steps = codes.float() if table is None else table[codes.long() - qmin]
+    if zero is not None:
+        steps = steps - spread(zero, codes.shape)
+    return steps * spread(scale, codes.shape)
 
 
 def encode(x: Tensor, grid: Grid, scale: Tensor, zero: Tensor | None = None) -> Coded:
@@ -66,7 +70,12 @@ def encode(x: Tensor, grid: Grid, scale: Tensor, zero: Tensor | None = None) -> 
 
 def storage(grid: Grid) -> torch.dtype:
     """The dtype that holds a grid's codes."""
-    return torch.int8 if grid.bits <= 8 else torch.int16
+    return holds(grid.qmin, grid.qmax)
+
+
+def holds(qmin: int, qmax: int) -> torch.dtype:
+    """The smallest dtype that holds integers from qmin to qmax."""
+    return torch.int8 if qmin >= -128 and qmax <= 127 else torch.int16
 
 
 def spread(scale: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -83,12 +92,13 @@ def along(scales: Tensor, axis: int, rank: int) -> Tensor:
 
 
 def quantize(x: Tensor, qparams: QParams) -> Tensor:
-    """An activation's integers, int8: round half even of x · (1/scale) in float32, plus zero point, saturated.
+    """An activation's integers: round half even of x · (1/scale) in float32, plus zero point, saturated.
 
     As torch's quantize_per_tensor does.
     """
     inverse = torch.tensor(1.0 / qparams.step, dtype=torch.float32)
-    return torch.clamp(torch.round(x * inverse) + qparams.zero, qparams.qmin, qparams.qmax).to(torch.int8)
+    codes = torch.clamp(torch.round(x * inverse) + qparams.zero, qparams.qmin, qparams.qmax)
+    return codes.to(holds(qparams.qmin, qparams.qmax))
 
 
 def dequantize(q: Tensor, qparams: QParams) -> Tensor:

@@ -11,7 +11,9 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgeq.graph.annotate import Annotation, Group
+from edgeq.graph.blocks import DEQUANTIZE_BLOCKS
 from edgeq.graph.capture import Captured
+from edgeq.graph.coded import Coded, holds
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
 from edgeq.graph.kinds import role_of, weights_of
 from edgeq.graph.legal import check
@@ -130,20 +132,30 @@ def _quantize_weight(
     assert isinstance(weight_node, Node)
     bias = resolved.biases.get(key, constant(module, bias_node)) if isinstance(bias_node, Node) else None
     coded = resolved.weights[key]
-    scale = coded.scale.reshape(-1)
     args = list(node.args) + [None] * (at.bias + 1 - len(node.args))
     with module.graph.inserting_before(node):
-        stored = set_constant(module, f"{weight_node.target}_int8", coded.codes)
-        scales = set_constant(module, f"{weight_node.target}_scale", scale)
-        zeros = set_constant(module, f"{weight_node.target}_zero_point", torch.zeros(scale.numel(), dtype=torch.int64))
-        args[at.weight] = module.graph.call_function(
-            DEQUANTIZE_CHANNEL, (stored, scales, zeros, at.axis, coded.grid.qmin, coded.grid.qmax, torch.int8)
-        )
+        args[at.weight] = _dequantized(module, str(weight_node.target), coded, at.axis)
         if bias is not None:
             if in_qparams is not None:
-                bias = snap_bias(bias, scale, in_qparams.step)
+                bias = snap_bias(bias, coded.scale.reshape(-1), in_qparams.step)
             args[at.bias] = set_constant(module, f"{weight_node.target}_bias", bias)
     node.args = tuple(args)
+
+
+def _dequantized(module: GraphModule, name: str, coded: Coded, axis: int) -> Node:
+    """The codes behind the operator that makes floats of them: quantized_decomposed's where it can say their scales."""
+    ends = coded.grid.qmin, coded.grid.qmax
+    stored = set_constant(module, f"{name}_{str(coded.codes.dtype).removeprefix('torch.')}", coded.codes)
+    channels = coded.scale.numel() == coded.scale.shape[axis] == coded.codes.shape[axis]
+    if channels and coded.zero is None and coded.grid.table is None:
+        scale = coded.scale.reshape(-1)
+        scales = set_constant(module, f"{name}_scale", scale)
+        zeros = set_constant(module, f"{name}_zero_point", torch.zeros(scale.numel(), dtype=torch.int64))
+        return module.graph.call_function(DEQUANTIZE_CHANNEL, (stored, scales, zeros, axis, *ends, coded.codes.dtype))
+    scales = set_constant(module, f"{name}_scale", coded.scale)
+    zero = None if coded.zero is None else set_constant(module, f"{name}_zero_point", coded.zero)
+    table = None if coded.grid.table is None else set_constant(module, f"{name}_table", torch.tensor(coded.grid.table))
+    return module.graph.call_function(DEQUANTIZE_BLOCKS, (stored, scales, zero, table, *ends))
 
 
 def _half(module: GraphModule, node: Node) -> None:
@@ -215,7 +227,7 @@ def _quantized(dequantize: Node) -> object:
 
 def _numbers(qparams: QParams) -> tuple[float | int | torch.dtype, ...]:
     """What follows the tensor in a quantize or dequantize call."""
-    return qparams.step, qparams.zero, qparams.qmin, qparams.qmax, torch.int8
+    return qparams.step, qparams.zero, qparams.qmin, qparams.qmax, holds(qparams.qmin, qparams.qmax)
 
 
 def _replace_edges(graph: torch.fx.Graph, user: Node, old: Node, quantize: Node, numbers: tuple[object, ...]) -> None:

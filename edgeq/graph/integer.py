@@ -17,6 +17,8 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  registers the qu
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from edgeq.graph.blocks import DEQUANTIZE_BLOCKS
+from edgeq.graph.coded import Coded, along
 from edgeq.graph.kinds import role_of, weights_of
 from edgeq.graph.limits import LIMITS
 from edgeq.graph.ops import (
@@ -29,12 +31,13 @@ from edgeq.graph.ops import (
     node_arg,
     table,
 )
-from edgeq.spec import QParams
+from edgeq.spec import Grid, QParams
 
 qd = torch.ops.quantized_decomposed
 QUANTIZE = qd.quantize_per_tensor.default
 DEQUANTIZE = qd.dequantize_per_tensor.default
 DEQUANTIZE_CHANNEL = qd.dequantize_per_channel.default
+DEQUANTIZE_WEIGHT = (DEQUANTIZE_CHANNEL, DEQUANTIZE_BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def without(
 
 
 def _floats(module: GraphModule, ops: Mapping[str, IntegerOp]) -> tuple[Node, ...]:
-    plumbing = {QUANTIZE, DEQUANTIZE, DEQUANTIZE_CHANNEL, torch.ops.aten._assert_tensor_metadata.default}
+    plumbing = {QUANTIZE, DEQUANTIZE, *DEQUANTIZE_WEIGHT, torch.ops.aten._assert_tensor_metadata.default}
     absorbed = {name for op in ops.values() for name in op.absorbed}
     return tuple(
         n
@@ -134,6 +137,21 @@ def tensor_qparams(node: Node) -> QParams:
     """Scale and zero point of a quantize or dequantize node, per tensor."""
     _, scale, zero_point, qmin, qmax = node.args[:5]
     return QParams((float(scale),), (int(zero_point),), int(qmin), int(qmax))  # type: ignore[arg-type] # constants
+
+
+def coded_weight(module: GraphModule, dequantize: Node) -> Coded:
+    """The weights behind one of DEQUANTIZE_WEIGHT, with their grid."""
+    codes, scale = (constant(module, n) for n in dequantize.args[:2] if isinstance(n, Node))
+    zero, table = None, None
+    if dequantize.target is DEQUANTIZE_CHANNEL:
+        axis, qmin, qmax = (int(a) for a in dequantize.args[3:6])  # type: ignore[arg-type] # plain numbers
+        scale = along(scale, axis, codes.dim())
+    else:
+        zero, table = (constant(module, n) if isinstance(n, Node) else None for n in dequantize.args[2:4])
+        qmin, qmax = (int(a) for a in dequantize.args[4:6])  # type: ignore[arg-type] # plain numbers
+    values = None if table is None else tuple(table.tolist())
+    grid = Grid(qmax.bit_length() + 1, symmetric=zero is None, full_range=qmin == -qmax - 1, table=values)
+    return Coded(grid, codes, scale.to(torch.float32), zero)
 
 
 def quantize_bound(bound: float, qparams: QParams) -> int:

@@ -86,6 +86,17 @@ def kind_of(node: Node) -> str | None:
     return kind
 
 
+def operator_name(node: Node) -> str:
+    """What people call the operator of `node`: its kind; where it has none, aten's name."""
+    return kind_of(node) or aten_name(node)
+
+
+def aten_name(node: Node) -> str:
+    """aten's name of a node's operator."""
+    name: str = getattr(node.target, "__name__", str(node.target))
+    return name.split(".")[0]
+
+
 def table(node: Node) -> Node | None:
     """The graph's input that a gather picks its rows by, behind changes of its shape; None where it is computed."""
     found = node.args[2]

@@ -20,6 +20,7 @@ from torch.fx import GraphModule
 
 from edgeq.graph.capture import unlift
 from edgeq.graph.integer import IntegerProgram, read
+from edgeq.graph.ops import operator_name
 from edgeq.graph.ordered import ordered
 from edgeq.graph.shortcut import read_by_outputs, shortcut
 from edgeq.graph.simulate import simulate
@@ -102,6 +103,12 @@ class QuantizedModel:
     def layers(self) -> tuple[Layer, ...]:
         """The network's own layers as the program computes them."""
         return layers(self.integers, self.labels)
+
+    @cached_property
+    def operators(self) -> dict[str, str]:
+        """Layer key → the name of its operator."""
+        named = {self.twin_labels[n.name]: n for n in self.twin.graph.nodes if n.name in self.twin_labels}
+        return {key: operator_name(node) for key, node in named.items()}
 
     @cached_property
     def _qdq(self) -> GraphModule:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
 from edgeq.graph.coded import fake_quantize
-from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
+from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE
 from edgeq.graph.kinds import KINDS
 from edgeq.graph.ops import constant, data_inputs, kind_of
 from edgeq.graph.ordered import ordered
@@ -32,7 +32,7 @@ def shortcut(module: GraphModule) -> GraphModule:
             with module.graph.inserting_before(node):
                 short = module.graph.call_function(fake_quantize, (value, scale, zero, low, high))
             node.replace_all_uses_with(short)
-        elif node.target is DEQUANTIZE_CHANNEL and all(n.op == "get_attr" for n in node.all_input_nodes):
+        elif node.target in DEQUANTIZE_WEIGHT and all(n.op == "get_attr" for n in node.all_input_nodes):
             given = torch.fx.map_arg(node.args, lambda n: constant(module, n))
             module.register_buffer(f"{node.name}_real", node.target(*given))
             with module.graph.inserting_before(node):

@@ -144,7 +144,7 @@ def quantized_table(found: Found) -> list[RenderableType]:
         )
     )
     if found["islands"]:
-        parts.append(_islands(found["islands"]))
+        parts.append(_islands(found["islands"], found["island_operators"]))
     if folder:
         parts.append(Text.assemble("next  ", (f"edgeq export {folder} --to {next(iter(backends.RUNTIMES))}", "bold")))
     return parts
@@ -388,10 +388,10 @@ def _accuracy(floating: Found | None, qdq: Found | None, backends: Mapping[str, 
     return table
 
 
-def _islands(islands: Mapping[str, str]) -> Table:
+def _islands(islands: Mapping[str, str], operators: Mapping[str, str]) -> Table:
     reasons: dict[tuple[str, str], list[str]] = {}
     for layer, reason in islands.items():
-        reasons.setdefault((layer.rsplit("/", 1)[-1].split("#")[0], reason), []).append(layer)
+        reasons.setdefault((operators.get(layer, "operator"), reason), []).append(layer)
     table = aligned("in float", "count", "why", left=(0, 2))
     for (kind, reason), layers in sorted(reasons.items(), key=lambda item: -len(item[1])):
         table.add_row(kind, f"×{len(layers)}", escape(_why(reason, "float island", layers)))

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from edgeq.graph.coded import dequantize
+from edgeq.graph.coded import dequantize, spread
 from edgeq.graph.far import sqnr_db
-from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, tensor_qparams
+from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, coded_weight, tensor_qparams
 from edgeq.graph.kinds import role_of, weights_of
-from edgeq.graph.ops import constant, kind_of
+from edgeq.graph.ops import constant, kind_of, operator_name
 from edgeq.graph.package import QuantizedModel
 from edgeq.spec import QParams
 
@@ -75,7 +75,7 @@ def tensors(model: QuantizedModel, batch: Sequence[Tensor], bins: int = 96) -> l
             return
         source = origin[node]
         key = model.labels.get(node.name) or _key_of(source, model.twin_labels)
-        kind = "input" if source.op == "placeholder" else key.rsplit("/", 1)[-1].split("#")[0]
+        kind = "input" if source.op == "placeholder" else operator_name(source)
         found.append(_activation(key, kind, floats[source], value, tensor_qparams(node), bins))
         remaining[source] -= 1
         if remaining[source] == 0:
@@ -144,7 +144,7 @@ def _activation(key: str, kind: str, value: Tensor, integers: Tensor, q: QParams
 def _weights(
     model: QuantizedModel, program: GraphModule, twin: GraphModule, twin_nodes: dict[str, Node], bins: int
 ) -> list[TensorStats]:
-    """Weights behind a per-channel dequantize node, in the program's order."""
+    """Quantized weights, in the program's order."""
     found = []
     for node in program.graph.nodes:
         kind = kind_of(node)
@@ -153,24 +153,22 @@ def _weights(
             continue
         at = weights_of(kind)
         source, original = node.args[at.weight], twin_nodes[key].args[at.weight]
-        if not isinstance(source, Node) or source.target is not DEQUANTIZE_CHANNEL:
+        if not isinstance(source, Node) or source.target not in DEQUANTIZE_WEIGHT:
             continue
-        stored, scales, _, _, _, qmax = source.args[:6]
-        assert isinstance(stored, Node) and isinstance(scales, Node) and isinstance(original, Node)
-        value = constant(twin, original)
-        scale = constant(program, scales).double()
-        along = scale.view([-1 if i == at.axis else 1 for i in range(value.dim())])
-        reach = scale * float(qmax)  # type: ignore[arg-type] # a number in the graph
+        assert isinstance(original, Node)
+        value, coded = constant(twin, original), coded_weight(program, source)
+        most = coded.grid.qmax if coded.grid.table is None else coded.grid.table[-1]
+        reach = coded.scale.double() * most
         minimum, maximum, counts = _histogram(value, bins)
-        outside = value.double().abs() > along * (float(qmax) + 0.5)  # type: ignore[arg-type] # a number in the graph
+        outside = value.double().abs() > spread(coded.scale.double() * (most + 0.5), value.shape)
         found.append(
             TensorStats(
                 key=key,
                 kind=kind,
                 role="weight",
                 shape=tuple(value.shape),
-                sqnr_db=sqnr_db(value, constant(program, stored).double() * along),
-                scale=scale.max().item(),
+                sqnr_db=sqnr_db(value, coded.decode()),
+                scale=coded.scale.max().item(),
                 zero_point=0,
                 low=-reach.max().item(),
                 high=reach.max().item(),

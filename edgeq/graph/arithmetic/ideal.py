@@ -9,6 +9,7 @@ from torch import Tensor
 
 from edgeq.graph.arithmetic.kernels import Kernels
 from edgeq.graph.arithmetic.sums import accumulate, channels
+from edgeq.graph.coded import holds
 from edgeq.graph.integer import IntegerOp
 from edgeq.graph.kinds import role_of
 from edgeq.graph.ops import data_inputs
@@ -16,7 +17,7 @@ from edgeq.spec import QParams
 
 
 def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
-    """The int8 output of `op` on int8 `inputs`, every kind; torch layout."""
+    """The output of `op` on integer `inputs`, every kind and width; torch layout."""
     if role_of(op.kind) == "layer":
         assert op.weight_scale is not None
         unit = op.weight_scale.double() * op.input_qparams[0].step
@@ -24,7 +25,7 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
         real = total.double() * channels(op, unit, total.dim())
     else:
         real = apply(op, [dequantize(x, q) for x, q in zip(inputs, op.input_qparams, strict=True)])
-    return to_int8(real, op)
+    return to_integers(real, op)
 
 
 def apply(op: IntegerOp, reals: Sequence[Tensor]) -> Tensor:
@@ -38,14 +39,14 @@ def apply(op: IntegerOp, reals: Sequence[Tensor]) -> Tensor:
 
 
 def dequantize(q: Tensor, qparams: QParams) -> Tensor:
-    """int8 to float64."""
+    """Integers to float64."""
     return (q.double() - qparams.zero) * qparams.step
 
 
-def to_int8(real: Tensor, op: IntegerOp) -> Tensor:
+def to_integers(real: Tensor, op: IntegerOp) -> Tensor:
     """Round half to even on the output's grid, clipped to the operator's bounds."""
     out = op.output_qparams
-    return torch.clamp(torch.round(real / out.step) + out.zero, op.low, op.high).to(torch.int8)
+    return torch.clamp(torch.round(real / out.step) + out.zero, op.low, op.high).to(holds(out.qmin, out.qmax))
 
 
 KERNELS = Kernels(compute)
