@@ -37,9 +37,10 @@ class Bench:
 
     annotation: may be made anew where values of unlike size would share a scale; again: how, None: never; settled: layers that a
     person's plan names, which are left alone. data: calibration batches; None where no step reads any.
-    observers: tensor set → what was seen. scales: layer key → float32 [C] as they were chosen, before kernels' demands widen
-    them. resolved: the numbers so far. cache, home: where frames lie and where a long calibration keeps what it has finished;
-    None where no step reads data again. key: of all that decides the numbers. task: the task-guided loss, where one is asked for.
+    observers: tensor set → what was seen. scales: layer key → float32 [C] (of groups in the weight's rank) as they were chosen,
+    before kernels' demands widen them. resolved: the numbers so far. cache, home: where frames lie and where a long calibration
+    keeps what it has finished; None where no step reads data again. key: of all that decides the numbers. task: the task-guided
+    loss, where one is asked for.
     statistics: kept for other plans of the same network; None: nobody asks for them.
     """
 
@@ -123,9 +124,10 @@ class Bench:
         keep_ratios(self.annotation, self.resolved.activations, scales)
         for x in layers:
             if x.source is not None:
-                in_scale = self.resolved.activations[self.annotation.tensors.find(x.source)].step
-                scales[x.key] = snap_weight_scale(scales[x.key], x.bias, in_scale)
-            self.resolved.weights[x.key] = encode(x.weight, x.grid, along(scales[x.key], x.axis, x.weight.dim()))
+                source = self.resolved.activations[self.annotation.tensors.find(x.source)]
+                scales[x.key] = snap_weight_scale(scales[x.key], x.bias, source)
+            scale = along(scales[x.key], x.axis, x.weight.dim()) if scales[x.key].dim() == 1 else scales[x.key]
+            self.resolved.weights[x.key] = encode(x.weight, x.grid, scale)
 
 
 def grids(annotation: Annotation, method: Method, observers: Mapping[Node, Observer]) -> dict[Node, QParams]:

@@ -17,6 +17,23 @@ ON_GRID: Final = 1e-3  # of a step: more than float32 loses, less than chance le
 DEAD: Final = 2.0**-16  # a channel's scale is at least this share of the layer's largest
 
 
+def scales(w: Tensor, axis: int, spec: Grid, method: str) -> Tensor:
+    """Scales of weights `w`, output channels along `axis`: of its channels, float32 [C], or of its groups, in the weight's rank,
+    [C, K/32] or, of a convolution, [C, K/32, 1, 1]. As `channel_scales`.
+    """
+    if spec.tile.over != "group":
+        return channel_scales(w, axis, spec, method)
+    rows = groups(w, axis, spec.tile.size)
+    found = channel_scales(rows.flatten(1), 0, spec, method)
+    return found.view(w.shape[axis], -1, *[1] * (w.dim() - 2)).movedim(0, axis)
+
+
+def groups(w: Tensor, axis: int, size: int) -> Tensor:
+    """Weights as rows of `size` neighbouring inputs of one output channel, [C · K / size, size, ...]."""
+    moved = w.movedim(axis, 0)
+    return moved.reshape(-1, size, *moved.shape[2:])
+
+
 def channel_scales(w: Tensor, axis: int, spec: Grid, method: str) -> Tensor:
     """Scales float32 [C] of weights `w` along `axis`, for integers in [-qmax, qmax].
 

@@ -32,7 +32,9 @@ def solve(problem: Problem, start: Coded) -> Coded:
     moved = problem.weight.detach().movedim(axis, 0)
     scale = spread(start.scale, problem.weight.shape).movedim(axis, 0).double().expand(moved.shape)
     exact = moved.double() / scale
-    exact = exact.flatten(2) if moved.dim() > 2 else exact[..., None]
+    if spec.tile.over == "group":  # each has steps of its own, so that its errors cancel among themselves
+        exact = exact.reshape(-1, spec.tile.size, *moved.shape[2:])
+    exact = exact.flatten(2) if exact.dim() > 2 else exact[..., None]
     stored = torch.clamp(torch.round(exact), spec.qmin, spec.qmax)
 
     if exact.shape[2] > 1:

@@ -109,8 +109,8 @@ class Round:
         """The scales of `coded`, as wide as the bias needs them."""
         if x.source is None:
             return coded.scale
-        in_scale = walk.numbers.qparams(x.source).step
-        return along(snap_weight_scale(coded.scale.reshape(-1), x.bias, in_scale), x.axis, x.weight.dim())
+        source = walk.numbers.qparams(x.source)
+        return along(snap_weight_scale(coded.scale.reshape(-1), x.bias, source), x.axis, x.weight.dim())
 
     def _legal(self, walk: Walk, x: WeightedLayer, start: Coded, found: Coded) -> Coded:
         """`found`, or the start where a kernel does not take the scales that the solver chose."""

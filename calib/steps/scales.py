@@ -1,4 +1,4 @@
-"""Step `scales`: a scale for every output channel of every layer's weights."""
+"""Step `scales`: a scale for every output channel, or group of one, of every layer's weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from edgeq.calib.bench import Bench
-from edgeq.calib.ranges.weights import channel_scales
+from edgeq.calib.ranges.weights import scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,5 +18,5 @@ class Scales:
 
     def run(self, bench: Bench) -> None:
         """Scales of the weights, and activations' scales widened where kernels demand a ratio."""
-        bench.scales = {x.key: channel_scales(x.weight, x.axis, x.grid, self.method) for x in bench.layers.values()}
+        bench.scales = {x.key: scales(x.weight, x.axis, x.grid, self.method) for x in bench.layers.values()}
         bench.settle()

@@ -123,6 +123,7 @@ def default_plan(captured: Captured, target: Target, recipe: str, name: str = "w
             allowed = kind in HALVES
         else:  # how many bits is for annotate to refuse
             allowed = row is not None and row.computes(integers=wanted.activation is not None)
+            allowed = allowed and not _leftover(nodes[node_name], wanted)
         layers[key] = name if allowed else "fp32"
     return QuantPlan(target.name, recipe, layers)
 
@@ -366,6 +367,14 @@ def _check_half(key: str, kind: str | None, target: Target) -> None:
         raise EdgeqError(f"plan: layer {key!r} asks for fp16, which target {target.name} does not compute; use fp32")
 
 
+def _leftover(node: Node, wanted: Precision) -> int:
+    """How many of a layer's inputs are left where its weights are cut into groups."""
+    if wanted.weight is None or wanted.weight.tile.over != "group":
+        return 0
+    at = weights_of(kind_of(node))
+    return value(node.args[at.weight]).shape[1 - at.axis] % wanted.weight.tile.size
+
+
 def _check_weight_only(key: str, node: Node, wanted: Precision, target: Target) -> None:
     kind = kind_of(node)
     if role_of(kind) != "layer":
@@ -376,4 +385,8 @@ def _check_weight_only(key: str, node: Node, wanted: Precision, target: Target) 
         raise EdgeqError(
             f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} stores weight-only int8 for "
             f"{', '.join(target.weight_only) or 'no operator'}; use fp32 or w8a8"
+        )
+    if _leftover(node, wanted):
+        raise EdgeqError(
+            f"plan: layer {key!r} asks for {wanted.name}, but its inputs are no multiple of the group; use another size or none"
         )

@@ -31,7 +31,7 @@ from edgeq.graph.ops import (
     node_arg,
     table,
 )
-from edgeq.spec import Grid, QParams
+from edgeq.spec import CHANNEL, TENSOR, Grid, QParams, Tile
 
 qd = torch.ops.quantized_decomposed
 QUANTIZE = qd.quantize_per_tensor.default
@@ -150,8 +150,14 @@ def coded_weight(module: GraphModule, dequantize: Node) -> Coded:
         zero, table = (constant(module, n) if isinstance(n, Node) else None for n in dequantize.args[2:4])
         qmin, qmax = (int(a) for a in dequantize.args[4:6])  # type: ignore[arg-type] # plain numbers
     values = None if table is None else tuple(table.tolist())
-    grid = Grid(qmax.bit_length() + 1, symmetric=zero is None, full_range=qmin == -qmax - 1, table=values)
+    tile = Tile("group", size) if (size := _group_size(codes, scale)) else CHANNEL if scale.numel() > 1 else TENSOR
+    grid = Grid(qmax.bit_length() + 1, zero is None, tile, qmin == -qmax - 1, values)
     return Coded(grid, codes, scale.to(torch.float32), zero)
+
+
+def _group_size(codes: Tensor, scale: Tensor) -> int:
+    """How many neighbours share a scale; 0 where all along an axis do, or none."""
+    return next((n // k for n, k in zip(codes.shape, scale.shape, strict=True) if 1 < k < n), 0)
 
 
 def quantize_bound(bound: float, qparams: QParams) -> int:

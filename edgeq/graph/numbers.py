@@ -12,6 +12,7 @@ from edgeq.graph.coded import Coded
 from edgeq.spec import QParams
 
 BIAS_LIMIT = 1 << 22  # beyond it float32 cannot say which integer a bias is, and runtimes would disagree
+WIDE_LIMIT = 1 << 30  # under activations of more than eight bits, whose kernels have wider biases
 
 
 @dataclass(slots=True)
@@ -37,14 +38,15 @@ class Resolved:
         return Resolved(dict(self.activations), dict(self.weights), dict(self.biases))
 
 
-def snap_weight_scale(scale: Tensor, bias: Tensor | None, in_scale: float) -> Tensor:
+def snap_weight_scale(scale: Tensor, bias: Tensor | None, source: QParams) -> Tensor:
     """Widen the scale [C] of channels whose bias would leave its int32 grid (dead channels, above all).
 
-    Such a bias is larger than any sum the channel can reach, so the coarser weights change nothing.
+    source: the input's numbers. Such a bias is larger than any sum the channel can reach, so the coarser weights change nothing.
     """
     if bias is None:
         return scale
-    least = bias.abs().double() / (in_scale * (BIAS_LIMIT - 1))
+    limit = BIAS_LIMIT if source.qmax - source.qmin < 1 << 8 else WIDE_LIMIT
+    least = bias.abs().double() / (source.step * (limit - 1))
     return torch.maximum(scale, least.to(torch.float32) * (1 + 2**-20))
 
 
