@@ -36,6 +36,7 @@ from edgeq.given import home_of, inputs_of, merge, named, options_of, result_nam
 from edgeq.graph.annotate import annotate, named_layers
 from edgeq.graph.capture import leaves_like
 from edgeq.graph.package import QuantizedModel, load_plan
+from edgeq.graph.rules import refuse_beyond
 from edgeq.graph.store import check_replaceable, exports, write_json
 from edgeq.run.agree import agree
 from edgeq.run.compare import compare as compare_profiles
@@ -52,7 +53,6 @@ from edgeq.run.half import beyond_half
 from edgeq.run.kept import Kept, digest, slug
 from edgeq.run.metric import evaluate, float_metric
 from edgeq.run.place import Place
-from edgeq.run.precisions import refuse_beyond
 from edgeq.run.profile import kept as keep_pair
 from edgeq.run.profile import pair_json
 from edgeq.run.profile import profile as profile_artifact
@@ -190,7 +190,7 @@ def export(
         raise EdgeqError(f"to is a {type(to).__name__}: export to one backend at a time")
     engine = backends.backend(to)
     options = options_of(model, to, io=io, channels_last=channels_last, tune=tune, float_twin=float_twin)
-    refuse_beyond(model, to)
+    refuse_beyond(model.integers, model.said, engine.target, to)
     where = Path(folder) if folder is not None else home_of(model) / to
     where.mkdir(parents=True, exist_ok=True)
     program, labels = (model.twin, model.twin_labels) if float_twin else (model.program, model.labels)

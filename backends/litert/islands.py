@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch.fx.node import map_arg
 
 from edgeq.backends.litert.decompositions import rewritten
 from edgeq.backends.litert.flatbuffer import RUNTIME, ModelWriter
-from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, DEQUANTIZE_WEIGHT, IntegerProgram, coded_weight
+from edgeq.graph.coded import Coded
+from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, IntegerProgram, coded_weight
 from edgeq.graph.kinds import role_of, weights_of
 from edgeq.graph.ops import constant, kind_of, value
 from edgeq.graph.quiet import quiet
@@ -202,59 +203,68 @@ def cast(writer: ModelWriter, index: int, dtype: int) -> int:
     return out
 
 
-def weight_only(program: IntegerProgram, floats: Sequence[Node]) -> list[tuple[Node, Tensor, Tensor, int]]:
-    """Operators that compute in float with int8 weights: (node, int8 weight, scales, channel axis)."""
+def weight_only(program: IntegerProgram) -> list[tuple[Node, Coded]]:
+    """Operators that compute in float with integer weights, and these."""
     found = []
-    for node in floats:
+    for node in program.floats:
         kind = kind_of(node)
-        if role_of(kind) != "layer":
-            continue
-        source = node.args[weights_of(kind).weight]
-        if isinstance(source, Node) and source.target is DEQUANTIZE_CHANNEL:
-            stored, scales = (constant(program.module, n) for n in source.args[:2] if isinstance(n, Node))
-            found.append((node, stored, scales.to(torch.float32), int(source.args[3])))  # type: ignore[arg-type] # an axis
+        source = node.args[weights_of(kind).weight] if role_of(kind) == "layer" else None
+        if isinstance(source, Node) and source.target in DEQUANTIZE_WEIGHT:
+            found.append((node, coded_weight(program.module, source)))
     return found
 
 
 def fold_weights(
-    writer: ModelWriter, weights: Sequence[tuple[Node, Tensor, Tensor, int]], layers: Mapping[str, str]
+    writer: ModelWriter,
+    weights: Sequence[tuple[Node, Coded]],
+    layers: Mapping[str, str],
+    told: Mapping[str, Sequence[str]],
 ) -> None:
-    """Give the islands' constants that are exactly q·s back their int8 form, behind a DEQUANTIZE operator.
+    """Give the constants of islands that are an operator's integer weights their int8 form back, behind a DEQUANTIZE operator.
 
-    The interpreter dequantises such a constant once, when it loads the file. layers: node name → layer key.
+    The interpreter dequantises such a constant once, when it loads the file. layers: node name → layer key. told: tensor that an
+    island's operator writes → names of the nodes that it computes (`origins`); several nodes may share their weights.
 
     Raises:
-        EdgeqError: a weight cannot be found in the converted islands.
+        EdgeqError: an operator does not read its weights any more.
     """
-    for node, stored, scales, axis in weights:
-        if not _fold(writer, node.name, stored, scales, axis):
+    readers: dict[str, list[Any]] = {}
+    for op in writer.operators:
+        for name in told.get(writer.tensors[int(op.outputs[0])].name.decode(), ()):
+            readers.setdefault(name, []).append(op)
+    folded: set[int] = set()
+    for node, coded in weights:
+        inputs = {int(i) for op in readers.get(node.name, ()) for i in op.inputs if int(i) >= 0}
+        if not inputs & folded and not _fold(writer, node.name, coded, inputs, folded):
             layer = layers.get(node.name, node.name)
             raise EdgeqError(
                 f"{layer}: litert-torch changed its weights, so they cannot stay int8; set its layer to fp32"
             )
 
 
-def _fold(writer: ModelWriter, name: str, stored: Tensor, scales: Tensor, axis: int) -> bool:
-    shape = [1] * stored.dim()
-    shape[axis] = -1
-    real = (stored.to(torch.float32) * scales.view(shape)).numpy()
-    float32 = writer.schema.TensorType.FLOAT32
-    for index, tensor in enumerate(writer.tensors):
+def _fold(writer: ModelWriter, name: str, coded: Coded, inputs: Iterable[int], folded: set[int]) -> bool:
+    """Fold the one of the tensors `inputs` that holds the weights, in whatever order of axes; whether there is one."""
+    real, rank = coded.decode().numpy(), coded.codes.dim()
+    axis = next((a for a, size in enumerate(coded.scale.shape) if size > 1), 0)
+    for index in sorted(inputs):
+        tensor = writer.tensors[index]
         data = writer.buffers[tensor.buffer].data if tensor.buffer else None
-        if tensor.type != float32 or data is None or len(data) != real.nbytes:
+        if tensor.type != writer.schema.TensorType.FLOAT32 or data is None or len(data) != real.nbytes:
             continue
         floats = np.frombuffer(bytes(data), np.float32)
-        for order in _orders(stored.dim()):
+        for order in _orders(rank):
             if not np.array_equal(np.ascontiguousarray(real.transpose(order)).ravel(), floats):
                 continue
             final = tuple(int(d) for d in tensor.shape)
-            integers = np.ascontiguousarray(stored.numpy().transpose(order)).reshape(final)
-            at = _axis_of(final, order.index(axis), [stored.shape[a] for a in order])
+            integers = np.ascontiguousarray(coded.codes.numpy().transpose(order)).reshape(final)
+            at = _axis_of(final, order.index(axis), [coded.codes.shape[a] for a in order])
             if at is None:
                 continue
-            small = writer.tensor(f"{name}_weight", final, "int8", scales.numpy(), axis=at, data=integers)
+            scales = coded.scale.flatten().numpy()
+            small = writer.tensor(f"{name}_weight", final, "int8", scales, axis=at, data=integers)
             tensor.buffer = 0
             writer.operator("DEQUANTIZE", [small], [index], table="DequantizeOptions")
+            folded.add(index)
             return True
     return False
 

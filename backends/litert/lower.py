@@ -251,7 +251,8 @@ class _Walk:
             return
         module, inputs = islands.cut_out(self.program, wanted)
         model = islands.convert(module, inputs)
-        for tensor, names in islands.origins(model, module).items():
+        told = islands.origins(model, module)
+        for tensor, names in told.items():
             self.origins[tensor] = tuple(dict.fromkeys(self.layers[n] for n in names if n in self.layers))
         sources = []
         for node in inputs:
@@ -265,7 +266,7 @@ class _Walk:
         for node, index in zip(wanted, islands.merge(self.writer, model, sources), strict=True):
             wanted_type = str(value(node).dtype).removeprefix("torch.").upper()
             self.floats[node] = islands.cast(self.writer, index, getattr(self.writer.schema.TensorType, wanted_type))
-        islands.fold_weights(self.writer, islands.weight_only(self.program, self.program.floats), self.layers)
+        islands.fold_weights(self.writer, islands.weight_only(self.program), self.layers, told)
 
     def _float_tensor(self, name: str, node: Node) -> int:
         return self.writer.tensor(name, tuple(value(node).shape), "float32")

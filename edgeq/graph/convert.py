@@ -14,12 +14,13 @@ from edgeq.graph.annotate import Annotation, Group
 from edgeq.graph.blocks import DEQUANTIZE_BLOCKS
 from edgeq.graph.capture import Captured
 from edgeq.graph.coded import Coded, holds
-from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE
+from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, read
 from edgeq.graph.kinds import role_of, weights_of
 from edgeq.graph.legal import check
 from edgeq.graph.numbers import Resolved, snap_bias
 from edgeq.graph.ops import constant, kind_of, node_arg, set_constant
 from edgeq.graph.quiet import quiet
+from edgeq.graph.rules import IllegalProgram, Said, broken
 from edgeq.spec import QParams
 
 
@@ -31,6 +32,7 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
 
     Raises:
         IllegalNumbers: an operator's kernel does not take the numbers; a fault of whoever chose them.
+        IllegalProgram: what came of them breaks a rule; a fault here.
     """
     check(annotation, resolved)
     with quiet():  # copying a graph warns about torch's own internals
@@ -56,7 +58,13 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
     graph.eliminate_dead_code()
     graph.lint()
     module.recompile()
-    return export(module, captured.example, labels)
+    program, keys = export(module, captured.example, labels)
+    plan = {g.key: g.precision.name for g in annotation.groups}
+    plan |= {key: wanted.name for key, (_, wanted) in annotation.weight_only.items()}
+    plan |= {captured.keys[n.name]: "fp16" for n in annotation.halves}
+    if wrong := broken(read(program, keys), Said(plan, annotation.islands, keys)):
+        raise IllegalProgram(wrong)
+    return program, keys
 
 
 def export(

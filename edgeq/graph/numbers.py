@@ -38,6 +38,11 @@ class Resolved:
         return Resolved(dict(self.activations), dict(self.weights), dict(self.biases))
 
 
+def bias_limit(source: QParams) -> int:
+    """How many steps a layer's bias may have; source: the numbers of the layer's input."""
+    return BIAS_LIMIT if source.qmax - source.qmin < 1 << 8 else WIDE_LIMIT
+
+
 def snap_weight_scale(scale: Tensor, bias: Tensor | None, source: QParams) -> Tensor:
     """Widen the scale [C] of channels whose bias would leave its int32 grid (dead channels, above all).
 
@@ -45,8 +50,7 @@ def snap_weight_scale(scale: Tensor, bias: Tensor | None, source: QParams) -> Te
     """
     if bias is None:
         return scale
-    limit = BIAS_LIMIT if source.qmax - source.qmin < 1 << 8 else WIDE_LIMIT
-    least = bias.abs().double() / (source.step * (limit - 1))
+    least = bias.abs().double() / (source.step * (bias_limit(source) - 1))
     return torch.maximum(scale, least.to(torch.float32) * (1 + 2**-20))
 
 

@@ -22,6 +22,7 @@ from edgeq.graph.capture import unlift
 from edgeq.graph.integer import IntegerProgram, read
 from edgeq.graph.ops import operator_name
 from edgeq.graph.ordered import ordered
+from edgeq.graph.rules import Said, broken
 from edgeq.graph.shortcut import read_by_outputs, shortcut
 from edgeq.graph.simulate import simulate
 from edgeq.graph.store import (
@@ -98,6 +99,11 @@ class QuantizedModel:
     def integers(self) -> IntegerProgram:
         """The program's integer operators and float islands."""
         return read(self.program, self.labels)
+
+    @property
+    def said(self) -> Said:
+        """What is said about the program beside it."""
+        return Said(self.plan.layers, self.islands, self.labels)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -218,7 +224,7 @@ def load(folder: str | Path) -> QuantizedModel:
     for i, info in enumerate(manifest.inputs):
         if tuple(golden[f"input_{i}"].shape) != info.shape:
             raise EdgeqError(f"{root / MANIFEST}: {info.name} has another shape than the golden input; quantize again")
-    return QuantizedModel(
+    model = QuantizedModel(
         name=manifest.name,
         plan=plan,
         program=load_program(root / "program.pt2"),
@@ -236,6 +242,9 @@ def load(folder: str | Path) -> QuantizedModel:
         far=manifest.far,
         folder=root.absolute(),  # a task file may change the current folder
     )
+    if illegal := broken(model.integers, model.said):
+        raise EdgeqError(f"{root / 'program.pt2'}: {illegal}; quantize again")
+    return model
 
 
 def load_program(path: Path) -> ExportedProgram:

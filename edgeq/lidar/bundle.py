@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from edgeq import backends
 from edgeq.graph.excerpt import excerpt
 from edgeq.graph.package import QuantizedModel, load
+from edgeq.graph.rules import refuse_beyond
 from edgeq.graph.store import hash_of, plain, replacing
 from edgeq.lidar import pipeline, runner
 from edgeq.lidar.pillars import grid
 from edgeq.lidar.scenes import HDL64_FRONT, scene
-from edgeq.run.precisions import refuse_beyond
 from edgeq.spec import EdgeqError, EdgeqWarning
 
 # numpy alone, importing each other relatively: they run where nothing else of edgeq is, beside the runtime's `engine.py`
@@ -40,7 +40,7 @@ def bundle(
         EdgeqError: see `edgeq.export`; or the task is no lidar detector, or there is no such frame.
     """
     model = model if isinstance(model, QuantizedModel) else load(model)
-    refuse_beyond(model, to)
+    refuse_beyond(model.integers, model.said, backends.backend(to).target, to)
     if folder is None and model.folder is None:
         raise EdgeqError("the model is not saved yet: call model.save(folder) first, or name a folder for the bundle")
     where = Path(folder) if folder is not None else Path(str(model.folder)) / "bundle" / to
