@@ -229,20 +229,25 @@ def fold_weights(
         EdgeqError: an operator does not read its weights any more.
     """
     readers: dict[str, list[Any]] = {}
-    for op in writer.operators:
-        for name in told.get(writer.tensors[int(op.outputs[0])].name.decode(), ()):
+    made = {int(op.outputs[0]): op for op in writer.operators}
+    for index, op in made.items():
+        for name in told.get(writer.tensors[index].name.decode(), ()):
             readers.setdefault(name, []).append(op)
-    folded: set[int] = set()
+    folded: dict[int, Tensor] = {}
     for node, coded in weights:
-        inputs = {int(i) for op in readers.get(node.name, ()) for i in op.inputs if int(i) >= 0}
-        if not inputs & folded and not _fold(writer, node.name, coded, inputs, folded):
+        inputs = {int(i) for op in readers.get(node.name, ()) for i in op.inputs}
+        inputs |= {
+            int(i) for index in inputs & made.keys() for i in made[index].inputs
+        }  # a product that two layers share
+        known = any(torch.equal(folded[index], coded.codes) for index in inputs & folded.keys())
+        if not known and not _fold(writer, node.name, coded, inputs - {-1}, folded):
             layer = layers.get(node.name, node.name)
             raise EdgeqError(
                 f"{layer}: litert-torch changed its weights, so they cannot stay int8; set its layer to fp32"
             )
 
 
-def _fold(writer: ModelWriter, name: str, coded: Coded, inputs: Iterable[int], folded: set[int]) -> bool:
+def _fold(writer: ModelWriter, name: str, coded: Coded, inputs: Iterable[int], folded: dict[int, Tensor]) -> bool:
     """Fold the one of the tensors `inputs` that holds the weights, in whatever order of axes; whether there is one."""
     real, rank = coded.decode().numpy(), coded.codes.dim()
     axis = next((a for a, size in enumerate(coded.scale.shape) if size > 1), 0)
@@ -264,7 +269,7 @@ def _fold(writer: ModelWriter, name: str, coded: Coded, inputs: Iterable[int], f
             small = writer.tensor(f"{name}_weight", final, "int8", scales, axis=at, data=integers)
             tensor.buffer = 0
             writer.operator("DEQUANTIZE", [small], [index], table="DequantizeOptions")
-            folded.add(index)
+            folded[index] = coded.codes
             return True
     return False
 

@@ -186,3 +186,36 @@ def test_every_runtime_s_description_has_the_user_s_names(runtime: str, tmp_path
     told = json.loads((edgeq.export(model, runtime).path.parent / "model.json").read_text())
     assert [row["name"] for row in told["inputs"]] == ["x"]
     assert [row["name"] for row in told["outputs"]] == ["scores", "mask", "turned", "odds"]
+
+
+class Shared(nn.Module):
+    """Weights that several layers share, beside each other, behind each other, and two of the same values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16, bias=False)
+        self.second.weight = self.first.weight
+        self.third.weight.data.copy_(self.first.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(torch.tanh(self.first(x))) + self.second(x) + self.third(torch.sin(x))
+
+
+def test_shared_weights_stay_int8_once(tmp_path: Path) -> None:
+    """Against the module with its weights rounded by NumPy to nearest."""
+    _, file, path = exported(
+        module := Shared(), (4, 16), tmp_path / "shared", target="litert", precision="w8", recipe="minmax"
+    )
+    weight = module.first.weight.detach().numpy()
+    scale = np.abs(weight).max(1, keepdims=True) / np.float32(127)
+    with torch.no_grad():
+        module.first.weight.copy_(torch.from_numpy(np.round(weight / scale) * scale))
+        module.third.weight.copy_(module.first.weight)
+    x = torch.randn(4, 16)
+    torch.testing.assert_close(load(path)([x])[0], module(x), rtol=0, atol=1e-5)
+    held = [
+        t.type
+        for t in file.subgraphs[0].tensors
+        if tuple(t.shape) == (16, 16) and file.buffers[t.buffer].data is not None
+    ]
+    assert held == [schema().TensorType.INT8]
