@@ -14,7 +14,7 @@ import torch
 from edgeq.calib.bench import Bench
 from edgeq.calib.cache import Cache
 from edgeq.calib.data.observation import Statistics
-from edgeq.calib.needs import DATA, POSITIVES, SEEN
+from edgeq.calib.needs import DATA, NEIGHBOURS, POSITIVES, SEEN
 from edgeq.calib.objectives.tgpl import HOOK, Positives, TaskLoss
 from edgeq.calib.unlike import Again
 from edgeq.calib.walk import Visitor, Walk
@@ -61,7 +61,7 @@ def calibrate(
     answers stay as they were.
 
     Raises:
-        EdgeqError: the data does not fit the network, or the recipe needs data or positives that are not there.
+        EdgeqError: the data does not fit the network, or the recipe needs data, positives or codes that are not there.
     """
     wanted = needs(recipe)
     reads = DATA in wanted or (SEEN in wanted and bool(annotation.tensors.parent))
@@ -69,6 +69,12 @@ def calibrate(
         raise EdgeqError(
             f"recipe {recipe.name!r} needs calibration batches: add calibration() to the task file, or give "
             "quantize(…, calibration=[batch, …]); precision w8 (weights only) needs none with most recipes"
+        )
+    tables = [key for key, (_, p) in annotation.weight_only.items() if p.weight is not None and p.weight.table is not None]
+    if NEIGHBOURS in wanted and tables:
+        raise EdgeqError(
+            f"recipe {recipe.name!r} learns between neighbouring integers, and the weights of {tables[0]!r} lie on a table of other "
+            "values: use a recipe that rounds to the nearest, such as minmax or mse"
         )
     positives: Positives | None = hook(HOOK) if POSITIVES in wanted else None
     if POSITIVES in wanted and positives is None:

@@ -7,3 +7,4 @@ from typing import Final
 DATA: Final = "calibration()"  # batches, whatever is quantized
 SEEN: Final = "calibration(), but for weights alone"
 POSITIVES: Final = "positives()"
+NEIGHBOURS: Final = "weights whose codes are neighbouring integers"  # to learn between two of them

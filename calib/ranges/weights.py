@@ -7,6 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from edgeq.graph.coded import encode
 from edgeq.spec import EdgeqError, Grid
 
 METHODS: Final = ("minmax", "mse")
@@ -35,7 +36,7 @@ def groups(w: Tensor, axis: int, size: int) -> Tensor:
 
 
 def channel_scales(w: Tensor, axis: int, spec: Grid, method: str) -> Tensor:
-    """Scales float32 [C] of weights `w` along `axis`, for integers in [-qmax, qmax].
+    """Scales float32 [C] of weights `w` along `axis`, whose largest lands on the grid's largest value.
 
     Dead channels (all 0, or weights that BatchNorm folding shrank to nothing) get 2^-16 of the layer's largest scale,
     so that a bias in units of input scale × weight scale still fits an int32; an all-zero layer gets 1.
@@ -46,7 +47,8 @@ def channel_scales(w: Tensor, axis: int, spec: Grid, method: str) -> Tensor:
     if method not in METHODS:
         raise EdgeqError(f"unknown weight range method {method!r}: use {' or '.join(METHODS)}")
     rows = w.detach().movedim(axis, 0).flatten(1).float()
-    scales = rows.abs().amax(1) / largest_integers(rows, spec)
+    most = largest_integers(rows, spec) if spec.table is None else torch.tensor(spec.reach)
+    scales = rows.abs().amax(1) / most
     if not bool(torch.isfinite(scales).all()):
         raise EdgeqError("weights hold NaN or Inf: load a sound checkpoint")
     if not bool(scales.any()):
@@ -85,8 +87,7 @@ def _least_error(rows: Tensor, full: Tensor, spec: Grid) -> Tensor:
     best, scales = torch.full_like(full, torch.inf), full.clone()
     for share in torch.linspace(1.0, SMALLEST, STEPS):
         scale = full * share
-        stored = torch.clamp(torch.round(rows / scale[:, None]), -spec.qmax, spec.qmax)
-        error = (stored * scale[:, None] - rows).square().sum(1)
+        error = (encode(rows, spec, scale[:, None]).decode() - rows).square().sum(1)
         better = error < best
         best, scales = torch.where(better, error, best), torch.where(better, scale, scales)
     return scales

@@ -23,12 +23,14 @@ Solve = Callable[["Problem", "Coded"], "Coded"]
 @dataclass(frozen=True, slots=True)
 class Solver:
     """`solve(problem, start)` gives codes for a layer, and scales where it moves them too. sums: it reads sums over the data.
+    tables: it takes codes that stand for a table's values; others reckon with neighbouring integers.
 
     Whoever calls it keeps, channel by channel, what the problem's error says is better.
     """
 
     solve: Solve
     sums: bool = False
+    tables: bool = False
 
 
 def names() -> list[str]:

@@ -9,7 +9,7 @@ from edgeq.graph.coded import Coded, encode
 
 def solver(option: str) -> Solver:
     """Takes no option."""
-    return Solver(plain(solve, option, "nearest"))
+    return Solver(plain(solve, option, "nearest"), tables=True)
 
 
 def solve(problem: Problem, start: Coded) -> Coded:

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from edgeq.calib.bench import Bench
 from edgeq.calib.floats import Floats
-from edgeq.calib.needs import DATA, POSITIVES
+from edgeq.calib.needs import DATA, NEIGHBOURS, POSITIVES
 from edgeq.calib.objectives.mse import cell_mass, relative_error
 from edgeq.calib.soft import Soft
 from edgeq.calib.spans import Span
@@ -61,8 +61,8 @@ class Reconstruct:
 
     @property
     def needs(self) -> frozenset[str]:
-        """Data, and positives for the task-guided loss."""
-        return frozenset({DATA, POSITIVES} if "tgpl" in self.objectives else {DATA})
+        """Data, codes to learn between, and positives for the task-guided loss."""
+        return frozenset({DATA, NEIGHBOURS} | ({POSITIVES} if "tgpl" in self.objectives else set()))
 
     def run(self, bench: Bench) -> Reconstruct:
         """All is done on the walk."""

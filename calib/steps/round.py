@@ -33,7 +33,7 @@ from edgeq.spec import EdgeqError
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """solver: of edgeq.calib.solvers, with its option, as `adaround:250`.
+    """solver: of edgeq.calib.solvers, with its option, as `adaround:250`; codes of a table stay the nearest where it takes none.
 
     start: a solver that reads no data, whose codes the other begins with. balanced: empty cells of a sparse map weigh at most as
     much together as the occupied ones.
@@ -72,12 +72,15 @@ class Round:
         first = solver(self.start if self.learns else self.solver)
         for x in bench.layers.values():
             start = bench.resolved.weights[x.key]
-            bench.resolved.weights[x.key] = first.solve(Problem(x.weight, x.axis, start), start)
+            if x.grid.table is None or first.tables:
+                bench.resolved.weights[x.key] = first.solve(Problem(x.weight, x.axis, start), start)
         return self if self.learns else None
 
     def layer(self, walk: Walk, node: Node) -> Errors:
         """Solve a layer; no output channel is worse than in its start."""
         x, resolved = walk.layers[node], walk.numbers.resolved
+        if x.grid.table is not None and not solver(self.solver).tables:
+            return 0.0, 0.0
         start = self._started(walk, x)
         problem = Problem(x.weight, x.axis, start, self.sums(walk, x), bias=x.bias is not None)
         before = problem.errors(problem.split(start.decode()), torch.zeros(problem.channels)).sum()

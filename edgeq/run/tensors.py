@@ -157,7 +157,7 @@ def _weights(
             continue
         assert isinstance(original, Node)
         value, coded = constant(twin, original), coded_weight(program, source)
-        most = coded.grid.qmax if coded.grid.table is None else coded.grid.table[-1]
+        most = coded.grid.reach
         reach = coded.scale.double() * most
         minimum, maximum, counts = _histogram(value, bins)
         outside = value.double().abs() > spread(coded.scale.double() * (most + 0.5), value.shape)

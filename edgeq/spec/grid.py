@@ -47,6 +47,11 @@ class Grid:
             raise ValueError("a table that does not ascend")
 
     @property
+    def reach(self) -> float:
+        """The largest value of both signs, in steps of the scale."""
+        return float(self.qmax) if self.table is None else min(-self.table[0], self.table[-1])
+
+    @property
     def qmin(self) -> int:
         """Smallest code."""
         return -(1 << (self.bits - 1)) + (1 if self.symmetric and not self.full_range else 0)

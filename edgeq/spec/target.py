@@ -69,7 +69,7 @@ def _holds(side: Side, wanted: Grid | None) -> bool:
     """Whether a side of a pair is what is wanted there."""
     if side is None or wanted is None or isinstance(side, Grid):
         return side == wanted
-    return side == "any" or wanted.tile.over == "channel"
+    return side == "any" or (wanted.tile.over == "channel" and wanted.table is None)
 
 
 @dataclass(frozen=True, slots=True)
