@@ -65,24 +65,7 @@ def calibrate(
     """
     wanted = needs(recipe)
     reads = DATA in wanted or (SEEN in wanted and bool(annotation.tensors.parent))
-    if reads and data is None:
-        raise EdgeqError(
-            f"recipe {recipe.name!r} needs calibration batches: add calibration() to the task file, or give "
-            "quantize(…, calibration=[batch, …]); precision w8 (weights only) needs none with most recipes"
-        )
-    tables = [key for key, (_, p) in annotation.weight_only.items() if p.weight is not None and p.weight.table is not None]
-    if NEIGHBOURS in wanted and tables:
-        raise EdgeqError(
-            f"recipe {recipe.name!r} learns between neighbouring integers, and the weights of {tables[0]!r} lie on a table of other "
-            "values: use a recipe that rounds to the nearest, such as minmax or mse"
-        )
-    positives: Positives | None = hook(HOOK) if POSITIVES in wanted else None
-    if POSITIVES in wanted and positives is None:
-        raise EdgeqError(
-            f"recipe {recipe.name!r} looks at the cells where the detector's answers are: add positives(outputs) to the "
-            "task file, which takes the float outputs of one batch and returns one mask per output (1 at positives); see "
-            "examples/centerpoint_pillar.py, or use recipe 'adaround', which needs none"
-        )
+    positives = _positives(recipe, annotation, hook, given=data is not None or not reads)
     with workspace(output if learns(recipe) else None) if DATA in wanted else nullcontext() as home:
         key = fingerprint(captured, annotation, recipe)
         bench = Bench(captured, annotation, data if reads else None, progress, again, settled, home, key)
@@ -102,6 +85,38 @@ def calibrate(
         if together:
             Walk(bench, together).run()
         return bench.annotation, bench.resolved
+
+
+def _positives(
+    recipe: Recipe, annotation: Annotation, hook: Callable[[str], Callable[..., Any] | None], *, given: bool
+) -> Positives | None:
+    """What marks the answers that a recipe looks at, where it does. given: there is the data that its steps read.
+
+    Raises:
+        EdgeqError: see `calibrate`; nothing was computed yet.
+    """
+    wanted = needs(recipe)
+    if not given:
+        raise EdgeqError(
+            f"recipe {recipe.name!r} needs calibration batches: add calibration() to the task file, or give "
+            "quantize(…, calibration=[batch, …]); precision w8 (weights only) needs none with most recipes"
+        )
+    tables = [
+        key for key, (_, p) in annotation.weight_only.items() if p.weight is not None and p.weight.table is not None
+    ]
+    if NEIGHBOURS in wanted and tables:
+        raise EdgeqError(
+            f"recipe {recipe.name!r} learns between neighbouring integers, and the weights of {tables[0]!r} lie on a table of "
+            "other values: use a recipe that rounds to the nearest, such as minmax or mse"
+        )
+    positives: Positives | None = hook(HOOK) if POSITIVES in wanted else None
+    if POSITIVES in wanted and positives is None:
+        raise EdgeqError(
+            f"recipe {recipe.name!r} looks at the cells where the detector's answers are: add positives(outputs) to the "
+            "task file, which takes the float outputs of one batch and returns one mask per output (1 at positives); see "
+            "examples/centerpoint_pillar.py, or use recipe 'adaround', which needs none"
+        )
+    return positives
 
 
 def fingerprint(captured: Captured, annotation: Annotation, recipe: Recipe) -> hashlib._Hash:

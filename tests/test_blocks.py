@@ -16,6 +16,7 @@ import edgeq
 from edgeq import api, backends
 from edgeq.calib.calibrate import calibrate
 from edgeq.calib.recipes import RECIPES
+from edgeq.calib.steps.reconstruct import Reconstruct
 from edgeq.graph.annotate import annotate, default_plan
 from edgeq.graph.capture import capture
 from edgeq.graph.coded import Coded
@@ -166,3 +167,28 @@ def test_a_group_that_does_not_divide_is_refused_by_name(tmp_path: Path) -> None
     plan = dataclasses.replace(default_plan(captured, target, "minmax", "w8"), layers={"linear": "w4g32"})
     with pytest.raises(EdgeqError, match=r"'linear' asks for w4g32, but its inputs are no multiple"):
         annotate(captured, target, plan)
+
+
+def test_powers_of_two_as_a_precision(tmp_path: Path) -> None:
+    """Every weight against the nearest of the grid's values by brute force in NumPy; zeros stay zero."""
+    module, data, model = quantized(tmp_path, "w4log2")
+    assert set(model.plan.layers[f"{name}/{kind}"] for name, kind in (("stem", "conv2d"), ("head", "linear"))) == {
+        "w4log2"
+    }
+    nodes = [n for n in model.integers.module.graph.nodes if n.target in DEQUANTIZE_WEIGHT]
+    assert len(nodes) == 3
+    for node, layer in zip(nodes, (module.stem, module.each, module.head), strict=True):
+        wanted = layer.weight.detach().numpy().reshape(len(layer.weight), -1).astype(np.float64)
+        powers = np.array([sign * 2.0**-k for sign in (-1, 1) for k in range(7)] + [-(2.0**-7), 0.0])
+        values = powers * np.abs(wanted).max(1)[:, None]
+        nearest = np.abs(wanted[:, :, None] - values[:, None, :]).min(2)
+        held = coded_weight(model.integers.module, node).decode().numpy().reshape(wanted.shape)
+        np.testing.assert_allclose(np.abs(wanted - held), nearest, atol=1e-6)
+    assert decibels(model.qdq(data[0])[0], module(*data[0]).detach()) > 10
+    captured, target = capture(module, data[0]), backends.target("simulated")
+    annotation = annotate(captured, target, default_plan(captured, target, "minmax", "w4log2"))
+    learning = dataclasses.replace(RECIPES["minmax"], steps=(*RECIPES["minmax"].steps, Reconstruct()))
+    with pytest.raises(EdgeqError, match="learns between neighbouring integers, and the weights of 'stem/conv2d'"):
+        calibrate(captured, annotation, learning, data, api.silent)
+    with pytest.raises(EdgeqError, match="in w4log2"):
+        edgeq.export(model, "tvm", folder=tmp_path / "file")

@@ -62,6 +62,17 @@ class Grid:
         return (1 << (self.bits - 1)) - 1
 
 
+def log2(bits: int) -> Grid:
+    """Signed powers of two, 0 among them, for weights, so that a product with one is a shift.
+
+    In steps of the scale: ±1, ±1/2, ... and 0. Miyashita, Lee, Murmann 2016, "Convolutional Neural Networks using Logarithmic
+    Data Representation", arXiv 1603.01025, section 3, which rounds the exponent; ours rounds the value.
+    """
+    half = 1 << (bits - 1)
+    table = (*(-(2.0**-k) for k in range(half)), 0.0, *(2.0 ** (k + 2 - half) for k in range(half - 1)))
+    return Grid(bits, tile=CHANNEL, table=table)
+
+
 @dataclass(frozen=True, slots=True)
 class QParams:
     """Resolved numbers of one tensor: real = scale * (q - zero_point), per tensor or along `axis`."""
