@@ -23,7 +23,8 @@
 namespace {
 
 constexpr int kLargestBlock = 4096;  // state values; a block lies in a thread's first-level cache
-constexpr int kLines = 7;            // decades of the map
+constexpr int kDecades = 8;          // of a map, with that of 1 alone
+constexpr int kBins = 1 << 15;       // of ratios: 16 bits without a sign, 15 with one
 constexpr int kStep = 64;            // codes handled at once; block sizes are multiples of it
 constexpr float kLeastTop = 0x1p-64f;       // below it the inverse of a block's largest magnitude is not taken
 constexpr uint32_t kTooLarge = 0x58800000;  // bits of 2^50: sums of many squares of what is below are finite
@@ -33,14 +34,14 @@ constexpr uint32_t kTooLarge = 0x58800000;  // bits of 2^50: sums of many square
 extern "C" {
 
 // A map of 256 values in ascending order. `magnitudes`: the values not below 0, of which the signed map has 129.
-// `thresholds[i]`: above it magnitude i + 1 is nearer than i. `slope`, `offset`: lines whose minimum at t, rounded down, is
-// the magnitude's index or one less.
+// `thresholds[i]`: above it magnitude i + 1 is nearer than i. `bins`: for every ratio's highest bits, the code of the bin's
+// least magnitude (255 less it where the sign's bit is set) times 2^low, and what carries the bits below, `low` of them, over
+// 2^low where they are above the bin's threshold.
 struct Map {
     float values[256];
     float magnitudes[256];
     float thresholds[256];
-    float slope[kLines];
-    float offset[kLines];
+    uint32_t bins[kBins];
     int32_t is_signed;
 };
 
@@ -73,61 +74,69 @@ INLINE void decode_plain(const uint8_t* codes, int count, const Map& map, float 
     for (int i = 0; i < count; ++i) out[i] = map.values[codes[i]] * maximum;
 }
 
+// A bin's highest bits: with the sign where the map has one. No bits of any float lie outside of the bins.
+INLINE uint8_t code_of(float ratio, const Map& map) {
+    uint32_t bits;
+    std::memcpy(&bits, &ratio, 4);
+    const uint32_t negative = map.is_signed ? bits >> 31 : 0;
+    const int low = map.is_signed ? 17 : 16;
+    if (!map.is_signed) bits &= 0x7fffffff;
+    return static_cast<uint8_t>((map.bins[bits >> low] + (bits & ((1u << low) - 1))) >> low ^ (negative ? 255 : 0));
+}
+
 INLINE void encode_plain(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
-    const int zero = map.is_signed ? 127 : 0;
-    for (int i = 0; i < count; ++i) {
-        const float t = std::fabs(in[i] * inverse);
-        float f = map.slope[0] * t + map.offset[0];
-        for (int line = 1; line < kLines; ++line) {
-            const float other = map.slope[line] * t + map.offset[line];
-            f = other < f ? other : f;
-        }
-        int magnitude = static_cast<int>(f);
-        magnitude += t > map.thresholds[magnitude];
-        const bool negative = in[i] < 0;
-        codes[i] = static_cast<uint8_t>(negative ? zero - (magnitude < zero ? magnitude : zero) : zero + magnitude);
-    }
+    for (int i = 0; i < count; ++i) codes[i] = code_of(in[i] * inverse, map);
 }
 
 #if defined(__x86_64__)
 
-// ---------------------------------------------------------------- AVX2: the table by gathers
+// ---------------------------------------------------------------- AVX2: tables by loads, which are faster than gathers
 
-TARGET("avx2") void decode_avx2(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
-    const __m256 scale = _mm256_set1_ps(maximum);
-    for (int i = 0; i < count; i += 8) {
-        const __m256i index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + i)));
-        _mm256_storeu_ps(out + i, _mm256_mul_ps(_mm256_i32gather_ps(map.values, index, 4), scale));
-    }
+#define AVX2 "avx2,fma"
+
+// Values of eight codes.
+TARGET(AVX2) INLINE __m256 values8(const float* values, const uint8_t* codes) {
+    uint64_t at;
+    std::memcpy(&at, codes, 8);
+    return _mm256_setr_ps(values[at & 255], values[at >> 8 & 255], values[at >> 16 & 255], values[at >> 24 & 255],
+                          values[at >> 32 & 255], values[at >> 40 & 255], values[at >> 48 & 255], values[at >> 56]);
 }
 
-TARGET("avx2") void encode_avx2(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
-    const __m256 scale = _mm256_set1_ps(inverse), sign = _mm256_set1_ps(-0.0f);
-    const __m256i zero = _mm256_set1_epi32(map.is_signed ? 127 : 0);
-    __m256 slope[kLines], offset[kLines];
-    for (int line = 0; line < kLines; ++line) {
-        slope[line] = _mm256_set1_ps(map.slope[line]);
-        offset[line] = _mm256_set1_ps(map.offset[line]);
-    }
-    const __m256i bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1,
-                                           -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-    for (int i = 0; i < count; i += 8) {
-        const __m256 x = _mm256_loadu_ps(in + i);
-        const __m256 t = _mm256_andnot_ps(sign, _mm256_mul_ps(x, scale));
-        __m256 f = _mm256_add_ps(_mm256_mul_ps(slope[0], t), offset[0]);
-        for (int line = 1; line < kLines; ++line)
-            f = _mm256_min_ps(f, _mm256_add_ps(_mm256_mul_ps(slope[line], t), offset[line]));
-        __m256i magnitude = _mm256_cvttps_epi32(f);
-        const __m256 threshold = _mm256_i32gather_ps(map.thresholds, magnitude, 4);
-        magnitude = _mm256_sub_epi32(magnitude, _mm256_castps_si256(_mm256_cmp_ps(t, threshold, _CMP_GT_OQ)));
-        const __m256i negative = _mm256_castps_si256(_mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
-        const __m256i below = _mm256_sub_epi32(zero, _mm256_min_epi32(magnitude, zero));
-        const __m256i code = _mm256_blendv_epi8(_mm256_add_epi32(zero, magnitude), below, negative);
-        const __m256i packed = _mm256_shuffle_epi8(code, bytes);
-        const uint32_t low = _mm256_extract_epi32(packed, 0), high = _mm256_extract_epi32(packed, 4);
-        std::memcpy(codes + i, &low, 4);
-        std::memcpy(codes + i + 4, &high, 4);
-    }
+// Codes of eight ratios, each in 32 bits, of which the lowest eight count.
+template <bool kSigned>
+TARGET(AVX2) INLINE __m256i codes8(__m256 ratios, const Map& map) {
+    constexpr int kLow = kSigned ? 17 : 16;
+    __m256i bits = _mm256_castps_si256(ratios);
+    if (!kSigned) bits = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+    const __m256i high = _mm256_srli_epi32(bits, kLow);
+    const __m128i numbers = _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    const uint64_t a = _mm_cvtsi128_si64(numbers), b = _mm_extract_epi64(numbers, 1);
+    const float* bins = reinterpret_cast<const float*>(map.bins);
+    const __m256i bin = _mm256_castps_si256(_mm256_setr_ps(bins[a & 65535], bins[a >> 16 & 65535], bins[a >> 32 & 65535],
+                                                           bins[a >> 48], bins[b & 65535], bins[b >> 16 & 65535],
+                                                           bins[b >> 32 & 65535], bins[b >> 48]));
+    const __m256i below = _mm256_and_si256(bits, _mm256_set1_epi32((1 << kLow) - 1));
+    const __m256i code = _mm256_srli_epi32(_mm256_add_epi32(bin, below), kLow);
+    return kSigned ? _mm256_xor_si256(code, _mm256_srai_epi32(bits, 31)) : code;
+}
+
+TARGET(AVX2) INLINE void put8(__m256i code, uint8_t* codes) {
+    const __m256i bytes = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
+    const __m256i packed = _mm256_shuffle_epi8(code, bytes);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(codes),
+                     _mm_unpacklo_epi32(_mm256_castsi256_si128(packed), _mm256_extracti128_si256(packed, 1)));
+}
+
+TARGET(AVX2) void decode_avx2(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
+    const __m256 scale = _mm256_set1_ps(maximum);
+    for (int i = 0; i < count; i += 8) _mm256_storeu_ps(out + i, _mm256_mul_ps(values8(map.values, codes + i), scale));
+}
+
+template <bool kSigned>
+TARGET(AVX2)
+void encode_avx2(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
+    const __m256 scale = _mm256_set1_ps(inverse);
+    for (int i = 0; i < count; i += 8) put8(codes8<kSigned>(_mm256_mul_ps(_mm256_loadu_ps(in + i), scale), map), codes + i);
 }
 
 // ---------------------------------------------------------------- AVX-512: the table in registers
@@ -169,7 +178,6 @@ struct Lines {
 constexpr uint32_t kStart = 0x40638e40;  // bits of 4 - 0.4 / 0.9 and a little, so that the rounded line is never too low
 constexpr uint32_t kNear = 20;           // in units of the line's last place; by trial with every float32 from 0 to 1
 constexpr uint32_t kLeast = 96u << 23;   // bits of 2^-31
-constexpr int kDecades = kLines + 1;     // with that of 1 alone
 
 inline float of_bits(uint32_t bits) {
     float value;
@@ -184,9 +192,9 @@ uint32_t slope_bits(const Map& map, int decade, float upper) {
     if (map.is_signed && decade <= 0) return kBeyond | (decade < 0 ? 0 : 30);
     if (decade < 0) return 22;                                // kStart is rotated to 1
     if (decade == 0 && upper <= map.thresholds[1]) return 29;  // to 2
-    if (decade == kLines) return kOne | (map.is_signed ? 16 : 15);
+    if (decade == kDecades - 1) return kOne | (map.is_signed ? 16 : 15);
     double slope = 4 / 0.9;
-    for (int above = decade; above < kLines - 1; ++above) slope *= 10;
+    for (int above = decade; above < kDecades - 2; ++above) slope *= 10;
     const float single = static_cast<float>(slope);
     uint32_t bits;
     std::memcpy(&bits, &single, 4);
@@ -410,31 +418,13 @@ void encode_vbmi(const float* in, int count, const Map& map, float inverse, uint
 
 #if defined(__aarch64__)
 
-// ---------------------------------------------------------------- NEON: the tables by loads, four values at once
+// ---------------------------------------------------------------- NEON: the table by loads, four values at once
 
 void decode_neon(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
     for (int i = 0; i < count; i += 4) {
         const uint8_t* c = codes + i;
         const float found[4] = {map.values[c[0]], map.values[c[1]], map.values[c[2]], map.values[c[3]]};
         vst1q_f32(out + i, vmulq_n_f32(vld1q_f32(found), maximum));
-    }
-}
-
-void encode_neon(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
-    const int32x4_t zero = vdupq_n_s32(map.is_signed ? 127 : 0);
-    for (int i = 0; i < count; i += 4) {
-        const float32x4_t x = vld1q_f32(in + i), t = vabsq_f32(vmulq_n_f32(x, inverse));
-        float32x4_t f = vaddq_f32(vmulq_n_f32(t, map.slope[0]), vdupq_n_f32(map.offset[0]));
-        for (int line = 1; line < kLines; ++line)
-            f = vminq_f32(f, vaddq_f32(vmulq_n_f32(t, map.slope[line]), vdupq_n_f32(map.offset[line])));
-        int32x4_t magnitude = vcvtq_s32_f32(f);
-        int32_t at[4];
-        vst1q_s32(at, magnitude);
-        const float above[4] = {map.thresholds[at[0]], map.thresholds[at[1]], map.thresholds[at[2]], map.thresholds[at[3]]};
-        magnitude = vsubq_s32(magnitude, vreinterpretq_s32_u32(vcgtq_f32(t, vld1q_f32(above))));
-        const int32x4_t below = vsubq_s32(zero, vminq_s32(magnitude, zero));
-        vst1q_s32(at, vbslq_s32(vcltzq_f32(x), below, vaddq_s32(zero, magnitude)));
-        for (int k = 0; k < 4; ++k) codes[i + k] = static_cast<uint8_t>(at[k]);
     }
 }
 
@@ -532,18 +522,18 @@ INLINE bool sound_inline(const float* gradient, int64_t count) {
     {update_##name<kAdam>, update_##name<kMomentum>, update_##name<kNesterov>, update_##name<kLion>, update_##name<kAdagrad>}
 
 UPDATES(plain, )
+void encode_any(const float* in, int n, const Map& map, float s, uint8_t* c) { encode_plain(in, n, map, s, c); }
 #if defined(__aarch64__)
-const Path kPlain = {decode_neon, decode_neon, encode_neon, encode_neon, NAMED(plain), sound_plain};
+const Path kPlain = {decode_neon, decode_neon, encode_any, encode_any, NAMED(plain), sound_plain};
 #else
 void decode_any(const uint8_t* c, int n, const Map& map, float s, float* out) { decode_plain(c, n, map, s, out); }
-void encode_any(const float* in, int n, const Map& map, float s, uint8_t* c) { encode_plain(in, n, map, s, c); }
 const Path kPlain = {decode_any, decode_any, encode_any, encode_any, NAMED(plain), sound_plain};
 #endif
 
 #if defined(__x86_64__)
-UPDATES(avx2, TARGET("avx2"))
+UPDATES(avx2, TARGET(AVX2))
 UPDATES(avx512, TARGET(AVX512 ",prefer-vector-width=512"))
-const Path kAvx2 = {decode_avx2, decode_avx2, encode_avx2, encode_avx2, NAMED(avx2), sound_avx2};
+const Path kAvx2 = {decode_avx2, decode_avx2, encode_avx2<true>, encode_avx2<false>, NAMED(avx2), sound_avx2};
 const Path kAvx512 = {decode_avx512, decode_avx512, encode_avx512<true>, encode_avx512<false>, NAMED(avx512), sound_avx512};
 const Path kVbmi = {decode_vbmi<true>, decode_vbmi<false>, encode_vbmi<true>, encode_vbmi<false>, NAMED(avx512),
                     sound_avx512};
@@ -697,7 +687,7 @@ const Path* path_of(int name) {
             return &kPlain;
 #if defined(__x86_64__)
         case 1:
-            return __builtin_cpu_supports("avx2") ? &kAvx2 : nullptr;
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &kAvx2 : nullptr;
         case 2:
         case 3: {
             const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -722,7 +712,7 @@ int edgeq_optim_can(int name) { return path_of(name) != nullptr; }
 int edgeq_optim_largest_block() { return kLargestBlock; }
 
 // Of `Parameter` and of the arithmetic: edgeq/optim/native.py, which has the same number, takes no library of another.
-int edgeq_optim_version() { return 2; }
+int edgeq_optim_version() { return 3; }
 
 // Number of the first parameter whose gradient is infinite, NaN or too large to square, or -1. Nothing is written.
 int edgeq_optim_unsound(int name, const Parameter* parameters, int count, int threads) {

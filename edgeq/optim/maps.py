@@ -21,16 +21,12 @@ class Map:
     midpoints between neighbouring magnitudes, rounded down to float32, so that a float32 above one is nearer to the larger
     magnitude; on a midpoint, the smaller is taken. In the unsigned map the first one is 0, so that zero alone becomes zero: a
     second moment that is lost beside a momentum that is not would have the weight divided by epsilon. zero: the code of 0.
-    slope, offset: of a line for each decade, whose least value at a magnitude t, rounded down, is the nearest magnitude's
-    index or one less; the kernel starts there.
     """
 
     values: Tensor
     magnitudes: Tensor
     thresholds: Tensor
     zero: int
-    slope: Tensor
-    offset: Tensor
 
 
 @functools.cache
@@ -41,16 +37,10 @@ def dynamic_map(signed: bool) -> Map:
     values; 0 and 1 complete them. The values are those of bitsandbytes' create_dynamic_map, computed in float32 as there.
     """
     middles: list[Tensor] = []
-    slope, offset, index = [], [], 1
     for decade in range(DECADES):
         cells = 2 ** (decade + (0 if signed else 1))
         edges = torch.linspace(0.1, 1, cells + 1, dtype=torch.float32)
-        power = 10.0 ** (decade - DECADES + 1)
-        middles.append(power * ((edges[:-1] + edges[1:]) / 2))
-        slope.append(cells / (0.9 * power))
-        # a quarter of a cell lower, as the threshold between two decades lies a fifth into the upper one's first cell
-        offset.append(index - 0.1 * power * slope[-1] - 0.25)
-        index += cells
+        middles.append(10.0 ** (decade - DECADES + 1) * ((edges[:-1] + edges[1:]) / 2))
     positive = torch.cat([*middles, torch.ones(1)])
     magnitudes = torch.cat([torch.zeros(1), positive])
     values = torch.cat([-positive[:-1].flip(0), magnitudes]) if signed else magnitudes
@@ -60,8 +50,7 @@ def dynamic_map(signed: bool) -> Map:
     thresholds = torch.where(near.double() > middle, torch.nextafter(near, torch.zeros_like(near)), near)
     if not signed:
         thresholds[0] = 0
-    zero = 127 if signed else 0
-    return Map(values, magnitudes, thresholds, zero, torch.tensor(slope), torch.tensor(offset))
+    return Map(values, magnitudes, thresholds, 127 if signed else 0)
 
 
 def blocks(count: int, size: int) -> int:

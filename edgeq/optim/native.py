@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgeq.optim.maps import Map, blocks, dynamic_map
@@ -17,8 +19,11 @@ from edgeq.optim.update import KINDS, Kind, Numbers
 from edgeq.spec import EdgeqError
 
 NAMES = ("plain", "avx2", "avx512", "vbmi")  # in the order of native/optim.cpp
-VERSION = 2  # of what a step computes and of its arguments, as in native/optim.cpp
+VERSION = 3  # of what a step computes and of its arguments, as in native/optim.cpp
 CHOICE = "EDGEQ_OPTIM"  # environment variable: one of NAMES or torch; otherwise the last that the processor can run
+
+
+BINS = 1 << 15  # of ratios, by their 16 highest bits without the sign, or 15 with it: one threshold in each at most
 
 
 class _Map(ctypes.Structure):
@@ -26,8 +31,7 @@ class _Map(ctypes.Structure):
         ("values", ctypes.c_float * 256),
         ("magnitudes", ctypes.c_float * 256),
         ("thresholds", ctypes.c_float * 256),
-        ("slope", ctypes.c_float * 7),
-        ("offset", ctypes.c_float * 7),
+        ("bins", ctypes.c_uint32 * BINS),
         ("is_signed", ctypes.c_int32),
     )
 
@@ -175,13 +179,33 @@ def is_current(library: ctypes.CDLL) -> bool:
 
 def _map(which: Map) -> _Map:
     made = _Map()
-    for name in ("values", "magnitudes", "thresholds", "slope", "offset"):
+    for name in ("values", "magnitudes", "thresholds"):
         numbers = getattr(which, name).tolist()
         if name == "thresholds":  # nothing is above the last magnitude
             numbers += [float("inf")] * (256 - len(numbers))
         getattr(made, name)[: len(numbers)] = numbers
+    made.bins[:] = _bins(which).tolist()
     made.is_signed = which.zero != 0
     return made
+
+
+def _bins(which: Map) -> NDArray[np.int64]:
+    """For every bin of ratios the number that finds their codes, see `Map` in native/optim.cpp.
+
+    Added to the bits of a ratio below the bin's, it has the code above them. Where the sign's bit is set, it is the code's
+    complement, so that it grows with the bits there too.
+    """
+    low = 17 if which.zero else 16
+    thresholds = which.thresholds.numpy().view(np.int32).astype(np.int64)
+    bins = np.arange(BINS)
+    negative = (bins << low) >> 31 == 1
+    least, top = (bins << low) & 0x7FFFFFFF, np.where(negative, which.zero, len(thresholds))  # -1 is no value
+    index = np.searchsorted(thresholds, least).clip(max=top)  # of the bin's least magnitude
+    within = np.searchsorted(thresholds, least + (1 << low) - 1).clip(max=top) > index
+    border = np.where(within, thresholds[index.clip(max=len(thresholds) - 1)] - least, (1 << low) - 1)
+    codes = np.where(negative, 255 - (which.zero - index), which.zero + index)
+    found: NDArray[np.int64] = (codes << low) + (1 << low) - 1 - border
+    return found
 
 
 def _at(tensor: Tensor) -> ctypes.c_void_p:

@@ -72,11 +72,13 @@ def test_around_every_midpoint_the_nearest_value_is_taken(signed: bool, path: st
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("signed", [True, False])
 def test_every_float_near_a_midpoint_or_a_power_of_two_is_on_the_right_side(signed: bool, path: str) -> None:
-    """Where a kernel finds the value by a line whose rounding may put it one too high; by NumPy's search in float64."""
+    """Where a kernel finds the value by a line whose rounding may put it one too high, or by bins; by NumPy in float64."""
     positive = maps.dynamic_map(signed).magnitudes.numpy().astype(np.float64)
     middle = (positive[1:] + positive[:-1]) / 2
     edges = np.concatenate([middle, 2.0 ** -np.arange(1, 140)]).astype(np.float32).view(np.uint32)
-    bits = np.unique(np.clip(edges[:, None].astype(np.int64) + np.arange(-150, 151), 0, 0x3F800000))
+    near = edges[:, None].astype(np.int64) + np.arange(-150, 151)
+    ends = (np.arange(1, 0x3F80)[:, None] << 16) + np.arange(-1, 1)  # of all bins
+    bits = np.unique(np.clip(np.concatenate([near.ravel(), ends.ravel()]), 0, 0x3F800000))
     ratio = np.resize(bits, (-(-len(bits) // 4095), 4095)).astype(np.uint32).view(np.float32)
     x = np.concatenate([ratio, np.ones((len(ratio), 1), np.float32)], axis=1).reshape(-1)
     index = np.searchsorted(middle, x.astype(np.float64))  # among equals the smaller
