@@ -120,6 +120,12 @@ TARGET(AVX2) INLINE __m256i codes8(__m256 ratios, const Map& map) {
     return kSigned ? _mm256_xor_si256(code, _mm256_srai_epi32(bits, 31)) : code;
 }
 
+TARGET(AVX2) INLINE float largest8(__m256 x) {
+    __m128 most = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    most = _mm_max_ps(most, _mm_movehl_ps(most, most));
+    return _mm_cvtss_f32(_mm_max_ss(most, _mm_movehdup_ps(most)));
+}
+
 TARGET(AVX2) INLINE void put8(__m256i code, uint8_t* codes) {
     const __m256i bytes = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
     const __m256i packed = _mm256_shuffle_epi8(code, bytes);
@@ -142,27 +148,6 @@ void encode_avx2(const float* in, int count, const Map& map, float inverse, uint
 // ---------------------------------------------------------------- AVX-512: the table in registers
 
 #define AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
-
-// Entry `index` (0 to 255) of a table of 256 floats: pairs of registers, then the index's high bits choose.
-TARGET(AVX512) INLINE __m512 lookup512(const __m512* table, int pairs, __m512i index) {
-    __m512 found = _mm512_permutex2var_ps(table[0], index, table[1]);
-    for (int pair = 1; pair < pairs; ++pair) {
-        const __mmask16 there =
-            _mm512_cmpeq_epi32_mask(_mm512_srli_epi32(index, 5), _mm512_set1_epi32(pair));
-        found = _mm512_mask_blend_ps(there, found, _mm512_permutex2var_ps(table[2 * pair], index, table[2 * pair + 1]));
-    }
-    return found;
-}
-
-TARGET(AVX512) void decode_avx512(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
-    __m512 table[16];
-    for (int i = 0; i < 16; ++i) table[i] = _mm512_loadu_ps(map.values + 16 * i);
-    const __m512 scale = _mm512_set1_ps(maximum);
-    for (int i = 0; i < count; i += 16) {
-        const __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + i)));
-        _mm512_storeu_ps(out + i, _mm512_mul_ps(lookup512(table, 8, index), scale));
-    }
-}
 
 // How a ratio's magnitude is found by one multiplication. Ratios are sorted into 16 slots, each a factor of four wide (what is
 // below 2^-31 goes to the first), so that a slot has at most one border between two decades: a threshold, infinite where there
@@ -264,22 +249,121 @@ __attribute__((noinline, cold)) void settle512(__m512i rotated, const float* in,
     }
 }
 
+// Between the order of memory and that of four registers whose lanes are filled in turns: a 4 by 4 transpose of groups of four
+// bytes, its own inverse.
+TARGET(AVX512) INLINE __m512i turned(__m512i codes) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, codes);
+}
+
+// Byte `which` of all lanes of four registers, in `turned` order.
+TARGET(AVX512) INLINE __m512i bytes_of(const __m512i* lanes, int which) {
+    const __m512i order = _mm512_set1_epi32(0x0c080400 + 0x01010101 * which);
+    __m512i found = _mm512_shuffle_epi8(lanes[0], order);
+    for (int k = 1; k < 4; ++k)
+        found = _mm512_mask_shuffle_epi8(found, 0x000f000f000f000fu << 4 * k, lanes[k], order);
+    return found;
+}
+
+// 64 values at `in` to codes.
+template <bool kSigned>
+TARGET(AVX512) INLINE void encoded(const float* in, __m512 inverse, const Lines& by, const Map& map, uint8_t* codes) {
+    __m512i x[4], rotated[4];
+    for (int k = 0; k < 4; ++k) {
+        const __m512 ratio = _mm512_mul_ps(_mm512_loadu_ps(in + 16 * k), inverse);
+        x[k] = _mm512_castps_si512(ratio);
+        rotated[k] = rotated512<kSigned>(ratio, by);
+    }
+    __m512i code = bytes_of(rotated, 0);
+    if (kSigned) {  // magnitude 128 is no negative value's
+        const __m512i zero = _mm512_set1_epi8(127);
+        const __mmask64 negative = _mm512_movepi8_mask(bytes_of(x, 3));
+        code = _mm512_mask_sub_epi8(_mm512_add_epi8(zero, code), negative, zero, _mm512_min_epu8(code, zero));
+    } else {
+        code = _mm512_sub_epi8(code, _mm512_set1_epi8(1));
+    }
+    _mm512_storeu_si512(codes, turned(code));
+    const __m512i least = _mm512_min_epu32(_mm512_min_epu32(rotated[0], rotated[1]), _mm512_min_epu32(rotated[2], rotated[3]));
+    if (__builtin_expect(unsettled512<kSigned>(least), 0))
+        for (int k = 0; k < 4; ++k)
+            settle512<kSigned>(rotated[k], in + 16 * k, _mm512_cvtss_f32(inverse), map, codes + 16 * k);
+}
+
 template <bool kSigned>
 TARGET(AVX512)
 void encode_avx512(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
     const Lines by = lines512(map);
-    const __m512i zero = _mm512_set1_epi32(127);
-    for (int i = 0; i < count; i += 16) {
-        const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(in + i), _mm512_set1_ps(inverse));
-        const __m512i rotated = rotated512<kSigned>(x, by);
-        __m512i code = _mm512_sub_epi32(rotated, _mm512_set1_epi32(1));
-        if (kSigned) {  // magnitude 128 is no negative value's
-            const __m512i magnitude = _mm512_and_si512(rotated, _mm512_set1_epi32(255));
-            code = _mm512_mask_sub_epi32(_mm512_add_epi32(zero, magnitude), _mm512_movepi32_mask(_mm512_castps_si512(x)), zero,
-                                         _mm512_min_epi32(magnitude, zero));
+    for (int i = 0; i < count; i += kStep) encoded<kSigned>(in + i, _mm512_set1_ps(inverse), by, map, codes + i);
+}
+
+// Without VBMI the table is two planes of 16 bits. Floats 0 to 127 of it: plane[4 * w + k] has word w of 32 of them from 32k on.
+struct Words {
+    __m512i plane[8];
+};
+
+TARGET(AVX512) Words words(const float* table) {
+    Words made;
+    alignas(64) uint16_t halves[32];
+    for (int w = 0; w < 2; ++w)
+        for (int k = 0; k < 4; ++k) {
+            for (int i = 0; i < 32; ++i) std::memcpy(&halves[i], reinterpret_cast<const char*>(table + 32 * k + i) + 2 * w, 2);
+            made.plane[4 * w + k] = _mm512_load_si512(halves);
         }
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + i), _mm512_cvtepi32_epi8(code));
-        if (__builtin_expect(unsettled512<kSigned>(rotated), 0)) settle512<kSigned>(rotated, in + i, inverse, map, codes + i);
+    return made;
+}
+
+struct WordTables {
+    Words magnitudes;  // signed: 1 to 128; that of 0 is 0
+    Words low, high;   // unsigned values
+};
+
+TARGET(AVX512) WordTables word_tables(const Map& signed_map, const Map& unsigned_map) {
+    return {words(signed_map.magnitudes + 1), words(unsigned_map.values), words(unsigned_map.values + 128)};
+}
+
+// Words `w` of a table's floats 0 to 127; 0 where a bit of `there` is.
+TARGET(AVX512) INLINE __m512i word128(const Words& table, int w, __mmask32 there, __m512i index) {
+    const __mmask32 upper = _mm512_mask_test_epi16_mask(there, index, _mm512_set1_epi16(64));
+    const __m512i *plane = table.plane + 4 * w, found = _mm512_maskz_permutex2var_epi16(there, plane[0], index, plane[1]);
+    return _mm512_mask_blend_epi16(upper, found, _mm512_permutex2var_epi16(plane[2], index, plane[3]));
+}
+
+// 64 codes in `turned` order to four registers of values, each divided by its block's largest magnitude; where a bit of
+// `alive` is 0, a signed one is 0.
+template <bool kSigned>
+TARGET(AVX512) INLINE void decoded(__m512i code, __mmask64 alive, const WordTables& with, __m512* found) {
+    const __m512i none = _mm512_setzero_si512();
+    __m512i index = code, negative = none;
+    if (kSigned) {  // a magnitude's index less one, 255 for 0
+        const __m512i middle = _mm512_set1_epi8(127);
+        code = _mm512_mask_blend_epi8(alive, middle, code);
+        index = _mm512_sub_epi8(_mm512_abs_epi8(_mm512_sub_epi8(code, middle)), _mm512_set1_epi8(1));
+        negative = _mm512_maskz_set1_epi8(_mm512_cmplt_epu8_mask(code, middle), -128);
+    }
+    for (int half = 0; half < 2; ++half) {
+        const __m512i at = half ? _mm512_unpackhi_epi8(index, none) : _mm512_unpacklo_epi8(index, none);
+        const __mmask32 lower = _mm512_testn_epi16_mask(at, _mm512_set1_epi16(128));
+        __m512i word[2];
+        for (int w = 0; w < 2; ++w) {
+            word[w] = word128(kSigned ? with.magnitudes : with.low, w, lower, at);
+            if (!kSigned) word[w] = _mm512_mask_blend_epi16(lower, word128(with.high, w, ~__mmask32{0}, at), word[w]);
+        }
+        if (kSigned)
+            word[1] = _mm512_or_si512(word[1], half ? _mm512_unpackhi_epi8(none, negative) : _mm512_unpacklo_epi8(none, negative));
+        found[2 * half] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(word[0], word[1]));
+        found[2 * half + 1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(word[0], word[1]));
+    }
+}
+
+template <bool kSigned>
+TARGET(AVX512)
+void decode_avx512(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
+    const WordTables with = word_tables(map, map);
+    const __m512 scale = _mm512_set1_ps(maximum);
+    for (int i = 0; i < count; i += kStep) {
+        __m512 found[4];
+        decoded<kSigned>(turned(_mm512_loadu_si512(codes + i)), ~__mmask64{0}, with, found);
+        for (int k = 0; k < 4; ++k) _mm512_storeu_ps(out + i + 16 * k, _mm512_mul_ps(found[k], scale));
     }
 }
 
@@ -313,23 +397,15 @@ TARGET(VBMI) INLINE void woven(const __m512i* bytes, __m512* out) {
     out[3] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(high01, high23));
 }
 
-// Between the order of memory and that of `woven`: a 4 by 4 transpose of groups of four bytes, its own inverse.
-TARGET(VBMI) INLINE __m512i turned(__m512i codes) {
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_epi32(order, codes);
-}
-
 struct Tables {
     Planes magnitudes;  // signed: 1 to 128; that of 0 is 0
     Planes low, high;   // unsigned values
-    Lines lines[2];     // unsigned, signed
 };
 
 TARGET(VBMI) Tables tables(const Map& signed_map, const Map& unsigned_map) {
     return {planes(signed_map.magnitudes + 1),
             planes(unsigned_map.values),
-            planes(unsigned_map.values + 128),
-            {lines512(unsigned_map), lines512(signed_map)}};
+            planes(unsigned_map.values + 128)};
 }
 
 TARGET(VBMI) INLINE void lookup128(const Planes& table, __mmask64 there, __m512i index, __m512i* bytes) {
@@ -361,40 +437,6 @@ TARGET(VBMI) INLINE void decoded(__m512i code, __mmask64 alive, const Tables& wi
     woven(bytes, found);
 }
 
-// Byte `which` of all lanes of four registers.
-TARGET(VBMI) INLINE __m512i bytes_of(const __m512i* lanes, int which) {
-    const __m512i order = _mm512_add_epi8(
-        _mm512_set_epi32(0x7c787470, 0x6c686460, 0x5c585450, 0x4c484440, 0x3c383430, 0x2c282420, 0x1c181410, 0x0c080400,
-                         0x7c787470, 0x6c686460, 0x5c585450, 0x4c484440, 0x3c383430, 0x2c282420, 0x1c181410, 0x0c080400),
-        _mm512_set1_epi8(static_cast<char>(which)));
-    return _mm512_mask_blend_epi64(0xf0, _mm512_permutex2var_epi8(lanes[0], order, lanes[1]),
-                                   _mm512_permutex2var_epi8(lanes[2], order, lanes[3]));
-}
-
-// 64 values at `in` to codes.
-template <bool kSigned>
-TARGET(VBMI) INLINE void encoded(const float* in, __m512 inverse, const Lines& by, const Map& map, uint8_t* codes) {
-    __m512i x[4], rotated[4];
-    for (int k = 0; k < 4; ++k) {
-        const __m512 ratio = _mm512_mul_ps(_mm512_loadu_ps(in + 16 * k), inverse);
-        x[k] = _mm512_castps_si512(ratio);
-        rotated[k] = rotated512<kSigned>(ratio, by);
-    }
-    __m512i code = bytes_of(rotated, 0);
-    if (kSigned) {  // magnitude 128 is no negative value's
-        const __m512i zero = _mm512_set1_epi8(127);
-        const __mmask64 negative = _mm512_movepi8_mask(bytes_of(x, 3));
-        code = _mm512_mask_sub_epi8(_mm512_add_epi8(zero, code), negative, zero, _mm512_min_epu8(code, zero));
-    } else {
-        code = _mm512_sub_epi8(code, _mm512_set1_epi8(1));
-    }
-    _mm512_storeu_si512(codes, code);
-    const __m512i least = _mm512_min_epu32(_mm512_min_epu32(rotated[0], rotated[1]), _mm512_min_epu32(rotated[2], rotated[3]));
-    if (__builtin_expect(unsettled512<kSigned>(least), 0))
-        for (int k = 0; k < 4; ++k)
-            settle512<kSigned>(rotated[k], in + 16 * k, _mm512_cvtss_f32(inverse), map, codes + 16 * k);
-}
-
 template <bool kSigned>
 TARGET(VBMI)
 void decode_vbmi(const uint8_t* codes, int count, const Map& map, float maximum, float* out) {
@@ -405,13 +447,6 @@ void decode_vbmi(const uint8_t* codes, int count, const Map& map, float maximum,
         decoded<kSigned>(turned(_mm512_loadu_si512(codes + i)), ~__mmask64{0}, with, found);
         for (int k = 0; k < 4; ++k) _mm512_storeu_ps(out + i + 16 * k, _mm512_mul_ps(found[k], scale));
     }
-}
-
-template <bool kSigned>
-TARGET(VBMI)
-void encode_vbmi(const float* in, int count, const Map& map, float inverse, uint8_t* codes) {
-    const Lines by = lines512(map);
-    for (int i = 0; i < count; i += kStep) encoded<kSigned>(in + i, _mm512_set1_ps(inverse), by, map, codes + i);
 }
 
 #endif  // x86-64
@@ -477,12 +512,17 @@ using Decode = void (*)(const uint8_t*, int, const Map&, float, float*);
 using Encode = void (*)(const float*, int, const Map&, float, uint8_t*);
 using Update = void (*)(const Parameter&, float*, const float*, float*, float*, int, float*);
 using Sound = bool (*)(const float*, int64_t);
+constexpr int kRoom = 4096;
 
 struct Path {
     Decode decode_signed, decode_unsigned;
     Encode encode_signed, encode_unsigned;
     Update update[5];
     Sound sound;
+    // Adam's step of one whole block in fewer passes, where there is one: `prepare` fills kRoom bytes that `adam` needs, which
+    // gives false where the block is left to the functions above. The second is for gradients neither scaled nor decayed.
+    void (*prepare)(void* room, const Map& with_sign, const Map& without);
+    bool (*adam[2])(const Parameter& at, const void* room, int size, int64_t number);
 };
 
 INLINE uint32_t magnitude_bits(const float* at) {
@@ -524,19 +564,15 @@ INLINE bool sound_inline(const float* gradient, int64_t count) {
 UPDATES(plain, )
 void encode_any(const float* in, int n, const Map& map, float s, uint8_t* c) { encode_plain(in, n, map, s, c); }
 #if defined(__aarch64__)
-const Path kPlain = {decode_neon, decode_neon, encode_any, encode_any, NAMED(plain), sound_plain};
+const Path kPlain = {decode_neon, decode_neon, encode_any, encode_any, NAMED(plain), sound_plain, nullptr, {}};
 #else
 void decode_any(const uint8_t* c, int n, const Map& map, float s, float* out) { decode_plain(c, n, map, s, out); }
-const Path kPlain = {decode_any, decode_any, encode_any, encode_any, NAMED(plain), sound_plain};
+const Path kPlain = {decode_any, decode_any, encode_any, encode_any, NAMED(plain), sound_plain, nullptr, {}};
 #endif
 
 #if defined(__x86_64__)
 UPDATES(avx2, TARGET(AVX2))
 UPDATES(avx512, TARGET(AVX512 ",prefer-vector-width=512"))
-const Path kAvx2 = {decode_avx2, decode_avx2, encode_avx2<true>, encode_avx2<false>, NAMED(avx2), sound_avx2};
-const Path kAvx512 = {decode_avx512, decode_avx512, encode_avx512<true>, encode_avx512<false>, NAMED(avx512), sound_avx512};
-const Path kVbmi = {decode_vbmi<true>, decode_vbmi<false>, encode_vbmi<true>, encode_vbmi<false>, NAMED(avx512),
-                    sound_avx512};
 #endif
 
 // What a block's values are multiplied by to have ratios. Where the largest is too small to have a normal inverse, the
@@ -607,77 +643,214 @@ constexpr int kLine = 16, kPage = 1024;  // floats
 
 INLINE void ahead(const void* at) { __builtin_prefetch(at, 0, 2); }
 
-// `block` for Adam on a whole one, the same operations in two passes: first the moments, which leaves shuffles and
-// multiplications alone, then the weights, whose roots and quotients take their time while the moments are encoded. Gives
-// false, and has written nothing, where a block's largest magnitude has no normal inverse. kBare: the gradient is neither
-// scaled nor decayed, which at a scale of 1 and a decay of 0 gives the same bytes.
-template <bool kBare>
-TARGET(VBMI)
-bool adam_vbmi(const Parameter& at, const Tables& with, const Map& signed_map, const Map& unsigned_map, int size,
-               int64_t number) {
-    alignas(64) float m[kLargestBlock], v[kLargestBlock];
-    float* weight = at.weight + number * size;
-    const float* gradient = at.gradient + number * size;
-    uint8_t *codes1 = at.first + number * size, *codes2 = at.second + number * size;
-    const __m512 scale = _mm512_set1_ps(at.scale), decay = _mm512_set1_ps(at.decay), keep = _mm512_set1_ps(at.keep);
-    const __m512 epsilon = _mm512_set1_ps(at.epsilon), rate = _mm512_set1_ps(at.rate);
-    const __m512 carry1 = _mm512_set1_ps(at.first_max[number] * at.beta1);
-    const __m512 carry2 = _mm512_set1_ps(at.second_max[number] * at.beta2);
-    const __mmask64 some = at.second_max[number] > 0 ? ~__mmask64{0} : 0;
-    const __m512 none = _mm512_setzero_ps();
-    // Two passes touch too much for the processor to read ahead by itself: the pages of the block after the next one, so that
-    // their addresses are known in time, and beside the arithmetic every line of the next one.
-    for (int page = 0; page < size; page += kPage) {
-        ahead(weight + 2 * size + page);
-        ahead(gradient + 2 * size + page);
-    }
-    ahead(codes1 + 2 * size);
-    ahead(codes2 + 2 * size);
-    __m512 first = none, second = none;
-    for (int i = 0; i < size; i += kStep) {
-        __m512 a[4], b[4];
-        for (int line = 0; line < kStep; line += kLine) ahead(gradient + size + i + line);
-        ahead(codes1 + size + i);
-        ahead(codes2 + size + i);
-        const __m512i squares = turned(_mm512_loadu_si512(codes2 + i));
-        decoded<true>(turned(_mm512_loadu_si512(codes1 + i)), _mm512_mask_test_epi8_mask(some, squares, squares), with, a);
-        decoded<false>(squares, some, with, b);
-        for (int k = 0; k < 4; ++k) {
-            const int j = i + 16 * k;
-            __m512 g = _mm512_loadu_ps(gradient + j);
-            if (!kBare) g = _mm512_add_ps(_mm512_mul_ps(g, scale), _mm512_mul_ps(decay, _mm512_loadu_ps(weight + j)));
-            const __m512 new1 = _mm512_add_ps(_mm512_mul_ps(a[k], carry1), g);
-            const __m512 new2 = _mm512_add_ps(_mm512_mul_ps(b[k], carry2), _mm512_mul_ps(g, g));
-            _mm512_store_ps(m + j, new1);
-            _mm512_store_ps(v + j, new2);
-            first = _mm512_max_ps(first, _mm512_abs_ps(new1));
-            second = _mm512_max_ps(second, new2);
+// A whole block of one parameter, for Adam's fused steps: the operations of `block` in two passes. First the moments, which
+// leaves shuffles and multiplications alone, then the weights, whose roots and quotients take their time while the moments
+// are encoded.
+struct Whole {
+    float* weight;
+    const float* gradient;
+    uint8_t *first, *second;
+    float *first_max, *second_max;
+    int size;
+
+    __attribute__((always_inline)) Whole(const Parameter& at, int of, int64_t number)
+        : weight(at.weight + number * of),
+          gradient(at.gradient + number * of),
+          first(at.first + number * of),
+          second(at.second + number * of),
+          first_max(at.first_max + number),
+          second_max(at.second_max + number),
+          size(of) {
+        // Two passes touch too much for the processor to read ahead by itself: here the pages of the block after the next
+        // one, so that their addresses are known in time, and beside the arithmetic every line of the next one.
+        for (int page = 0; page < size; page += kPage) {
+            ahead(weight + 2 * size + page);
+            ahead(gradient + 2 * size + page);
         }
+        ahead(first + 2 * size);
+        ahead(second + 2 * size);
     }
-    const float first_top = _mm512_reduce_max_ps(first), second_top = _mm512_reduce_max_ps(second);
-    if ((first_top > 0 && first_top < kLeastTop) || (second_top > 0 && second_top < kLeastTop)) return false;
-    at.first_max[number] = first_top * at.rest1;
-    at.second_max[number] = second_top * at.rest2;
-    const __m512 inverse1 = _mm512_set1_ps(first_top > 0 ? 1 / first_top : 0);
-    const __m512 inverse2 = _mm512_set1_ps(second_top > 0 ? 1 / second_top : 0);
-    const Lines signed_lines = with.lines[1], unsigned_lines = with.lines[0];
-    for (int i = 0; i < size; i += kStep) {
+
+    __attribute__((always_inline)) void inputs_ahead(int i) const {
+        for (int line = 0; line < kStep; line += kLine) ahead(gradient + size + i + line);
+        ahead(first + size + i);
+        ahead(second + size + i);
+    }
+
+    __attribute__((always_inline)) void weights_ahead(int i) const {
         for (int line = 0; line < kStep; line += kLine) ahead(weight + size + i + line);
+    }
+
+    // Takes the moments' largest magnitudes, and gives what they are multiplied by to have ratios. False, with nothing
+    // changed, where a block's largest magnitude has no normal inverse.
+    bool topped(float first_top, float second_top, const Parameter& at, float* inverse) const {
+        if ((first_top > 0 && first_top < kLeastTop) || (second_top > 0 && second_top < kLeastTop)) return false;
+        *first_max = first_top * at.rest1;
+        *second_max = second_top * at.rest2;
+        inverse[0] = first_top > 0 ? 1 / first_top : 0;
+        inverse[1] = second_top > 0 ? 1 / second_top : 0;
+        return true;
+    }
+};
+
+// What the two passes hand on: M and V of a block's values, and the largest magnitudes; and what all moments need.
+struct Moments512 {
+    float *m, *v;
+    __m512 first, second, scale, decay, carry1, carry2;
+    __mmask64 some;
+};
+
+TARGET(AVX512) INLINE Moments512 begun512(const Parameter& at, const Whole& of, float* m, float* v) {
+    const __m512 none = _mm512_setzero_ps();
+    return {m,
+            v,
+            none,
+            none,
+            _mm512_set1_ps(at.scale),
+            _mm512_set1_ps(at.decay),
+            _mm512_set1_ps(*of.first_max * at.beta1),
+            _mm512_set1_ps(*of.second_max * at.beta2),
+            *of.second_max > 0 ? ~__mmask64{0} : 0};
+}
+
+// The moments of 64 values from decoded ones. kBare: the gradient is neither scaled nor decayed, which at a scale of 1 and a
+// decay of 0 gives the same bytes.
+template <bool kBare>
+TARGET(AVX512) INLINE void moments512(const Whole& of, int i, const __m512* a, const __m512* b, Moments512& to) {
+    for (int k = 0; k < 4; ++k) {
+        const int j = i + 16 * k;
+        __m512 g = _mm512_loadu_ps(of.gradient + j);
+        if (!kBare) g = _mm512_add_ps(_mm512_mul_ps(g, to.scale), _mm512_mul_ps(to.decay, _mm512_loadu_ps(of.weight + j)));
+        const __m512 new1 = _mm512_add_ps(_mm512_mul_ps(a[k], to.carry1), g);
+        const __m512 new2 = _mm512_add_ps(_mm512_mul_ps(b[k], to.carry2), _mm512_mul_ps(g, g));
+        _mm512_store_ps(to.m + j, new1);
+        _mm512_store_ps(to.v + j, new2);
+        to.first = _mm512_max_ps(to.first, _mm512_abs_ps(new1));
+        to.second = _mm512_max_ps(to.second, new2);
+    }
+}
+
+// What all blocks' fused steps need.
+template <typename WithTables>
+struct Fused512 {
+    const Map &signed_map, &unsigned_map;
+    Lines signed_lines, unsigned_lines;
+    WithTables tables;
+};
+
+// The second pass.
+template <typename WithTables>
+TARGET(AVX512)
+INLINE bool weights512(const Parameter& at, const Whole& of, const Moments512& with, const Fused512<WithTables>& by) {
+    const __m512 keep = _mm512_set1_ps(at.keep), epsilon = _mm512_set1_ps(at.epsilon), rate = _mm512_set1_ps(at.rate);
+    float inverse[2];
+    if (!of.topped(_mm512_reduce_max_ps(with.first), _mm512_reduce_max_ps(with.second), at, inverse)) return false;
+    const __m512 inverse1 = _mm512_set1_ps(inverse[0]), inverse2 = _mm512_set1_ps(inverse[1]);
+    const Lines signed_lines = by.signed_lines, unsigned_lines = by.unsigned_lines;
+    for (int i = 0; i < of.size; i += kStep) {
+        of.weights_ahead(i);
         __m512 step[4];
-        for (int k = 0; k < 4; ++k) step[k] = _mm512_sqrt_ps(_mm512_load_ps(v + i + 16 * k));
-        encoded<true>(m + i, inverse1, signed_lines, signed_map, codes1 + i);
+        for (int k = 0; k < 4; ++k) step[k] = _mm512_sqrt_ps(_mm512_load_ps(with.v + i + 16 * k));
+        encoded<true>(with.m + i, inverse1, signed_lines, by.signed_map, of.first + i);
         for (int k = 0; k < 4; ++k) {
             const __m512 below = _mm512_add_ps(step[k], epsilon);
-            step[k] = _mm512_mul_ps(rate, _mm512_div_ps(_mm512_load_ps(m + i + 16 * k), below));
+            step[k] = _mm512_mul_ps(rate, _mm512_div_ps(_mm512_load_ps(with.m + i + 16 * k), below));
         }
-        encoded<false>(v + i, inverse2, unsigned_lines, unsigned_map, codes2 + i);
+        encoded<false>(with.v + i, inverse2, unsigned_lines, by.unsigned_map, of.second + i);
         for (int k = 0; k < 4; ++k) {
-            const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(weight + i + 16 * k), keep);
-            _mm512_storeu_ps(weight + i + 16 * k, _mm512_sub_ps(kept, step[k]));
+            const __m512 kept = _mm512_mul_ps(_mm512_loadu_ps(of.weight + i + 16 * k), keep);
+            _mm512_storeu_ps(of.weight + i + 16 * k, _mm512_sub_ps(kept, step[k]));
         }
     }
     return true;
 }
+
+// What `Path::prepare` and `Path::adam` are, for tables of either kind.
+#define ADAM512(name, features, WithTables, made)                                                               \
+    TARGET(features) void prepare_##name(void* room, const Map& with_sign, const Map& without) {                 \
+        static_assert(sizeof(Fused512<WithTables>) <= kRoom);                                                    \
+        const WithTables tables = made(with_sign, without);                                                      \
+        new (room) Fused512<WithTables>{with_sign, without, lines512(with_sign), lines512(without), tables};     \
+    }                                                                                                            \
+    template <bool kBare>                                                                                        \
+    TARGET(features)                                                                                             \
+    bool adam_##name(const Parameter& at, const void* room, int size, int64_t number) {                          \
+        const Fused512<WithTables>& by = *static_cast<const Fused512<WithTables>*>(room);                        \
+        const Whole of(at, size, number);                                                                        \
+        alignas(64) float m[kLargestBlock], v[kLargestBlock];                                                    \
+        Moments512 to = begun512(at, of, m, v);                                                                  \
+        for (int i = 0; i < size; i += kStep) {                                                                  \
+            __m512 a[4], b[4];                                                                                   \
+            of.inputs_ahead(i);                                                                                  \
+            const __m512i squares = turned(_mm512_loadu_si512(of.second + i));                                   \
+            const __mmask64 alive = _mm512_mask_test_epi8_mask(to.some, squares, squares);                       \
+            decoded<true>(turned(_mm512_loadu_si512(of.first + i)), alive, by.tables, a);                        \
+            decoded<false>(squares, alive, by.tables, b);                                                        \
+            moments512<kBare>(of, i, a, b, to);                                                                  \
+        }                                                                                                        \
+        return weights512(at, of, to, by);                                                                       \
+    }
+
+ADAM512(avx512, AVX512, WordTables, word_tables)
+ADAM512(vbmi, VBMI, Tables, tables)
+
+// The same by eight values, without tables of its own.
+struct Fused256 {
+    const Map &signed_map, &unsigned_map;
+};
+
+void prepare_avx2(void* room, const Map& with_sign, const Map& without) { new (room) Fused256{with_sign, without}; }
+
+template <bool kBare>
+TARGET(AVX2)
+bool adam_avx2(const Parameter& at, const void* room, int size, int64_t number) {
+    alignas(64) float m[kLargestBlock], v[kLargestBlock];
+    const Fused256& by = *static_cast<const Fused256*>(room);
+    const Whole of(at, size, number);
+    const __m256 scale = _mm256_set1_ps(at.scale), decay = _mm256_set1_ps(at.decay), none = _mm256_setzero_ps();
+    const __m256 carry1 = _mm256_set1_ps(*of.first_max * at.beta1), carry2 = _mm256_set1_ps(*of.second_max * at.beta2);
+    const __m256 dead = _mm256_set1_ps(*of.second_max > 0 ? 0 : 1);  // decoded squares up to it have no momentum
+    const __m256 unsign = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+    __m256 first = none, second = none;
+    for (int i = 0; i < size; i += kStep) {
+        of.inputs_ahead(i);
+        for (int j = i; j < i + kStep; j += 8) {
+            const __m256 squares = values8(by.unsigned_map.values, of.second + j);
+            const __m256 decoded = _mm256_mul_ps(values8(by.signed_map.values, of.first + j), carry1);
+            const __m256 a = _mm256_and_ps(decoded, _mm256_cmp_ps(squares, dead, _CMP_GT_OQ));
+            __m256 g = _mm256_loadu_ps(of.gradient + j);
+            if (!kBare) g = _mm256_add_ps(_mm256_mul_ps(g, scale), _mm256_mul_ps(decay, _mm256_loadu_ps(of.weight + j)));
+            const __m256 new1 = _mm256_add_ps(a, g);
+            const __m256 new2 = _mm256_add_ps(_mm256_mul_ps(squares, carry2), _mm256_mul_ps(g, g));
+            _mm256_store_ps(m + j, new1);
+            _mm256_store_ps(v + j, new2);
+            first = _mm256_max_ps(first, _mm256_and_ps(new1, unsign));
+            second = _mm256_max_ps(second, new2);
+        }
+    }
+    float inverse[2];
+    if (!of.topped(largest8(first), largest8(second), at, inverse)) return false;
+    const __m256 inverse1 = _mm256_set1_ps(inverse[0]), inverse2 = _mm256_set1_ps(inverse[1]);
+    const __m256 keep = _mm256_set1_ps(at.keep), epsilon = _mm256_set1_ps(at.epsilon), rate = _mm256_set1_ps(at.rate);
+    for (int i = 0; i < size; i += kStep) {
+        of.weights_ahead(i);
+        for (int j = i; j < i + kStep; j += 8) {
+            const __m256 a = _mm256_load_ps(m + j), b = _mm256_load_ps(v + j);
+            const __m256 step = _mm256_mul_ps(rate, _mm256_div_ps(a, _mm256_add_ps(_mm256_sqrt_ps(b), epsilon)));
+            put8(codes8<true>(_mm256_mul_ps(a, inverse1), by.signed_map), of.first + j);
+            put8(codes8<false>(_mm256_mul_ps(b, inverse2), by.unsigned_map), of.second + j);
+            _mm256_storeu_ps(of.weight + j, _mm256_sub_ps(_mm256_mul_ps(_mm256_loadu_ps(of.weight + j), keep), step));
+        }
+    }
+    return true;
+}
+
+const Path kAvx2 = {decode_avx2, decode_avx2, encode_avx2<true>, encode_avx2<false>, NAMED(avx2), sound_avx2,
+                    prepare_avx2, {adam_avx2<false>, adam_avx2<true>}};
+const Path kAvx512 = {decode_avx512<true>, decode_avx512<false>, encode_avx512<true>, encode_avx512<false>, NAMED(avx512),
+                      sound_avx512, prepare_avx512, {adam_avx512<false>, adam_avx512<true>}};
+const Path kVbmi = {decode_vbmi<true>, decode_vbmi<false>, encode_avx512<true>, encode_avx512<false>, NAMED(avx512),
+                    sound_avx512, prepare_vbmi, {adam_vbmi<false>, adam_vbmi<true>}};
 
 #endif
 
@@ -738,21 +911,15 @@ void edgeq_optim_piece(int name, int kind, const Parameter* parameters, const in
     const Path& path = *path_of(name);
     const int64_t total = first_block[count], end = total * (piece + 1) / pieces;
     int of = 0;
-#if defined(__x86_64__)
-    const bool fused = name == 3 && kind == kAdam;
-    alignas(64) unsigned char room[sizeof(Tables)];
-    if (fused) new (room) Tables(tables(*signed_map, *unsigned_map));
-#endif
+    const bool fused = path.prepare && kind == kAdam;
+    alignas(64) unsigned char room[kRoom];
+    if (fused) path.prepare(room, *signed_map, *unsigned_map);
     for (int64_t number = total * piece / pieces; number < end; ++number) {
         while (first_block[of + 1] <= number) ++of;
         const Parameter& at = parameters[of];
         const int64_t own = number - first_block[of];
-#if defined(__x86_64__)
-        if (fused && (own + 1) * size <= at.count &&
-            (at.scale == 1 && at.decay == 0 ? adam_vbmi<true> : adam_vbmi<false>)(
-                at, *reinterpret_cast<const Tables*>(room), *signed_map, *unsigned_map, size, own))
-            continue;
-#endif
+        const bool whole = (own + 1) * size <= at.count;
+        if (fused && whole && path.adam[at.scale == 1 && at.decay == 0](at, room, size, own)) continue;
         block(path, static_cast<Kind>(kind), at, *signed_map, *unsigned_map, own * size, size, own);
     }
 }
