@@ -100,7 +100,7 @@ def quantize(
     output: str | Path | None = None,
     progress: Progress = silent,
 ) -> QuantizedModel:
-    """Capture, plan, calibrate and convert: one QDQ program for every runtime.
+    """One QDQ program for every runtime: capture, plan, calibrate and convert.
 
     task: a task, its file, or a network, which `example_inputs`, `calibration` and `evaluate` then belong to.
     keep_float: patterns of layer keys or module paths, as "head" (and all in it) or "*.norm*", that stay in float.
@@ -130,17 +130,11 @@ def quantize(
     planned = plan_of(captured, chosen, method, precision, given, keep_float)
     looked_at: list[Any] = []
     stream = None if batches is None else remembered(batches, looked_at)
+    again = partial(annotate, captured, chosen, planned)
     annotation, resolved = calibrate(
-        captured,
-        annotate(captured, chosen, planned),
-        method,
-        stream,
-        progress,
-        hook=partial(hook, task),
-        output=where,
-        again=partial(annotate, captured, chosen, planned),
-        settled=named_layers(planned, given),
-    )
+        captured, again(), method, stream, progress,
+        hook=partial(hook, task), output=where, again=again, settled=named_layers(planned, given),
+    )  # fmt: skip
     planned = dataclasses.replace(planned, layers={**planned.layers, **dict.fromkeys(annotation.kept, "fp32")})
     progress("convert", 0, None)
     model = assemble(task, captured, annotation, resolved, planned)
@@ -149,12 +143,16 @@ def quantize(
     model.far = tuple(far(model, flat, captured.module))
     for sentence in (*sentences(annotation), *model.far, *beyond_half(model, flat[0])):
         warnings.warn(sentence, EdgeqWarning, stacklevel=2)
-    if where is not None:
-        older = exports(where)
-        model.save(where, backends.versions())
-        forget(where)
-        if older:
-            progress(f"removed what belonged to the older program: {', '.join(older)}", 1, 1)
+    return model if where is None else _save(model, where, progress)
+
+
+def _save(model: QuantizedModel, where: Path, progress: Progress) -> QuantizedModel:
+    """Save a model that was just made; what a calibration kept, and what was exported of an older one, is no longer of use."""
+    older = exports(where)
+    model.save(where, backends.versions())
+    forget(where)
+    if older:
+        progress(f"removed what belonged to the older program: {', '.join(older)}", 1, 1)
     return model
 
 
@@ -230,9 +228,8 @@ def verify(
     Without `to`, artefacts that do not run there are left out and named in `skipped`. Inputs are the first `batches`
     calibration batches of `task`, a task file, else of the one that was quantized where it is still the same, else the
     synthetic golden vector. The task's metric is computed on the host alone. Returns plain data and writes it to
-    verify.json (`verify.<device>.json` for others); its shape is described in docs/json.md. After an interruption the
-    same call goes on behind the last finished backend. Of several backends, one that fails has `{"error": sentence}` in
-    its row, and the others go on.
+    verify.json (`verify.<device>.json` for others), see docs/json.md. After an interruption the same call goes on behind the
+    last finished backend. Of several backends, one that fails has `{"error": sentence}` in its row, and the others go on.
     fail_if: conditions as `max_lsb>1`, their names checked before any artefact runs; `failing` says which hold for whom.
 
     Raises:
@@ -260,22 +257,14 @@ def verify(
         }
         conditions(fail_if, "verify", found["float_metric"] or ())  # before any artefact runs
         kept = Kept(home_of(model) / f"verify.{slug(device)}.partial")
+        how = {"place": place, "task": source_of, "threads": threads, "progress": progress}
         parts = [source_of.path if source_of else None, *(x.numpy().tobytes() for batch in inputs for x in batch)]
 
         def row(name: str) -> dict[str, Any]:
             artifact = find(model, name)
             agree(model, artifact)
             known = digest(artifact.path, layers, threads, backends.versions(), *parts)
-            made = kept.get(name, known)
-            if made is None:
-                parity = verify_artifact(
-                    model, artifact, inputs, place=place, task=source_of, threads=threads, progress=progress
-                )
-                made = parity_json(parity, artifact, model)
-                if layers and parity.max_lsb > 0:
-                    made["first_parting"] = _parting(model, name, inputs[0], parity, place, progress)
-                kept.keep(name, known, made)
-            return made
+            return kept.once(name, known, lambda: _verified(model, artifact, inputs, layers, **how))
 
         found["backends"] = each(chosen, "verify", row)
     merge(home_of(model) / result_name("verify", device), found)
@@ -328,27 +317,12 @@ def profile(
             "notes": [],
         }
         kept = Kept(home_of(model) / f"profile.{slug(device)}.partial")
+        how, notes = (threads, warmup, runs, tuple(cores)), found["notes"]
 
         def row(name: str) -> dict[str, Any]:
-            int8 = find(model, name)
-            twin = _twin(model, name, place, found["notes"], progress)
-            known = digest(
-                int8.path,
-                twin.path if twin else None,
-                threads,
-                warmup,
-                runs,
-                tuple(cores),
-                backends.versions(),
-            )
-            made = kept.get(name, known)
-            if made is None:
-                made = _measured(
-                    model, (int8, twin), place, threads, warmup, runs, tuple(cores), found["notes"], progress
-                )
-                made |= {**coverage_json(int8, model), "size_bytes": size(int8.path)}
-                kept.keep(name, known, made)
-            return made
+            int8, twin = find(model, name), _twin(model, name, place, notes, progress)
+            known = digest(int8.path, twin.path if twin else None, *how, backends.versions())
+            return kept.once(name, known, lambda: _measured(model, (int8, twin), place, *how, notes, progress))
 
         found["backends"] = each(chosen, "profile", row)
     merge(home_of(model) / result_name("profile", device), found)
@@ -424,7 +398,8 @@ def _measured(
     notes: list[str],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Times at `place`, or instructions where it is emulated, kept among the measurements; as plain data."""
+    """Times at `place`, or instructions where it is emulated, kept among the measurements; as plain data, with the counts."""
+    about = {**coverage_json(artifacts[0], model), "size_bytes": size(artifacts[0].path)}
     unkept = f"{artifacts[0].backend} was measured, but is not kept"
     if place.info.emulated:
         counts = count_instructions(place, *artifacts, model.golden, threads=threads, progress=progress)
@@ -432,7 +407,7 @@ def _measured(
             keep_counts(counts, model, artifacts, place.info)
         except EdgeqError as error:
             notes.append(f"{unkept}: {error}")
-        return counts_json(counts)
+        return counts_json(counts) | about
     pair = profile_artifact(
         *artifacts,
         model.golden,
@@ -447,7 +422,18 @@ def _measured(
         pair = keep_pair(pair, model, artifacts, place.info)
     except EdgeqError as error:
         notes.append(f"{unkept}: {error}")
-    return pair_json(pair)
+    return pair_json(pair) | about
+
+
+def _verified(
+    model: QuantizedModel, artifact: Artifact, inputs: Sequence[tuple[Tensor, ...]], layers: bool, **how: Any
+) -> dict[str, Any]:
+    """An artefact against its simulation, as plain data; layers: where it parts from it, too. how: as edgeq.run.verify.verify."""
+    parity = verify_artifact(model, artifact, inputs, **how)
+    made = parity_json(parity, artifact, model)
+    if layers and parity.max_lsb > 0:
+        made["first_parting"] = _parting(model, artifact.backend, inputs[0], parity, how["place"], how["progress"])
+    return made
 
 
 def _parting(

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ class Kept:
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self._path(name), {"key": key, "found": found})
+
+    def once(self, name: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The part called `name`, from an interrupted command or made now."""
+        found = self.get(name, key)
+        if found is None:
+            self.keep(name, key, found := make())
+        return found
 
     def forget(self) -> None:
         """The command is done, and its results are written."""
