@@ -348,8 +348,8 @@ TARGET(AVX512) INLINE void decoded(__m512i code, __mmask64 alive, const WordTabl
             word[w] = word128(kSigned ? with.magnitudes : with.low, w, lower, at);
             if (!kSigned) word[w] = _mm512_mask_blend_epi16(lower, word128(with.high, w, ~__mmask32{0}, at), word[w]);
         }
-        if (kSigned)
-            word[1] = _mm512_or_si512(word[1], half ? _mm512_unpackhi_epi8(none, negative) : _mm512_unpacklo_epi8(none, negative));
+        const __m512i signs = half ? _mm512_unpackhi_epi8(none, negative) : _mm512_unpacklo_epi8(none, negative);
+        if (kSigned) word[1] = _mm512_or_si512(word[1], signs);
         found[2 * half] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(word[0], word[1]));
         found[2 * half + 1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(word[0], word[1]));
     }
@@ -769,8 +769,8 @@ INLINE bool weights512(const Parameter& at, const Whole& of, const Moments512& w
 #define ADAM512(name, features, WithTables, made)                                                               \
     TARGET(features) void prepare_##name(void* room, const Map& with_sign, const Map& without) {                 \
         static_assert(sizeof(Fused512<WithTables>) <= kRoom);                                                    \
-        const WithTables tables = made(with_sign, without);                                                      \
-        new (room) Fused512<WithTables>{with_sign, without, lines512(with_sign), lines512(without), tables};     \
+        const WithTables from = made(with_sign, without);                                                        \
+        new (room) Fused512<WithTables>{with_sign, without, lines512(with_sign), lines512(without), from};       \
     }                                                                                                            \
     template <bool kBare>                                                                                        \
     TARGET(features)                                                                                             \
