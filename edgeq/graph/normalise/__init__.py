@@ -25,6 +25,7 @@ from edgeq.graph.normalise.kernels import (
     spell_out_windows,
     subsample_as_convolution,
 )
+from edgeq.graph.normalise.moves import fewer_axes, join_reshapes, spell_out_moves, spell_out_steps
 from edgeq.graph.normalise.spelling import compute_tables, open_graphs, spell
 from edgeq.graph.ops import kind_of
 
@@ -42,6 +43,9 @@ def normalise(module: GraphModule) -> None:
         if node.op == "call_function":
             spell(module, node)
     settle(module)
+    for node in list(graph.nodes):
+        if node.op == "call_function":
+            spell_out_moves(module, node)
     for node in list(graph.nodes):
         if node.target in BATCHED:
             add_batch_axis(module, node)
@@ -71,6 +75,14 @@ def normalise(module: GraphModule) -> None:
             pad_into_convolution(module, node)
         elif node.target is aten.slice.Tensor:
             subsample_as_convolution(module, node)
+    for node in list(graph.nodes):
+        if node.target is aten.slice.Tensor:
+            spell_out_steps(module, node)
+        elif node.target is aten.permute.default:
+            fewer_axes(module, node)
+    for node in list(graph.nodes):
+        if node.target is aten.reshape.default:
+            join_reshapes(node)
     for node in list(graph.nodes):
         if kind_of(node) == "add":
             merge_branches(module, node)

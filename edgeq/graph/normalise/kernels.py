@@ -190,22 +190,26 @@ def pad_into_convolution(module: GraphModule, pad: Node) -> None:
 
 
 def subsample_as_convolution(module: GraphModule, node: Node) -> None:
-    """x[:, :, ::s, ::t] as a 1×1 depthwise convolution of ones with that stride: every runtime has an integer kernel for it."""
+    """x[:, :, a::s, b::t] as a 1×1 depthwise convolution of ones with that stride: every runtime has an integer kernel for it."""
     inner = node.args[0]
     if not isinstance(inner, Node) or inner.target is not aten.slice.Tensor or len(inner.users) != 1:
         return
     source = inner.args[0]
     assert isinstance(source, Node)
-    steps = {}
+    steps, spans = {}, {}
     for cut in (inner, node):
-        axis, start, end = node_arg(cut, 1, 0), node_arg(cut, 2, None), node_arg(cut, 3, None)
-        if start not in (None, 0) or (end is not None and end < value(cut.args[0]).shape[axis]):
-            return
-        steps[axis] = node_arg(cut, 4, 1)
-    if value(source).dim() != 4 or set(steps) != {2, 3} or not value(source).is_floating_point():
+        size = value(cut.args[0]).shape[(axis := node_arg(cut, 1, 0))]
+        start, end, _ = slice(node_arg(cut, 2, None), node_arg(cut, 3, None)).indices(size)
+        steps[axis], spans[axis] = node_arg(cut, 4, 1), (start, end, size)
+    if 1 in steps.values() or value(source).dim() != 4 or set(steps) != {2, 3} or not value(source).is_floating_point():
         return
     channels = value(source).shape[1]
     with module.graph.inserting_before(node):
+        for axis, (start, end, size) in spans.items():
+            if (start, end) != (0, size):
+                cut = module.graph.call_function(aten.slice.Tensor, (source, axis, start, end))
+                cut.meta = {**node.meta, "val": aten.slice.Tensor(value(source), axis, start, end)}
+                source = cut
         ones = set_constant(module, f"{node.name}_ones", torch.ones(channels, 1, 1, 1))
         picked = module.graph.call_function(
             aten.conv2d.default, (source, ones, None, [steps[2], steps[3]], [0, 0], [1, 1], channels)
