@@ -83,7 +83,7 @@ class Bench:
         seen, looked = self._seen(self.data, method.needs_histogram)
         if self.again is not None:
 
-            def ranges(changed: Annotation) -> dict[Node, QParams]:
+            def ranges(changed: Annotation) -> dict[str, QParams]:
                 return grids(changed, method, sets(changed, seen))
 
             self.annotation = apart(self.annotation, self.again, ranges, seen, method, looked, self.settled)
@@ -124,16 +124,16 @@ class Bench:
         keep_ratios(self.annotation, self.resolved.activations, scales)
         for x in layers:
             if x.source is not None:
-                source = self.resolved.activations[self.annotation.tensors.find(x.source)]
+                source = self.resolved.activations[self.annotation.tensors.key(x.source)]
                 scales[x.key] = snap_weight_scale(scales[x.key], x.bias, source)
             scale = along(scales[x.key], x.axis, x.weight.dim()) if scales[x.key].dim() == 1 else scales[x.key]
             self.resolved.weights[x.key] = encode(x.weight, x.grid, scale)
 
 
-def grids(annotation: Annotation, method: Method, observers: Mapping[Node, Observer]) -> dict[Node, QParams]:
-    """Scale and zero point of each tensor set."""
-    tensors, found = annotation.tensors, {}
+def grids(annotation: Annotation, method: Method, observers: Mapping[Node, Observer]) -> dict[str, QParams]:
+    """Scale and zero point of each tensor set, by its key."""
+    tensors, found = annotation.tensors, dict[str, QParams]()
     for root, seen in observers.items():
         spec = tensors.specs[root]
-        found[root] = tensors.fixed.get(root) or affine(*method(seen, spec), spec, seen.noise)
+        found[root.name] = tensors.fixed.get(root) or affine(*method(seen, spec), spec, seen.noise)
     return found

@@ -14,7 +14,7 @@ from edgeq.graph.ops import value
 from edgeq.spec import QParams
 
 
-def keep_ratios(annotation: Annotation, activations: dict[Node, QParams], scales: dict[str, Tensor]) -> None:
+def keep_ratios(annotation: Annotation, activations: dict[str, QParams], scales: dict[str, Tensor]) -> None:
     """Widen activation scales until every operator's ratio of input to output scale is one its kernels take.
 
     Only scales so far apart that the finer one was beyond the coarser one's reach anyway are changed. That holds of a mean on
@@ -24,10 +24,10 @@ def keep_ratios(annotation: Annotation, activations: dict[Node, QParams], scales
 
     def widen(node: Node, least: float) -> bool:
         root = tensors.find(node)
-        if activations[root].step >= least or root in tensors.fixed:
+        if activations[root.name].step >= least or root in tensors.fixed:
             return False
         wider = float(torch.tensor(least * (1 + 2**-20), dtype=torch.float32))
-        activations[root] = dataclasses.replace(activations[root], scale=(wider,))
+        activations[root.name] = dataclasses.replace(activations[root.name], scale=(wider,))
         return True
 
     changed = True
@@ -35,13 +35,13 @@ def keep_ratios(annotation: Annotation, activations: dict[Node, QParams], scales
         changed = False
         for group in annotation.groups:
             if group.kind == "mean":
-                step = activations[tensors.find(group.inputs[0])].step
+                step = activations[tensors.key(group.inputs[0])].step
                 changed |= widen(group.output, step * value(group.node).numel() / value(group.inputs[0]).numel())
             if group.support.ratio is None:
                 continue
             low, high = group.support.ratio
-            ins = [activations[tensors.find(node)].step for node in group.inputs]
-            out = activations[tensors.find(group.output)].step
+            ins = [activations[tensors.key(node)].step for node in group.inputs]
+            out = activations[tensors.key(group.output)].step
             if group.kind in ("add", "sub"):
                 changed |= widen(group.output, max(ins) / high)
                 changed |= any([widen(node, out * low) for node in group.inputs])

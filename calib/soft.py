@@ -108,9 +108,9 @@ class Soft(Numbers):
                     assert bias is not None
                     resolved.biases[key] = bias + self.biases[node] * self.units[node]
             for root, moved in self.scales.items():
-                grid = resolved.activations[root]
+                grid = resolved.activations[root.name]
                 scale = float(torch.tensor(grid.step) * (moved * self._pace(grid)).exp())
-                resolved.activations[root] = dataclasses.replace(grid, scale=(scale,))
+                resolved.activations[root.name] = dataclasses.replace(grid, scale=(scale,))
         return resolved
 
     def learn(self, loss: Callable[[int], Tensor], steps: int, part: Part) -> None:

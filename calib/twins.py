@@ -45,7 +45,7 @@ class Numbers:
 
     def qparams(self, node: Node) -> QParams:
         """Scale and zero point of a quantized tensor."""
-        return self.resolved.activations[self.annotation.tensors.find(node)]
+        return self.resolved.activations[self.annotation.tensors.key(node)]
 
     def activation(self, node: Node, x: Tensor) -> Tensor:
         """`x`, the float value of the quantized tensor `node`, on its grid."""

@@ -82,7 +82,7 @@ class Unlike:
     def __init__(
         self,
         annotation: Annotation,
-        activations: Mapping[Node, QParams],
+        activations: Mapping[str, QParams],
         observers: Mapping[Node, Observer],
         interval: Method,
         looked: Looked,
@@ -217,7 +217,7 @@ class Unlike:
 
     def _grid(self, node: Node) -> QParams:
         """The numbers of `node` in its set."""
-        return self.activations[self.tensors.find(node)]
+        return self.activations[self.tensors.key(node)]
 
     def _own(self, node: Node) -> QParams:
         """The grid that `node` would have alone."""
@@ -358,7 +358,7 @@ def _far(want: Tensor, got: Tensor, ignored: float = 0.0) -> bool:
 def apart(
     annotation: Annotation,
     again: Again,
-    ranges: Callable[[Annotation], Mapping[Node, QParams]],
+    ranges: Callable[[Annotation], Mapping[str, QParams]],
     observers: dict[Node, Observer],
     interval: Method,
     looked: Looked,

@@ -93,17 +93,14 @@ class Workspace:
         for node in span.layers:
             _put(tensors, node, numbers)
         resolved = numbers.resolved
-        for root in resolved.activations:
-            if root.name in scales:
-                scale = (scales[root.name],)
-                resolved.activations[root] = dataclasses.replace(resolved.activations[root], scale=scale)
+        for key in resolved.activations.keys() & scales.keys():
+            resolved.activations[key] = dataclasses.replace(resolved.activations[key], scale=(scales[key],))
         return errors
 
     def save(self, index: int, span: Span, numbers: Numbers, errors: tuple[float, float]) -> None:
         """Store what a span learned, whole or not at all."""
-        inside: set[Node] = set(span.nodes)
-        activations = numbers.resolved.activations
-        scales = {n.name: q.step for n, q in activations.items() if n in inside}
+        inside = {node.name for node in span.nodes}
+        scales = {key: q.step for key, q in numbers.resolved.activations.items() if key in inside}
         tensors: dict[str, Tensor] = {}
         for node in span.layers:
             tensors |= _taken(node, numbers)

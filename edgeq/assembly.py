@@ -135,7 +135,7 @@ def assemble(
     """Convert and gather everything that is saved."""
     program, labels = convert(captured, annotation, resolved)
     twin, twin_labels = float_program(captured)
-    of = {node: resolved.activations[annotation.tensors.find(node)] for node in annotation.tensors.parent}
+    of = {node: resolved.activations[annotation.tensors.key(node)] for node in annotation.tensors.parent}
     names = {g.output: g.key for g in annotation.groups}
     placeholders = [n for n in captured.module.graph.nodes if n.op == "placeholder"]
     results = captured.module.graph.output_node().args[0]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from edgeq.graph.coded import Coded, encode, storage
+from edgeq.graph.numbers import Resolved
 from edgeq.spec import CHANNEL, Grid, QParams, Tile
+from edgeq.spec.grid import log2
 
 LOG2 = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 8.0)
 
@@ -85,3 +90,38 @@ def test_a_tensor_of_many_scales_has_no_single_one() -> None:
         with pytest.raises(ValueError, match="unpack"):
             getattr(several, name)
     assert (QParams((2.0,), (3,)).step, QParams((2.0,), (3,)).zero) == (2.0, 3)
+
+
+def test_numbers_come_back_from_their_file(tmp_path: Path) -> None:
+    """Every kind of grid, bit for bit, without a graph; a file that is cut is an error."""
+    draw = torch.Generator().manual_seed(0)
+
+    def coded(grid: Grid, scale: tuple[int, ...], zero: bool = False) -> Coded:
+        codes = torch.randint(grid.qmin, grid.qmax + 1, (4, 64), generator=draw).to(storage(grid))
+        offset = torch.randint(-3, 4, scale, generator=draw, dtype=torch.int32) if zero else None
+        return Coded(grid, codes, torch.rand(scale, generator=draw) + 0.1, offset)
+
+    resolved = Resolved(
+        {"x": QParams((0.1,), (3,)), "conv": QParams((2.0**-20,), (0,), -32768, 32767)},
+        {
+            "a/linear": coded(Grid(4, symmetric=True, tile=CHANNEL), (4, 1)),
+            "b/linear": coded(Grid(4, symmetric=True, tile=Tile("group", 32)), (4, 2)),
+            "c/linear": coded(Grid(8, symmetric=True, tile=CHANNEL), (1, 64)),
+            "d/linear": coded(log2(4), (4, 1)),
+            "e/linear": coded(Grid(16, tile=CHANNEL), (4, 1), zero=True),
+        },
+        {"a/linear": torch.randn(4, generator=draw)},
+    )
+    resolved.save(tmp_path / "numbers.safetensors")
+    found = Resolved.load(tmp_path / "numbers.safetensors")
+    assert found.activations == resolved.activations and found.weights.keys() == resolved.weights.keys()
+    assert torch.equal(found.biases["a/linear"], resolved.biases["a/linear"])
+    for key, wanted in resolved.weights.items():
+        held = found.weights[key]
+        assert held.grid == wanted.grid and held.codes.dtype == wanted.codes.dtype
+        assert torch.equal(held.codes, wanted.codes) and torch.equal(held.scale, wanted.scale)
+        assert (held.zero is None) is (wanted.zero is None) and torch.equal(held.decode(), wanted.decode())
+    whole = (tmp_path / "numbers.safetensors").read_bytes()
+    (tmp_path / "numbers.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SafetensorError):
+        Resolved.load(tmp_path / "numbers.safetensors")

@@ -71,7 +71,7 @@ def test_a_wrong_number_is_found_and_its_layer_named(data: st.DataObject) -> Non
     resolved = good.copy()
     tensors, root = annotation.tensors, annotation.tensors.find(group.output)
     near = {g.key for g in annotation.groups if root in {tensors.find(n) for n in (g.output, *g.inputs)}}
-    q = resolved.activations[root]
+    q = resolved.activations[root.name]
     wrongs = ["scale 0", "scale beyond float32", "zero point"]
     wrongs += ["weights"] if group.key in resolved.weights else []
     wrongs += ["fixed"] if root in tensors.fixed else []
@@ -93,7 +93,7 @@ def test_a_wrong_number_is_found_and_its_layer_named(data: st.DataObject) -> Non
             "fixed": {"scale": (q.scale[0] * 2,)},
             "ratio": {"scale": (2.0**-30,)},
         }[wrong]
-        resolved.activations[root] = dataclasses.replace(q, **changed)
+        resolved.activations[root.name] = dataclasses.replace(q, **changed)
     with pytest.raises(IllegalNumbers) as caught:
         convert(captured, annotation, resolved)
     assert any(str(caught.value).startswith(f"layer {key!r}: ") for key in near), (wrong, str(caught.value), near)
@@ -109,9 +109,9 @@ def test_a_set_with_two_scales_is_found() -> None:
             default_plan(captured, backends.target(target), "minmax"),
             apart=frozenset({(joining.key, joining.inputs[0])}),
         )
-        activations = {root: good.activations[annotation.tensors.find(root)] for root in apart.tensors.sets()}
+        activations = {root.name: good.activations[annotation.tensors.key(root)] for root in apart.tensors.sets()}
         check(apart, Resolved(activations, good.weights))
-        own = apart.tensors.find(joining.inputs[0])
+        own = apart.tensors.key(joining.inputs[0])
         activations[own] = dataclasses.replace(activations[own], scale=(activations[own].scale[0] * 2,))
         check(apart, Resolved(activations, good.weights))  # what is requantized may have its own
         with pytest.raises(IllegalNumbers, match="wants one scale"):

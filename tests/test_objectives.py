@@ -121,7 +121,7 @@ def input_grid(least: float | None) -> QParams:
     recipe = Recipe("try", "", "test", (ranges, others[0], *searched, others[1]))
     _, resolved = calibrate(captured, annotation, recipe, [(heavy(i),) for i in range(12)], api.silent)
     (node,) = [n for n in captured.module.graph.nodes if n.op == "placeholder"]
-    return resolved.activations[annotation.tensors.find(node)]
+    return resolved.activations[annotation.tensors.key(node)]
 
 
 def test_the_grid_search_finds_less_error_than_max_min_and_does_not_clip_where_told() -> None:

@@ -83,7 +83,7 @@ def search(
         with torch.no_grad():
             runner.run(*(cache.read(f"float {n.name}", frame, frame + 1) for n in placeholders))
         progress("grid search", done, len(chosen))
-    numbers.resolved.activations.update(runner.best())
+    numbers.resolved.activations.update({root.name: q for root, q in runner.best().items()})
 
 
 class _Runner(Interpreter):
@@ -95,8 +95,8 @@ class _Runner(Interpreter):
         self.numbers = numbers
         self.candidates = {
             root: [_scaled(q, s, root, numbers) for s in _shares(least or least_share(tensors.specs[root].bits))]
-            for root, q in numbers.resolved.activations.items()
-            if root not in tensors.fixed
+            for root in tensors.sets()
+            if root not in tensors.fixed and (q := numbers.qparams(root))
         }
         self.errors: dict[tuple[Node, Node], list[float]] = {}  # tensor set, reader → squared error of each candidate
         self.powers: dict[tuple[Node, Node], float] = {}

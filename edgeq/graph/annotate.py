@@ -65,6 +65,10 @@ class Tensors:
             node = self.parent[node]
         return node
 
+    def key(self, node: Node) -> str:
+        """The name by which the numbers of the set that `node` lies in are kept (edgeq.graph.numbers)."""
+        return self.find(node).name
+
     def join(self, a: Node, b: Node) -> None:
         """Let the sets of `a` and `b` share one scale; the wider spec and any fixed numbers stay."""
         first, second = self.find(a), self.find(b)

@@ -41,19 +41,19 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
     labels = {mapped[n]: captured.keys[n.name] for n in captured.module.graph.nodes if n.name in captured.keys}
     for group in annotation.groups:
         if role_of(group.kind) == "layer":
-            in_qparams = resolved.activations[annotation.tensors.find(group.inputs[0])]
+            in_qparams = resolved.activations[annotation.tensors.key(group.inputs[0])]
             _quantize_weight(module, mapped[group.node], group.key, group.kind, resolved, in_qparams)
     for key, (node, _) in annotation.weight_only.items():
         _quantize_weight(module, mapped[node], key, kind_of(node) or "", resolved, None)
     for node in annotation.halves:
         _half(module, mapped[node])
     for tensor in annotation.tensors.parent:
-        qparams = resolved.activations[annotation.tensors.find(tensor)]
+        qparams = resolved.activations[annotation.tensors.key(tensor)]
         _quantize_tensor(graph, mapped[tensor], tensor, qparams, annotation, mapped, labels)
     for group in annotation.groups:
         for source in dict.fromkeys(group.inputs):
             if (group.key, source) in annotation.apart:
-                shared = resolved.activations[annotation.tensors.find(group.output)]
+                shared = resolved.activations[annotation.tensors.key(group.output)]
                 _requantize(graph, mapped[group.node], mapped[source], shared, group.key, labels)
     graph.eliminate_dead_code()
     graph.lint()

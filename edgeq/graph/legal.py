@@ -35,7 +35,7 @@ def check(annotation: Annotation, resolved: Resolved) -> None:
 def _wrong(group: Group, annotation: Annotation, resolved: Resolved) -> str:
     """What is wrong with the numbers around one operator; empty where nothing is."""
     tensors = annotation.tensors
-    out, *ins = (resolved.activations[tensors.find(n)] for n in (group.output, *group.inputs))
+    out, *ins = (resolved.activations[tensors.key(n)] for n in (group.output, *group.inputs))
     for q in (out, *ins):
         if wrong := _wrong_grid(q):
             return wrong

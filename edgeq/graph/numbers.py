@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.fx import Node
 
+from edgeq import whole
 from edgeq.graph.coded import Coded
-from edgeq.spec import QParams
+from edgeq.schema import fit
+from edgeq.spec import Grid, QParams
 
 BIAS_LIMIT = 1 << 22  # beyond it float32 cannot say which integer a bias is, and runtimes would disagree
 WIDE_LIMIT = 1 << 30  # under activations of more than eight bits, whose kernels have wider biases
@@ -19,11 +25,11 @@ WIDE_LIMIT = 1 << 30  # under activations of more than eight bits, whose kernels
 class Resolved:
     """The numbers calibration chose.
 
-    activations: representative node of a tensor set → scale and zero point. weights: layer key → codes in torch's layout,
-    with their scales. biases: layer key → float32 [C_out], only where calibration moved a bias.
+    activations: key of a tensor set (its representative's name) → scale and zero point. weights: layer key → codes in torch's
+    layout, with their scales. biases: layer key → float32 [C_out], only where calibration moved a bias.
     """
 
-    activations: dict[Node, QParams] = field(default_factory=dict)
+    activations: dict[str, QParams] = field(default_factory=dict)
     weights: dict[str, Coded] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
 
@@ -36,6 +42,42 @@ class Resolved:
     def copy(self) -> Resolved:
         """The same numbers, whose tables can be changed apart."""
         return Resolved(dict(self.activations), dict(self.weights), dict(self.biases))
+
+    def save(self, path: Path) -> None:
+        """Write the numbers as safetensors, whole or not at all."""
+        tensors: dict[str, Tensor] = {f"bias {key}": bias for key, bias in self.biases.items()}
+        for key, coded in self.weights.items():
+            tensors |= {f"codes {key}": coded.codes, f"scale {key}": coded.scale}
+            tensors |= {} if coded.zero is None else {f"zero {key}": coded.zero}
+        told = NumbersFile(self.activations, {key: coded.grid for key, coded in self.weights.items()})
+        about = {"numbers": json.dumps(dataclasses.asdict(told))}
+        with whole.file(path) as part:
+            save_file({name: t.detach().contiguous() for name, t in tensors.items()}, part, metadata=about)
+
+    @classmethod
+    def load(cls, path: Path) -> Resolved:
+        """Read what `save` wrote.
+
+        Raises:
+            EdgeqError, ValueError, SafetensorError, OSError: it is missing or damaged.
+        """
+        with safe_open(path, framework="pt") as file:
+            told = fit(json.loads((file.metadata() or {})["numbers"]), NumbersFile, path)
+            held: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+        weights = {
+            key: Coded(grid, held[f"codes {key}"], held[f"scale {key}"], held.get(f"zero {key}"))
+            for key, grid in told.grids.items()
+        }
+        biases = {name.removeprefix("bias "): t for name, t in held.items() if name.startswith("bias ")}
+        return cls(dict(told.activations), weights, biases)
+
+
+@dataclass(frozen=True, slots=True)
+class NumbersFile:
+    """What a file of numbers says beside its tensors: numbers of each tensor set, the grid of each layer's weights."""
+
+    activations: dict[str, QParams]
+    grids: dict[str, Grid]
 
 
 def bias_limit(source: QParams) -> int:
