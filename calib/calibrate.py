@@ -14,6 +14,7 @@ import torch
 from edgeq.calib.bench import Bench
 from edgeq.calib.cache import Cache
 from edgeq.calib.data.observation import Statistics
+from edgeq.calib.lent import lent
 from edgeq.calib.needs import DATA, NEIGHBOURS, POSITIVES, SEEN
 from edgeq.calib.objectives.tgpl import HOOK, Positives, TaskLoss
 from edgeq.calib.unlike import Again
@@ -57,8 +58,7 @@ def calibrate(
     interrupted one goes on from there, and the caller removes the folder once the result is safe. again, settled: see Bench.
     statistics: filled, or read instead of `data` where they suffice, so that a second plan for `captured` costs no pass; recipes
     that go through data again (DATA among their needs) leave them alone.
-    Returns the annotation and its numbers. A step that equalises channels scales weights in the graph of `captured`, whose
-    answers stay as they were.
+    Returns the annotation and its numbers, with the weights that a step scaled; `captured` stays as it was.
 
     Raises:
         EdgeqError: the data does not fit the network, or the recipe needs data, positives or codes that are not there.
@@ -66,7 +66,8 @@ def calibrate(
     wanted = needs(recipe)
     reads = DATA in wanted or (SEEN in wanted and bool(annotation.tensors.parent))
     positives = _positives(recipe, annotation, hook, given=data is not None or not reads)
-    with workspace(output if learns(recipe) else None) if DATA in wanted else nullcontext() as home:
+    kept = workspace(output if learns(recipe) else None) if DATA in wanted else nullcontext()
+    with kept as home, lent(captured.module) as exchanged:
         key = fingerprint(captured, annotation, recipe)
         bench = Bench(captured, annotation, data if reads else None, progress, again, settled, home, key)
         if home is None:
@@ -74,17 +75,23 @@ def calibrate(
         else:
             bench.cache = Cache(home.cache)
             bench.task = TaskLoss(bench.cache, positives, [o.name for o in captured.outputs]) if positives else None
-        together: list[Visitor] = []
-        for step in recipe.steps:
-            visitor = step.run(bench)
-            if visitor is not None:
-                together.append(visitor)
-            elif together:
-                Walk(bench, together).run()
-                together = []
-        if together:
-            Walk(bench, together).run()
+        _run(recipe, bench)
+        bench.resolved.constants = exchanged()
         return bench.annotation, bench.resolved
+
+
+def _run(recipe: Recipe, bench: Bench) -> None:
+    """The steps in turn; neighbours that go from layer to layer make one walk together."""
+    together: list[Visitor] = []
+    for step in recipe.steps:
+        visitor = step.run(bench)
+        if visitor is not None:
+            together.append(visitor)
+        elif together:
+            Walk(bench, together).run()
+            together = []
+    if together:
+        Walk(bench, together).run()
 
 
 def _positives(

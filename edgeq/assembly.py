@@ -134,7 +134,7 @@ def assemble(
 ) -> QuantizedModel:
     """Convert and gather everything that is saved."""
     program, labels = convert(captured, annotation, resolved)
-    twin, twin_labels = float_program(captured)
+    twin, twin_labels = float_program(captured, resolved)
     of = {node: resolved.activations[annotation.tensors.key(node)] for node in annotation.tensors.parent}
     names = {g.output: g.key for g in annotation.groups}
     placeholders = [n for n in captured.module.graph.nodes if n.op == "placeholder"]

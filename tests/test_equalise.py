@@ -10,17 +10,20 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Neck, inputs, seeded
 from torch import Tensor, nn
 
 from edgeq import api, backends
+from edgeq.calib.calibrate import calibrate
 from edgeq.calib.floats import Floats
 from edgeq.calib.ranges.weights import channel_scales
+from edgeq.calib.recipes import RECIPES
 from edgeq.calib.steps.ends import with_ends
 from edgeq.calib.steps.equalise import Channels, Lane, columns, equalise, reshaped
 from edgeq.graph.annotate import Annotation, annotate, default_plan
 from edgeq.graph.capture import Captured, capture
 from edgeq.graph.ops import kind_of
-from edgeq.spec import CHANNEL, Grid
+from edgeq.spec import CHANNEL, EdgeqError, Grid
 from edgeq.task import Task
 
 WEIGHT = Grid(8, symmetric=True, tile=CHANNEL)
@@ -246,3 +249,33 @@ def test_ends_keep_eight_bits_of_what_they_read_and_answer() -> None:
     raised = with_ends(captured, plan, "w8a8").layers
     assert raised["layers.0/conv2d"] == raised["layers.6/conv2d"] == "w8a8"
     assert raised["layers.2/conv2d"] == "w8a4"
+
+
+def test_the_captured_network_is_lent() -> None:
+    """Its graph and weights are what they were, bit for bit, also where a step fails; so a second calibration gives the same."""
+    batches = [inputs(Neck, seed) for seed in range(3)]
+    captured = capture(seeded(Neck), batches[0])
+    target = backends.target("portable")
+    annotation = annotate(captured, target, default_plan(captured, target, "dfq"))
+    graph = str(captured.module.graph)
+    before = {name: tensor.clone() for name, tensor in captured.module.state_dict().items()}
+    found = []
+    for recipe in ("dfq", "dfq", "minmax"):
+        found.append(calibrate(captured, annotation, RECIPES[recipe], batches, api.silent)[1])
+        assert str(captured.module.graph) == graph
+        after = captured.module.state_dict()
+        assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    one, again, plain = found
+    assert one.constants and one.constants.keys() == again.constants.keys() and not plain.constants
+    assert all(torch.equal(one.constants[key], again.constants[key]) for key in one.constants)
+    assert all(torch.equal(one.weights[key].codes, again.weights[key].codes) for key in one.weights)
+    assert one.activations == again.activations
+    with pytest.raises(EdgeqError, match="stopped"):
+        calibrate(captured, annotation, RECIPES["dfq"], batches, stopping)
+    assert str(captured.module.graph) == graph
+
+
+def stopping(stage: str, done: int, total: int | None) -> None:
+    """Progress that is interrupted behind the equalisation."""
+    if stage != "equalise channels" and not stage.startswith("read"):
+        raise EdgeqError(f"stopped in {stage}")

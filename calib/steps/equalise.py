@@ -210,6 +210,8 @@ def equalise(
 ) -> int:
     """Scale the weights in the graph of `captured` by what `frames` of its inputs do; returns how many channels moved.
 
+    Of a graph that calibration borrows (edgeq.calib.lent).
+
     The network's answers stay as they were up to float rounding, and the module it was captured from keeps its weights.
     """
     channels = Channels(captured)

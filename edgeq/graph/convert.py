@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from operator import getitem
 
 import torch
@@ -36,7 +37,7 @@ def convert(captured: Captured, annotation: Annotation, resolved: Resolved) -> t
     """
     check(annotation, resolved)
     with quiet():  # copying a graph warns about torch's own internals
-        module, mapped = _copy(captured.module)
+        module, mapped = _copy(captured.module, resolved.constants)
     graph = module.graph
     labels = {mapped[n]: captured.keys[n.name] for n in captured.module.graph.nodes if n.name in captured.keys}
     for group in annotation.groups:
@@ -110,19 +111,31 @@ def _pairs(module: GraphModule, program: ExportedProgram) -> list[tuple[Node, No
     return list(found.items())
 
 
-def float_program(captured: Captured) -> tuple[ExportedProgram, dict[str, str]]:
-    """The captured network as a plain float program: the twin that int8 is timed beside."""
+def float_program(captured: Captured, resolved: Resolved | None = None) -> tuple[ExportedProgram, dict[str, str]]:
+    """The captured network as a plain float program: the twin that int8 is timed beside.
+
+    resolved: whose constants stand in the place of the network's own; its answers are the same.
+    """
     with quiet():  # copying a graph warns about torch's own internals
-        module, mapped = _copy(captured.module)
+        module, mapped = _copy(captured.module, {} if resolved is None else resolved.constants)
     labels = {mapped[n]: captured.keys[n.name] for n in captured.module.graph.nodes if n.name in captured.keys}
     return export(module, captured.example, labels)
 
 
-def _copy(module: GraphModule) -> tuple[GraphModule, dict[Node, Node]]:
+def _copy(module: GraphModule, constants: Mapping[str, Tensor]) -> tuple[GraphModule, dict[Node, Node]]:
+    """A copy with `constants` (see Resolved) in their places, and which of its nodes is which."""
     twin = copy.deepcopy(module)
     mapped = dict(zip(module.graph.nodes, twin.graph.nodes, strict=True))
     for node, new in mapped.items():
         new.meta = copy.copy(node.meta)
+    for node, new in mapped.items():
+        for index, argument in enumerate(node.args):
+            held = constants.get(f"{node.name} {index}")
+            if held is not None:
+                assert isinstance(argument, Node)
+                with twin.graph.inserting_before(new):
+                    part = "weight" if index == 1 else "bias"
+                    new.update_arg(index, set_constant(twin, f"{node.name}_{part}", held))
     return twin, mapped
 
 

@@ -26,26 +26,30 @@ class Resolved:
     """The numbers calibration chose.
 
     activations: key of a tensor set (its representative's name) → scale and zero point. weights: layer key → codes in torch's
-    layout, with their scales. biases: layer key → float32 [C_out], only where calibration moved a bias.
+    layout, with their scales. biases: layer key → float32 [C_out], only where calibration moved a bias. constants: node name and
+    argument, as `conv2d 1` → a float constant in the place of the network's own, which was scaled before anything was looked at.
     """
 
     activations: dict[str, QParams] = field(default_factory=dict)
     weights: dict[str, Coded] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
+    constants: dict[str, Tensor] = field(default_factory=dict)
 
     def update(self, other: Resolved) -> None:
         """Take over everything that `other` holds."""
         self.activations.update(other.activations)
         self.weights.update(other.weights)
         self.biases.update(other.biases)
+        self.constants.update(other.constants)
 
     def copy(self) -> Resolved:
         """The same numbers, whose tables can be changed apart."""
-        return Resolved(dict(self.activations), dict(self.weights), dict(self.biases))
+        return Resolved(dict(self.activations), dict(self.weights), dict(self.biases), dict(self.constants))
 
     def save(self, path: Path) -> None:
         """Write the numbers as safetensors, whole or not at all."""
         tensors: dict[str, Tensor] = {f"bias {key}": bias for key, bias in self.biases.items()}
+        tensors |= {f"constant {key}": held for key, held in self.constants.items()}
         for key, coded in self.weights.items():
             tensors |= {f"codes {key}": coded.codes, f"scale {key}": coded.scale}
             tensors |= {} if coded.zero is None else {f"zero {key}": coded.zero}
@@ -68,8 +72,11 @@ class Resolved:
             key: Coded(grid, held[f"codes {key}"], held[f"scale {key}"], held.get(f"zero {key}"))
             for key, grid in told.grids.items()
         }
-        biases = {name.removeprefix("bias "): t for name, t in held.items() if name.startswith("bias ")}
-        return cls(dict(told.activations), weights, biases)
+        biases, constants = (
+            {name.removeprefix(kind): t for name, t in held.items() if name.startswith(kind)}
+            for kind in ("bias ", "constant ")
+        )
+        return cls(dict(told.activations), weights, biases, constants)
 
 
 @dataclass(frozen=True, slots=True)
