@@ -68,7 +68,7 @@ def calibrate(
     positives = _positives(recipe, annotation, hook, given=data is not None or not reads)
     kept = workspace(output if learns(recipe) else None) if DATA in wanted else nullcontext()
     with kept as home, lent(captured.module) as exchanged:
-        key = fingerprint(captured, annotation, recipe)
+        key = fingerprint(captured, recipe)
         bench = Bench(captured, annotation, data if reads else None, progress, again, settled, home, key)
         if home is None:
             bench.statistics = statistics
@@ -126,10 +126,10 @@ def _positives(
     return positives
 
 
-def fingerprint(captured: Captured, annotation: Annotation, recipe: Recipe) -> hashlib._Hash:
-    """A hash of everything but the data that decides the numbers."""
+def fingerprint(captured: Captured, recipe: Recipe) -> hashlib._Hash:
+    """A hash of recipe and weights; with the data they decide all numbers, but for what computes in which precision."""
     made_by = version("edgeq"), torch.__version__
-    found = hashlib.sha256(repr((recipe.steps, annotation.groups, annotation.weight_only, made_by)).encode())
+    found = hashlib.sha256(repr((recipe.steps, made_by)).encode())
     for name, tensor in sorted(captured.module.state_dict().items()):
         found.update(name.encode())
         found.update(tensor.detach().contiguous().numpy().tobytes())

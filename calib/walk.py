@@ -6,7 +6,8 @@ workspace, and an interrupted walk goes on from there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -69,6 +70,9 @@ class Walk:
         extents = {v.extent for v in visitors}
         self.extent: Extent = "cross-block" if "cross-block" in extents else "block" if "block" in extents else "layer"
         self.done: set[Node] = set()
+        self.sofar = bench.key.copy()  # of all that decides what the quantized network computes up to where the walk is
+        self.sofar.update(self.extent.encode())
+        self._absorb(self.sofar, self.twins.floats.placeholders)
 
     def run(self) -> None:
         """Every span in forward order; those the workspace knows are taken from it."""
@@ -87,12 +91,13 @@ class Walk:
                 continue
             stage = f"{'reconstruct' if self.learns else 'correct'} {span.name}"
             self.bench.progress(stage, index, len(found))
-            errors = self.home.load(index, span, self.numbers) if self.learns else None
+            key = self._key(span) if self.learns else ""
+            errors = self.home.load(key, span, self.numbers) if self.learns else None
             if errors is None:
-                part = self.home.part(index, self.numbers)
+                part = self.home.part(key, self.numbers)
                 errors = self._span(span, part)
                 if self.learns:
-                    self.home.save(index, span, self.numbers, errors)
+                    self.home.save(key, span, self.numbers, errors)
             else:
                 self._advance(span.nodes)
             said = f": error {errors[0]:.1e} → {errors[1]:.1e}" if self.learns else ""
@@ -105,6 +110,34 @@ class Walk:
     def _release(self, nodes: Sequence[Node]) -> None:
         self.twins.release(nodes, keep=self.twins.floats.placeholders)
         self.done.update(nodes)
+        self._absorb(self.sofar, nodes)
+
+    def _key(self, span: Span) -> str:
+        """A hash of all that decides a span's numbers: what was found before it, what it starts from, its float weights."""
+        found = self.sofar.copy()
+        self._absorb(found, span.nodes)
+        for node in span.layers:
+            for tensor in (self.layers[node].weight, self.layers[node].bias):
+                found.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
+        return found.hexdigest()
+
+    def _absorb(self, into: hashlib._Hash, nodes: Iterable[Node]) -> None:
+        """Add what `nodes` compute in and with to a hash."""
+        numbers, annotation = self.numbers, self.numbers.annotation
+        for node in nodes:
+            told: list[object] = [node.name]
+            if (group := numbers.groups.get(node)) is not None:
+                told += [group.kind, group.precision, group.output.name]
+                told += [(source.name, (group.key, source) in annotation.apart) for source in group.inputs]
+            if node in annotation.tensors.parent:
+                told.append(numbers.qparams(node))
+            into.update(repr(told).encode())
+            if node in numbers.weighted:
+                key = numbers.weighted[node][0]
+                coded, bias = numbers.resolved.weights[key], numbers.resolved.biases.get(key)
+                into.update(repr(coded.grid).encode())
+                for tensor in (coded.codes, coded.scale, bias):
+                    into.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
 
     def _span(self, span: Span, part: Part) -> Errors:
         """Find what `part` of a span is not known yet; returns the squared error of its last layer relative to the output, before

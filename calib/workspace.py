@@ -1,8 +1,9 @@
 """Where a long calibration keeps what it has finished, so that the same command goes on where it was interrupted.
 
-A folder `<output>.partial` beside the output: `workspace.json` says for what (a hash of recipe, integer operators, weights and
-calibration data), `span-<n>.safetensors` holds a finished span's numbers, `part-<n>.safetensors` what the running one has so
-far, `cache/` its activations.
+A folder `<output>.partial` beside the output: `workspace.json` says for what (a hash of recipe, weights and calibration data),
+`step-<key>.safetensors` holds the numbers behind a finished step, `span-<key>.safetensors` a finished span's,
+`part-<key>.safetensors` what the running one has so far, `cache/` its activations. A key is a hash of all that decides them: a
+span's of its own numbers and of those of all layers before it, so that another precision of the last layer leaves the others.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from edgeq import whole
 from edgeq.calib.spans import Span
 from edgeq.calib.twins import Numbers
 from edgeq.graph.coded import Coded
+from edgeq.graph.numbers import Resolved
 from edgeq.schema import fit
 from edgeq.spec import EdgeqError
 
 STATE = "workspace.json"
+KINDS = ("step", "span", "part")  # of files, before their keys
 STEPS = "steps "  # before the names of what gradient steps need
 EVERY = 10.0  # seconds of work that an interruption may cost
 
@@ -61,24 +64,43 @@ class PartFile:
 
 
 class Workspace:
-    """Finished spans in `folder`; `cache` is an empty folder for activations, gone after the calibration."""
+    """Finished work in `folder`; `cache` is an empty folder for activations, gone after the calibration.
 
-    def __init__(self, folder: Path, cache: Path) -> None:
+    lasts: the folder stays where a calibration is interrupted.
+    """
+
+    def __init__(self, folder: Path, cache: Path, *, lasts: bool) -> None:
         """See `workspace`, which makes both folders."""
-        self.folder, self.cache = folder, cache
+        self.folder, self.cache, self.lasts = folder, cache, lasts
 
     def open(self, key: str) -> None:
-        """Keep what was finished for the same `key`; anything else is out of date and removed."""
+        """Keep what was finished for the same recipe, weights and data, whose hash is `key`; anything else is removed."""
         state = self.folder / STATE
         if state.is_file() and state.read_bytes() == (json.dumps({"key": key}) + "\n").encode():
             return
-        for old in (*self.folder.glob("span-*.safetensors"), *self.folder.glob("part-*.safetensors")):
-            old.unlink()
+        for kind in KINDS:
+            for old in self.folder.glob(f"{kind}-*.safetensors"):
+                old.unlink()
         _write(state, lambda part: part.write_text(json.dumps({"key": key}) + "\n"))
 
-    def load(self, index: int, span: Span, numbers: Numbers) -> tuple[float, float] | None:
+    def numbers(self, key: str) -> Resolved | None:
+        """The numbers behind a finished step; None where it is not finished, or its file is damaged."""
+        path = self._path("step", key)
+        if not path.is_file():
+            return None
+        try:
+            return Resolved.load(path)
+        except Exception:  # in whatever way: the step is done again
+            path.unlink(missing_ok=True)
+            return None
+
+    def keep(self, key: str, numbers: Resolved) -> None:
+        """Store the numbers behind a step."""
+        numbers.save(self._path("step", key))
+
+    def load(self, key: str, span: Span, numbers: Numbers) -> tuple[float, float] | None:
         """Put a finished span's numbers into `numbers`; returns its errors before and after, None where it is not finished."""
-        path = self._path(index)
+        path = self._path("span", key)
         if not path.is_file():
             return None
         tensors: dict[str, Tensor]
@@ -97,7 +119,7 @@ class Workspace:
             resolved.activations[key] = dataclasses.replace(resolved.activations[key], scale=(scales[key],))
         return errors
 
-    def save(self, index: int, span: Span, numbers: Numbers, errors: tuple[float, float]) -> None:
+    def save(self, key: str, span: Span, numbers: Numbers, errors: tuple[float, float]) -> None:
         """Store what a span learned, whole or not at all."""
         inside = {node.name for node in span.nodes}
         scales = {key: q.step for key, q in numbers.resolved.activations.items() if key in inside}
@@ -105,18 +127,15 @@ class Workspace:
         for node in span.layers:
             tensors |= _taken(node, numbers)
         about = json.dumps(dataclasses.asdict(SpanFile(*errors, scales)))
-        _write(self._path(index), lambda part: save_file(tensors, part, metadata={"span": about}))
-        self._part(index).unlink(missing_ok=True)
+        _write(self._path("span", key), lambda part: save_file(tensors, part, metadata={"span": about}))
+        self._path("part", key).unlink(missing_ok=True)
 
-    def part(self, index: int, numbers: Numbers) -> Part:
+    def part(self, key: str, numbers: Numbers) -> Part:
         """What the span has so far, of this run or of one that was interrupted."""
-        return Part(self._part(index), numbers)
+        return Part(self._path("part", key), numbers)
 
-    def _path(self, index: int) -> Path:
-        return self.folder / f"span-{index:03d}.safetensors"
-
-    def _part(self, index: int) -> Path:
-        return self.folder / f"part-{index:03d}.safetensors"
+    def _path(self, kind: str, key: str) -> Path:
+        return self.folder / f"{kind}-{key[:24]}.safetensors"
 
 
 class Part:
@@ -192,10 +211,10 @@ def workspace(output: Path | None) -> Iterator[Workspace]:
             (folder / STATE).touch()
             cache.mkdir()
             try:
-                yield Workspace(folder, cache)
+                yield Workspace(folder, cache, lasts=output is not None)
             finally:
                 shutil.rmtree(cache, ignore_errors=True)
-                if not any(folder.glob("span-*")) and not any(folder.glob("part-*")):
+                if not any(any(folder.glob(f"{kind}-*")) for kind in KINDS):
                     shutil.rmtree(folder, ignore_errors=True)
 
 

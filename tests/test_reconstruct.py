@@ -34,6 +34,7 @@ from edgeq.calib.steps.reconstruct import Reconstruct
 from edgeq.calib.steps.round import Round
 from edgeq.calib.steps.scales import Scales
 from edgeq.calib.twins import Numbers
+from edgeq.calib.walk import Walk
 from edgeq.calib.workspace import beside
 from edgeq.calib.written import changed
 from edgeq.graph.annotate import annotate, default_plan
@@ -331,7 +332,9 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(recipe: str, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         quantized(task(), recipe, output=out, progress=Interrupt(3))
     kept = sorted(p.name for p in beside(out).iterdir())
-    assert kept == ["span-000.safetensors", "span-001.safetensors", "span-002.safetensors", "workspace.json"]
+    assert [name.split("-")[0] for name in kept] == ["span"] * 3 + ["step"] * (recipe == "lidar-ptq") + [
+        "workspace.json"
+    ]
     assert not out.exists()
     stamps = [(beside(out) / name).stat().st_mtime_ns for name in kept[:3]]
     with pytest.raises(KeyboardInterrupt):
@@ -348,7 +351,7 @@ def test_a_span_file_that_was_changed_is_learned_again(change: dict[str, Any], t
     whole, out = quantized(task(), "adaround"), tmp_path / "model"
     with pytest.raises(KeyboardInterrupt):
         quantized(task(), "adaround", output=out, progress=Interrupt(2))
-    path = beside(out) / "span-000.safetensors"
+    path = min(beside(out).glob("span-*"), key=lambda p: p.stat().st_mtime_ns)
     with safe_open(path, framework="pt") as file:
         said = json.loads(file.metadata()["span"]) | change
         tensors = {name: torch.zeros_like(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118  no mapping
@@ -391,6 +394,45 @@ def test_other_data_or_another_recipe_starts_afresh(tmp_path: Path) -> None:
     progress = Interrupt(99)
     other = quantized(task(frames=9), "adaround", output=out, progress=progress)
     assert constants(other) == constants(quantized(task(frames=9), "adaround"))
+
+
+@pytest.mark.parametrize("recipe", ["adaround", "lidar-ptq"])
+def test_another_precision_of_the_last_layer_leaves_the_spans_before_it(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was learned under one plan serves another as far as it goes; the result is the other plan's own."""
+    learned, span = list[str](), Walk._span
+    monkeypatch.setattr(Walk, "_span", lambda walk, s, part: (learned.append(s.name), span(walk, s, part))[1])
+    first = quantized(task(), recipe, output=tmp_path / "first")
+    names, last = list(learned), [key for key, name in first.plan.layers.items() if name != "fp32"][-1]
+    other = dataclasses.replace(first.plan, layers={**first.plan.layers, last: "fp32"})
+    whole = api.quantize(task(), plan=other)
+    out = tmp_path / "model"
+    with pytest.raises(KeyboardInterrupt):
+        quantized(task(), recipe, output=out, progress=Interrupt(len(names) - 1))
+    learned.clear()
+    resumed = api.quantize(task(), plan=other, output=out)
+    assert constants(resumed) == constants(whole) and resumed.qparams == whole.qparams
+    assert len(names) > 3 and len(learned) <= 2, (names, learned)
+
+
+def test_a_run_goes_on_behind_the_step_that_was_finished(tmp_path: Path) -> None:
+    """The search over scales is not made again where the spans behind it were interrupted, but where its file is damaged."""
+    whole, out, searched = quantized(task(), "lidar-ptq"), tmp_path / "model", list[int]()
+
+    def interrupted(stage: str, done: int, total: int | None) -> None:
+        if stage == "grid search":
+            searched.append(done)
+        if stage.startswith("reconstruct"):
+            raise KeyboardInterrupt
+
+    for damaged, times in ((False, 1), (False, 1), (True, 2)):
+        for step in beside(out).glob("step-*") if damaged else ():
+            step.write_bytes(step.read_bytes()[:100])
+        with pytest.raises(KeyboardInterrupt):
+            quantized(task(), "lidar-ptq", output=out, progress=interrupted)
+        assert searched.count(1) == times
+    assert constants(quantized(task(), "lidar-ptq", output=out)) == constants(whole)
 
 
 def test_a_strangers_folder_is_left_alone(tmp_path: Path) -> None:

@@ -53,8 +53,13 @@ class Search:
     def run(self, bench: Bench) -> None:
         """Better scales of activations, and the weights' as kernels then demand them."""
         assert bench.cache is not None
-        search(bench.numbers, bench.cache, bench.observers, self.least or None, bench.progress)
-        bench.settle()
+        cache = bench.cache
+
+        def work() -> None:
+            search(bench.numbers, cache, bench.observers, self.least or None, bench.progress)
+            bench.settle()
+
+        bench.once(self, work)
 
 
 def least_share(bits: int) -> float:
