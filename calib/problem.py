@@ -17,9 +17,8 @@ from edgeq.calib.gram import Gram
 from edgeq.graph.coded import Coded, along, spread
 from edgeq.spec import Grid
 
-DAMPING: Final = (
-    0.01  # of the mean square of the inputs, so that a matrix of few cells can be inverted (GPTQ, section 3.3)
-)
+DAMPING: Final = 0.01  # of the inputs' mean square, so that a matrix of few cells can be inverted (GPTQ, section 3.3)
+LEAST: Final = 1e-5  # of it with the means, whose rounding is left where inputs hardly vary
 
 
 @dataclass(slots=True)
@@ -57,8 +56,9 @@ class Part:
         if bias:
             hessian = hessian - gram.inputs[:, :, None] * gram.inputs[:, None]
             residual = residual - gram.drift[..., None] * gram.inputs[:, None]
-        size = hessian.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=torch.finfo(torch.float32).tiny)
-        hessian = hessian + torch.diag_embed((DAMPING * size)[:, None].expand(hessian.shape[:2]))
+        size, whole = (h.diagonal(dim1=1, dim2=2).mean(-1) for h in (hessian, gram.quantized))
+        damping = torch.maximum(DAMPING * size, LEAST * whole).clamp(min=torch.finfo(torch.float32).tiny)
+        hessian = hessian + torch.diag_embed(damping[:, None].expand(hessian.shape[:2]))
         return hessian, gram.weights + torch.linalg.solve(hessian, residual, left=False)
 
 

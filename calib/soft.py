@@ -18,6 +18,7 @@ from edgeq.calib.workspace import Part
 from edgeq.graph.coded import Coded
 from edgeq.graph.numbers import Resolved
 from edgeq.graph.ops import constant
+from edgeq.graph.ordered import parted
 from edgeq.spec import QParams
 
 CERTAIN: Final = 0.85  # h of a weight whose rounding says up, before the first step; 1 - CERTAIN where it says down
@@ -113,6 +114,7 @@ class Soft(Numbers):
                 resolved.activations[root.name] = dataclasses.replace(grid, scale=(scale,))
         return resolved
 
+    @parted()
     def learn(self, loss: Callable[[int], Tensor], steps: int, part: Part) -> None:
         """Adam on `loss(step)` plus the regulariser, from where `part` says that an interrupted run was."""
         adam = torch.optim.Adam(

@@ -133,3 +133,19 @@ def test_options_that_make_no_sense_are_named() -> None:
     ):  # fmt: skip
         with pytest.raises(EdgeqError, match=words):
             solver(text)
+
+
+@pytest.mark.parametrize("name", SUMMING)
+def test_inputs_that_hardly_vary_are_solved(name: str) -> None:
+    """As a head behind a mean over a large map reads them: what the bias takes out of their squares is nearly all of these."""
+    generator = torch.Generator().manual_seed(0)
+    weight, base = torch.randn(4, 24, generator=generator), 3 + torch.rand(24, generator=generator)
+    seen = base + 1e-4 * torch.randn(8, 24, generator=generator)
+    captured = capture(nn.Linear(24, 4), (seen,))
+    (node,) = [n for n in captured.module.graph.nodes if n.op == "call_function"]
+    (layout,) = rows_of(node)
+    gram, every = Gram.empty(layout, weight), torch.arange(len(seen))
+    gram.add(layout.patches(seen, every), layout.answers(seen @ weight.T, every), torch.ones(len(seen)))
+    start = encode(weight, INT3, along(channel_scales(weight, 0, INT3, "mse"), 0, 2))
+    found = solver(name).solve(Problem(weight, 0, start, [gram.finish()], bias=True), start)
+    assert bool(found.scale.isfinite().all()) and found.codes.abs().max() <= 3

@@ -17,6 +17,7 @@ from torch import Tensor
 from edgeq.calib.problem import Problem
 from edgeq.calib.solvers import Solver, whole
 from edgeq.graph.coded import Coded, along, spread
+from edgeq.graph.ordered import parted
 
 SWEEPS: Final = 4  # as in the paper's experiments; more change little
 
@@ -26,6 +27,7 @@ def solver(option: str) -> Solver:
     return Solver(partial(solve, sweeps=whole(option, SWEEPS, "comq:4")), sums=True)
 
 
+@parted(1)
 def solve(problem: Problem, start: Coded, sweeps: int = SWEEPS) -> Coded:
     """Codes anywhere on the grid, and scales by channel."""
     quadratics = [part.quadratic(bias=problem.bias) for part in problem.parts]

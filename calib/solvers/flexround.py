@@ -18,6 +18,7 @@ from torch import Tensor
 from edgeq.calib.problem import Problem
 from edgeq.calib.solvers import Solver, whole
 from edgeq.graph.coded import Coded, spread
+from edgeq.graph.ordered import parted
 
 STEPS: Final = 400
 RATE: Final = 4e-3  # of the factors' logarithms
@@ -28,6 +29,7 @@ def solver(option: str) -> Solver:
     return Solver(partial(solve, steps=whole(option, STEPS, "flexround:400")), sums=True)
 
 
+@parted(1)
 def solve(problem: Problem, start: Coded, steps: int = STEPS) -> Coded:
     """Codes and scales, those with the least error seen on the way, channel by channel."""
     weight, shape, axis = problem.weight.detach(), problem.weight.shape, problem.axis

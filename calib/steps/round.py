@@ -28,6 +28,7 @@ from edgeq.calib.workspace import Part
 from edgeq.graph.coded import Coded, along, encode
 from edgeq.graph.numbers import snap_weight_scale
 from edgeq.graph.ops import value
+from edgeq.graph.ordered import parted
 from edgeq.spec import EdgeqError
 
 
@@ -123,6 +124,7 @@ class Round:
         trial.weights[x.key] = found
         return found if torch.equal(self._snapped(walk, x, found), found.scale) and walk.ratios_hold(trial) else start
 
+    @parted()
     def sums(self, walk: Walk, x: WeightedLayer) -> list[Gram]:
         """A layer's sums over sampled output cells of all frames."""
         twins, source = walk.twins, x.node.args[0]

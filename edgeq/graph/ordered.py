@@ -2,8 +2,8 @@
 
 torch's kernels part their work by the number of threads, and a kernel's edge adds in another order than its middle. While
 `ordered` lasts, products that a thread has done in a millisecond are left to one; larger ones have their rows and outputs
-filled up to whole vectors, so that no part has an edge; a sum of everything is taken in pieces of one size. A backward
-pass is left as it is.
+filled up to whole vectors, so that no part has an edge; a sum of everything is taken in pieces of one size. What learns, with
+its backward passes, is `parted` among one or two threads instead.
 """
 
 from __future__ import annotations
@@ -49,6 +49,21 @@ def ordered() -> Iterator[None]:
     """While it lasts; also a decorator."""
     with _Ordered():
         yield
+
+
+@contextlib.contextmanager
+def parted(parts: int = 2) -> Iterator[None]:
+    """As many threads while it lasts, whatever number the caller has; also a decorator.
+
+    For what `ordered` does not reach, backward passes above all: the bytes depend on how many parts there are, not on how many
+    cores compute them. More than two are faster on large detectors alone.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(parts)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Ordered(TorchFunctionMode):
