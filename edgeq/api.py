@@ -91,6 +91,7 @@ def quantize(
     example_inputs: Any = None,
     calibration: Iterable[Any] | None = None,
     evaluate: Callable[[Predict], dict[str, float]] | None = None,
+    data: str | Path | None = None,
     keep_float: Sequence[str] = (),
     recipe: str | Path | Recipe = "default",
     settings: Sequence[str] = (),
@@ -103,22 +104,22 @@ def quantize(
     """One QDQ program for every runtime: capture, plan, calibrate and convert.
 
     task: a task, its file, or a network, which `example_inputs`, `calibration` and `evaluate` then belong to.
+    data: a folder of .npy or .npz files, one a batch, in the place of calibration (edgeq.calib.data.arrays).
     keep_float: patterns of layer keys or module paths, as "head" (and all in it) or "*.norm*", that stay in float.
     recipe: a name, a .toml file or a Recipe; settings: options of its steps, as "round.solver=gptq".
     A plan overrides target and recipe; a layer that it does not name gets its default, else `precision`.
     calibration may be left out where nothing is learned from data: precision "w8" or "fp32" with most recipes.
-    With `output` the model is saved there, and what was exported and verified of an older one there is removed, as
-    `progress` says; a recipe that learns keeps what it has finished in `<output>.partial` until then, and the same call goes
-    on after an interruption.
+    With `output` the model is saved there, and what was exported and verified of an older one is removed, as `progress` says; a
+    recipe that learns keeps what it has finished in `<output>.partial`, and the same call goes on after an interruption.
 
     Raises:
         EdgeqError: what is wrong with the task, its data, the plan, or which operator stands in the way.
     """
-    refuse_types(target=target, recipe=recipe, precision=precision, plan=plan, output=output)
+    refuse_types(target=target, recipe=recipe, precision=precision, plan=plan, output=output, data=data)
     where = Path(output).absolute() if output is not None else None  # a task file may change the current folder
     recipe = recipe.absolute() if isinstance(recipe, Path) else recipe
     plan = Path(plan).absolute() if isinstance(plan, (str, Path)) else plan
-    task = as_task(task, example_inputs, calibration, evaluate)
+    task = as_task(task, example_inputs, calibration, evaluate, None if data is None else Path(data).absolute())
     given = load_plan(plan) if isinstance(plan, Path) else plan
     method = written.chosen(recipe) if given is None else written.planned(given, str(plan))
     method = written.changed(method, (settings,) if isinstance(settings, str) else settings)

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from edgeq.calib.data.arrays import Arrays
 from edgeq.calib.data.batches import batches as checked
 from edgeq.calib.steps.ends import planned as ends
 from edgeq.calib.written import written
@@ -43,7 +45,7 @@ def remembered(given: Iterable[Any], first: list[Any]) -> Iterator[Any]:
         yield batch
 
 
-def refuse_types(*, target: Any, recipe: Any, precision: Any, plan: Any, output: Any) -> None:
+def refuse_types(*, target: Any, recipe: Any, precision: Any, plan: Any, output: Any, data: Any) -> None:
     """Raise EdgeqError where a choice of `quantize` is of another type than it takes."""
     several = "; portable is the target for all runtimes" if isinstance(target, (list, tuple)) else ""
     for name, choice, kinds, words in (
@@ -52,13 +54,14 @@ def refuse_types(*, target: Any, recipe: Any, precision: Any, plan: Any, output:
         ("precision", precision, (str,), "give one name; a plan says which layer gets another"),
         ("plan", plan, (str, Path, QuantPlan, type(None)), "give a QuantPlan or the path of a plan.json"),
         ("output", output, (str, Path, type(None)), "give the path of a folder"),
+        ("data", data, (str, Path, type(None)), "give the path of a folder of .npy or .npz files"),
     ):
         if not isinstance(choice, kinds):
             raise EdgeqError(f"{name} is a {type(choice).__name__}: {words}")
 
 
-def as_task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> Task:
-    """What `quantize` was given, as a task.
+def as_task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any, data: Path | None = None) -> Task:
+    """What `quantize` was given, as a task; data: a folder of arrays in the place of its calibration.
 
     Raises:
         EdgeqError: a network without example inputs or batches, or these beside a task.
@@ -71,15 +74,20 @@ def as_task(task: Any, example_inputs: Any, calibration: Any, evaluate: Any) -> 
         if isinstance(example_inputs, list) and isinstance(task, nn.Module) and len(example_inputs) == _asked(task):
             example_inputs = tuple(example_inputs)
         given = None if calibration is None else lambda: calibration
-        return Task(type(task).__name__, lambda: task, lambda: example_inputs, given, evaluate)
+        made = Task(type(task).__name__, lambda: task, lambda: example_inputs, given, evaluate)
+        return made if data is None else _from_arrays(made, data)
     if not isinstance(task, (Task, str, Path)):
         kind = f"the class {task.__name__}" if isinstance(task, type) else f"a {type(task).__name__}"
         raise EdgeqError(f"quantize() was given {kind}: give a torch.nn.Module, a Task or a task file's path")
     if any(given is not None for given in (example_inputs, calibration, evaluate)):
         raise EdgeqError("example_inputs, calibration and evaluate go with a network; a task has its own")
-    if isinstance(task, Task):
-        return task
-    return load_task(task)
+    made = task if isinstance(task, Task) else load_task(task)
+    return made if data is None else _from_arrays(made, data)
+
+
+def _from_arrays(task: Task, folder: Path) -> Task:
+    """A task with a folder of arrays as its calibration."""
+    return dataclasses.replace(task, calibration=partial(Arrays, folder, example(task)))
 
 
 def _asked(network: nn.Module) -> int:

@@ -41,6 +41,31 @@ TaskFile = Annotated[
     ),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads the runtime may use.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="STEP.OPTION=VALUE",
+        help="Change an option of the recipe, as round.solver=gptq; `edgeq recipes NAME` prints them; repeat for several.",
+        show_default=False,
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Calibrate on this folder's .npy or .npz files, one a batch, instead of calibration().",
+        show_default=False,
+    ),
+]
+KeepFloat = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep-float",
+        help="Layers that stay in float: a layer's key, a module's path or a pattern, as 'head.*'; repeat for several.",
+        show_default=False,
+    ),
+]
 
 
 def named(to: list[str] | None) -> list[str]:

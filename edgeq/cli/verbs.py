@@ -10,7 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from edgeq import backends
-from edgeq.cli.options import MEASURED, AsJson, Device, FailIf, Folder, TaskFile, Threads, To, named
+from edgeq.cli.options import (
+    MEASURED,
+    AsJson,
+    Data,
+    Device,
+    FailIf,
+    Folder,
+    KeepFloat,
+    Settings,
+    TaskFile,
+    Threads,
+    To,
+    named,
+)
 from edgeq.cli.terminal import Progressing, end, show
 
 FIRST = next(iter(backends.RUNTIMES))
@@ -73,15 +86,7 @@ def quantize(
     recipe: Annotated[
         str, typer.Option(help="How the numbers are chosen: a name that `edgeq recipes` lists, or a .toml file.")
     ] = "default",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="STEP.OPTION=VALUE",
-            help="Change an option of the recipe, as round.solver=gptq; `edgeq recipes NAME` prints them; repeat for several.",
-            show_default=False,
-        ),
-    ] = None,
+    settings: Settings = None,
     target: Annotated[
         str, typer.Option(help=f"portable: one program for all runtimes; or {', '.join(backends.RUNTIMES)}, simulated.")
     ] = "portable",
@@ -91,14 +96,8 @@ def quantize(
     plan: Annotated[
         Path | None, typer.Option(help="An edited plan.json: layer → precision; overrides recipe, target, precision.")
     ] = None,
-    keep_float: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--keep-float",
-            help="Layers that stay in float: a layer's key, a module's path or a pattern, as 'head.*'; repeat for several.",
-            show_default=False,
-        ),
-    ] = None,
+    data: Data = None,
+    keep_float: KeepFloat = None,
     as_json: AsJson = False,
 ) -> None:
     """Calibrate a network and write one quantized program."""
@@ -116,6 +115,7 @@ def quantize(
                 target=target,
                 precision=precision,
                 plan=plan,
+                data=data,
                 keep_float=keep_float or (),
                 output=folder,
                 progress=progress,

@@ -1,0 +1,90 @@
+"""Calibration batches from a folder of arrays: one file a batch, by name; .npy for a network of one input, .npz for several."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from edgeq.spec import EdgeqError
+
+KINDS: Final = (".npy", ".npz")
+
+
+class Arrays:
+    """Batches of the structure of `example`; iterable again and again, each file is read when it is its turn.
+
+    Of an .npz the arrays are the network's inputs in their order. An array without the first axis of an input of one is taken
+    as that one.
+
+    Raises:
+        EdgeqError: there is no such folder, or no such file in it; while iterating, a file that is damaged, holds objects, or
+            arrays of other shapes or types than the network takes.
+    """
+
+    def __init__(self, folder: Path, example: Any) -> None:
+        """Look which files there are; nothing is read."""
+        if not folder.is_dir():
+            raise EdgeqError(f"{folder}: no such folder; --data takes one of .npy or .npz files, one for each batch")
+        self.files = sorted(path for path in folder.iterdir() if path.suffix in KINDS)
+        if not self.files:
+            raise EdgeqError(f"{folder}: holds no .npy or .npz files; save one for each batch, as numpy.save does")
+        self.wanted, self.spec = pytree.tree_flatten(example)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> Iterator[Any]:
+        for path in self.files:
+            held = _read(path)
+            if len(held) != len(self.wanted):
+                raise EdgeqError(
+                    f"{path}: holds {len(held)} arrays, and the network takes {len(self.wanted)}: save them with numpy.savez, "
+                    "in the order of example_inputs()"
+                )
+            pairs = zip(held.items(), self.wanted, strict=True)
+            yield pytree.tree_unflatten([_fitted(path, name, x, wanted) for (name, x), wanted in pairs], self.spec)
+
+
+def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    try:
+        with np.load(path, allow_pickle=False) if path.suffix == ".npz" else _Single(path) as held:
+            return {name: held[name] for name in held}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise EdgeqError(f"{path}: no whole file of plain numbers ({error}); save it again with numpy.save") from error
+
+
+class _Single(dict[str, Any]):
+    """An .npy file as an .npz of one."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__({"array": np.load(path, allow_pickle=False)})
+
+    def __enter__(self) -> _Single:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def _fitted(path: Path, name: str, x: np.ndarray[Any, Any], wanted: Any) -> Tensor:
+    """An array as the tensor that the network takes."""
+    if not isinstance(wanted, Tensor):
+        raise EdgeqError(f"{path}: example_inputs() holds a {type(wanted).__name__}, which no array stands for")
+    where, shape = f"{path}, array {name!r}" if path.suffix == ".npz" else f"{path}", tuple(wanted.shape)
+    if x.shape == shape[1:] and shape[:1] == (1,):
+        x = x[None]
+    if x.shape != shape:
+        raise EdgeqError(f"{where}: shape {x.shape}, and the network takes {shape}: save what example_inputs() fixed")
+    if (x.dtype.kind == "f") is not wanted.is_floating_point() or x.dtype.kind not in "fiub":
+        raise EdgeqError(
+            f"{where}: holds {x.dtype}, and the network takes {str(wanted.dtype).removeprefix('torch.')}: save what the network "
+            "is given, pixels scaled as it wants them"
+        )
+    return torch.from_numpy(np.ascontiguousarray(x.astype(x.dtype.newbyteorder("=")))).to(wanted.dtype)

@@ -1,0 +1,94 @@
+"""A folder of arrays as calibration data: the same numbers as the same batches from a task, and a sentence for what is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgeq
+from edgeq.spec import EdgeqError
+
+
+class Two(nn.Module):
+    """An image and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(5, 4)
+
+    def forward(self, image: Tensor, vector: Tensor) -> Tensor:
+        return self.stem(image).mean((2, 3)) + self.head(vector)
+
+
+def quantized(folder: Path | None, batches: list[Any], module: nn.Module) -> edgeq.QuantizedModel:
+    return edgeq.quantize(
+        module, example_inputs=batches[0], calibration=batches if folder is None else None, data=folder
+    )
+
+
+def test_files_give_what_batches_give(tmp_path: Path) -> None:
+    """By name, whatever the order of the folder; axes of one may be left out; doubles are the network's floats."""
+    torch.manual_seed(0)
+    module = Two().eval()
+    batches = [(torch.randn(1, 3, 8, 8), torch.randn(1, 5)) for _ in range(4)]
+    for index in (2, 0, 3, 1):
+        image, vector = (x.numpy() for x in batches[index])
+        np.savez(tmp_path / f"{index}.npz", image[0] if index == 1 else image, vector.astype(np.float64))
+    (tmp_path / "notes.txt").write_text("not a batch")
+    found, wanted = quantized(tmp_path, batches, module), quantized(None, batches, module)
+    assert found.qparams == wanted.qparams
+    assert all(torch.equal(a, found.program.state_dict[name]) for name, a in wanted.program.state_dict.items())
+
+
+def test_one_input_is_an_npy_and_a_dictionary_keeps_its_names(tmp_path: Path) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(5, 4)
+
+        def forward(self, x: dict[str, Tensor]) -> Tensor:
+            return self.stem(x["points"])
+
+    torch.manual_seed(0)
+    module, batches = Named().eval(), [({"points": torch.randn(2, 5)},) for _ in range(3)]
+    for index, (batch,) in enumerate(batches):
+        np.save(tmp_path / f"{index}.npy", batch["points"].numpy())
+    assert quantized(tmp_path, batches, module).qparams == quantized(None, batches, module).qparams
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wrong"),
+    [
+        (
+            "a.npy",
+            np.zeros((1, 3, 9, 8), np.float32),
+            r"a\.npy: shape \(1, 3, 9, 8\), and the network takes \(1, 3, 8, 8\)",
+        ),
+        ("a.npy", np.zeros((1, 3, 8, 8), np.uint8), r"a\.npy: holds uint8, and the network takes float32"),
+        ("a.npy", np.array([{"x": 1}], dtype=object), r"a\.npy: no whole file of plain numbers"),
+        ("a.npy", b"\x93NUMPY", r"a\.npy: no whole file of plain numbers"),
+        ("a.npz", b"PK", r"a\.npz: no whole file of plain numbers"),
+        ("a.txt", b"", r"holds no \.npy or \.npz files"),
+        ("a.npy", np.full((1, 3, 8, 8), np.nan, np.float32), "contains NaN or Inf"),
+    ],
+)
+def test_what_is_no_batch_is_a_sentence(name: str, content: Any, wrong: str, tmp_path: Path) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    else:
+        np.save(tmp_path / name, content, allow_pickle=True)
+    with pytest.raises(EdgeqError, match=wrong):
+        quantized(tmp_path, [(torch.zeros(1, 3, 8, 8),)], nn.Conv2d(3, 4, 3).eval())
+    with pytest.raises(EdgeqError, match="no such folder"):
+        quantized(tmp_path / "none", [(torch.zeros(1, 3, 8, 8),)], nn.Conv2d(3, 4, 3).eval())
+
+
+def test_arrays_that_are_too_few_are_a_sentence(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", np.zeros((1, 3, 8, 8), np.float32))
+    with pytest.raises(EdgeqError, match=r"a\.npz: holds 1 arrays, and the network takes 2"):
+        quantized(tmp_path, [(torch.zeros(1, 3, 8, 8), torch.zeros(1, 5))], Two().eval())
