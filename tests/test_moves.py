@@ -110,10 +110,7 @@ def test_every_runtime_moves_the_same_bytes(runtime: str, tmp_path: Path) -> Non
         Every().eval(), example_inputs=batches[0], calibration=batches, output=tmp_path / "model", recipe="minmax"
     )
     artifact = edgeq.export(model, runtime)
-    floats = [row.kind for row in artifact.coverage if row.status == "float island" and not row.inserted]
-    assert floats == (
-        ["reshape"] if runtime == "executorch" else []
-    )  # its delegate's own, at the end of a channel shuffle
+    assert not [row for row in artifact.coverage if row.status == "float island" and not row.inserted]
     found = edgeq.verify(model, to=[runtime])["backends"][runtime]
     assert (found["max_lsb"], found["exact_share"]) == (0, 1)
 

@@ -77,6 +77,20 @@ class _Editor:
         self.module.graph.erase_node(old)
 
 
+def _order(node: Node) -> list[int]:
+    """The order of axes that a permute or transpose gives.
+
+    As permute_copy, since in torch what is permuted lies as it did, and a reshape behind it begins with a copy, which parts the
+    reshape from its integers: the delegate then computes it in float.
+    """
+    axes = list(range(value(node.args[0]).dim()))
+    if node.target is aten.transpose.int:
+        a, b = (int(i) % len(axes) for i in node.args[1:3])  # type: ignore[arg-type] # numbers
+        axes[a], axes[b] = axes[b], axes[a]
+        return axes
+    return [int(i) for i in node.args[1]]  # type: ignore[union-attr, arg-type] # a list of numbers
+
+
 def _operator(editor: _Editor, node: Node) -> None:
     kind = kind_of(node)
     if kind == "clamp":
@@ -89,6 +103,8 @@ def _operator(editor: _Editor, node: Node) -> None:
         _upsample(editor, node)
     elif kind == "reshape" and node.target not in (aten.view.default, aten.reshape.default):
         editor.replace(node, editor.call(node, aten.reshape.default, node.args[0], list(value(node).shape)))
+    elif kind == "permute" and _numbers(node) is not None:
+        editor.replace(node, editor.call(node, aten.permute_copy.default, node.args[0], _order(node)))
     elif kind == "gather" and _numbers(node) is not None:
         _gather(editor, node)
     elif kind == "matmul" and node.target is aten.matmul.default:

@@ -42,6 +42,7 @@ OPERATORS: dict[Any, str] = {
     aten.unsqueeze.default: "reshape",
     aten.permute.default: "permute",
     aten.transpose.int: "permute",
+    aten.permute_copy.default: "permute",
     aten.slice.Tensor: "slice",
     aten.pad.default: "pad",
     aten.constant_pad_nd.default: "pad",
