@@ -29,7 +29,7 @@ Errors = tuple[float, float]  # before and after, relative to the output
 class Visitor(Protocol):
     """What a step hands to the walk in forward order, which several neighbouring steps make together.
 
-    learns: what it finds is kept in the workspace. extent: what it looks at together.
+    learns: what it finds is kept in the workspace. extent: what it looks at together. activations: it moves their scales.
     """
 
     @property
@@ -38,6 +38,10 @@ class Visitor(Protocol):
 
     @property
     def extent(self) -> Extent:
+        """See the class."""
+
+    @property
+    def activations(self) -> bool:
         """See the class."""
 
     def frames(self, floats: Floats) -> int | None:
@@ -71,7 +75,7 @@ class Walk:
         self.extent: Extent = "cross-block" if "cross-block" in extents else "block" if "block" in extents else "layer"
         self.done: set[Node] = set()
         self.sofar = bench.key.copy()  # of all that decides what the quantized network computes up to where the walk is
-        self.sofar.update(self.extent.encode())
+        self.sofar.update(repr(visitors).encode())
         self._absorb(self.sofar, self.twins.floats.placeholders)
 
     def run(self) -> None:
@@ -113,13 +117,35 @@ class Walk:
         self._absorb(self.sofar, nodes)
 
     def _key(self, span: Span) -> str:
-        """A hash of all that decides a span's numbers: what was found before it, what it starts from, its float weights."""
+        """A hash of all that decides a span's numbers: what was found before it, what it starts from, its float weights.
+
+        Where scales of activations move, also whose they are and whose kernels have a say, behind the span as well.
+        """
         found = self.sofar.copy()
         self._absorb(found, span.nodes)
+        if any(v.activations for v in self.visitors):
+            found.update(repr(self._bound(span)).encode())
         for node in span.layers:
             for tensor in (self.layers[node].weight, self.layers[node].bias):
                 found.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
         return found.hexdigest()
+
+    def _bound(self, span: Span) -> list[object]:
+        """What binds the scales of a span's tensors: sets that others belong to, fixed numbers, ratios that kernels insist on."""
+        annotation, resolved = self.numbers.annotation, self.numbers.resolved
+        tensors = annotation.tensors
+        roots = {tensors.find(n) for n in span.nodes if n in tensors.parent}
+        told: list[object] = [(n.name, tensors.key(n)) for n in tensors.parent if tensors.find(n) in roots]
+        told += sorted(root.name for root in roots & tensors.fixed.keys())
+        for group in annotation.groups:
+            ends = (group.output, *group.inputs)
+            insists = group.kind == "mean" or group.support.ratio is not None
+            if insists and any(tensors.find(n) in roots for n in ends):
+                told += [group.node.name, group.kind, group.support.ratio]
+                told += [(n.name, self.numbers.qparams(n)) for n in ends]
+                if group.key in resolved.weights:
+                    told.append(float(resolved.weights[group.key].scale.max()))
+        return told
 
     def _absorb(self, into: hashlib._Hash, nodes: Iterable[Node]) -> None:
         """Add what `nodes` compute in and with to a hash."""

@@ -34,8 +34,8 @@ Written by `tools/write_tables.py` from the code (`backends/*/target.py`, `calib
 A *target* says what a runtime's kernels compute from integers to integers. `portable`, the default, is what all four
 have in common, under all their constraints at once: one program of it runs on every runtime, and each runtime then
 does with it what its own column says. A runtime's own target may quantize more; its program is then no longer shared.
-The target `simulated` takes every kind below, weights of 2 to 8 bits beside activations of 2 to 16, weights in groups (`w4g32`) and
-powers of two (`w4log2`) beside floats, and has no artefact.
+The target `simulated` takes every kind below, weights of 2 to 8 bits beside activations of 2 to 16, weights in groups (`w4g32`)
+and powers of two (`w4log2`) beside floats, and has no artefact.
 
 - **integer**: the kernel sums in integers on every device.
 - **eligible**: the device decides. Core ML's Neural Engine may compute int8; its CPU and GPU may dequantise.

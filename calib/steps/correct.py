@@ -37,6 +37,7 @@ class Correct:
     needs: ClassVar[frozenset[str]] = frozenset({DATA})
     learns: ClassVar[bool] = False
     extent: ClassVar[Extent] = "layer"
+    activations: ClassVar[bool] = False
 
     def run(self, bench: Bench) -> Correct:
         """All is done on the walk."""

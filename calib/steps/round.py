@@ -65,6 +65,11 @@ class Round:
         """Layers are solved one by one."""
         return "layer"
 
+    @property
+    def activations(self) -> bool:
+        """Their scales stay."""
+        return False
+
     def frames(self, floats: Floats) -> None:
         """All of them."""
 
