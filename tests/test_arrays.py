@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import edgeq
+from edgeq.calib.data.arrays import Arrays
 from edgeq.spec import EdgeqError
 
 
@@ -86,6 +88,48 @@ def test_what_is_no_batch_is_a_sentence(name: str, content: Any, wrong: str, tmp
         quantized(tmp_path, [(torch.zeros(1, 3, 8, 8),)], nn.Conv2d(3, 4, 3).eval())
     with pytest.raises(EdgeqError, match="no such folder"):
         quantized(tmp_path / "none", [(torch.zeros(1, 3, 8, 8),)], nn.Conv2d(3, 4, 3).eval())
+
+
+def test_names_are_no_order(tmp_path: Path) -> None:
+    """Inputs of one shape would change places without a word; a dictionary's names say which is which."""
+
+    class Pair(nn.Module):
+        def forward(self, x: dict[str, Tensor]) -> Tensor:
+            return nn.functional.linear(x["first"] - 2 * x["second"], torch.eye(5))
+
+    first, second = np.ones((1, 5), np.float32), np.zeros((1, 5), np.float32)
+    np.savez(tmp_path / "a.npz", second=second, first=first)
+    example = {"first": torch.zeros(1, 5), "second": torch.zeros(1, 5)}
+    (batch,) = Arrays(tmp_path, (example,))
+    assert batch[0]["first"].sum() == 5 and batch[0]["second"].sum() == 0
+    with pytest.raises(EdgeqError, match=r"a\.npz: which input is which\? Its arrays are called 'second', 'first'"):
+        list(Arrays(tmp_path, (torch.zeros(1, 5), torch.zeros(1, 5))))
+    np.savez(tmp_path / "a.npz", first, second)
+    (batch,) = Arrays(tmp_path, (torch.zeros(1, 5), torch.zeros(1, 5)))
+    assert batch[0].sum() == 5 and batch[1].sum() == 0
+
+
+def test_integers_do_not_wrap(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[1, 2**32 + 7]]))
+    with pytest.raises(EdgeqError, match=r"a\.npy: holds integers that int32 does not, as 4294967303"):
+        list(Arrays(tmp_path, (torch.zeros(1, 2, dtype=torch.int32),)))
+    (batch,) = Arrays(tmp_path, (torch.zeros(1, 2, dtype=torch.int64),))
+    assert batch[0].tolist() == [[1, 2**32 + 7]]
+
+
+def test_a_turned_bit_is_read_or_a_sentence(tmp_path: Path) -> None:
+    """Whatever part of the file it lies in."""
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, np.arange(40, dtype=np.float32).reshape(1, 40))
+    whole, chance, said = path.read_bytes(), random.Random(0), 0
+    for _ in range(600):
+        at = chance.randrange(len(whole))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << chance.randrange(8)]) + whole[at + 1 :])
+        try:
+            list(Arrays(tmp_path, (torch.zeros(1, 40),)))
+        except EdgeqError:
+            said += 1
+    assert said > 300
 
 
 def test_arrays_that_are_too_few_are_a_sentence(tmp_path: Path) -> None:

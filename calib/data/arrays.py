@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +19,8 @@ KINDS: Final = (".npy", ".npz")
 class Arrays:
     """Batches of the structure of `example`; iterable again and again, each file is read when it is its turn.
 
-    Of an .npz the arrays are the network's inputs in their order. An array without the first axis of an input of one is taken
-    as that one.
+    Of an .npz, arrays without names of their own (`numpy.savez(file, x, y)`) are the network's inputs in their order; those of a
+    dictionary's inputs have its names. An array without the first axis of an input of one is taken as that one.
 
     Raises:
         EdgeqError: there is no such folder, or no such file in it; while iterating, a file that is damaged, holds objects, or
@@ -35,7 +34,9 @@ class Arrays:
         self.files = sorted(path for path in folder.iterdir() if path.suffix in KINDS)
         if not self.files:
             raise EdgeqError(f"{folder}: holds no .npy or .npz files; save one for each batch, as numpy.save does")
-        self.wanted, self.spec = pytree.tree_flatten(example)
+        paths, self.spec = pytree.tree_flatten_with_path(example)
+        self.wanted = [leaf for _, leaf in paths]
+        self.names = [str(getattr(path[-1], "key", "")) if path else "" for path, _ in paths]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -48,15 +49,29 @@ class Arrays:
                     f"{path}: holds {len(held)} arrays, and the network takes {len(self.wanted)}: save them with numpy.savez, "
                     "in the order of example_inputs()"
                 )
-            pairs = zip(held.items(), self.wanted, strict=True)
-            yield pytree.tree_unflatten([_fitted(path, name, x, wanted) for (name, x), wanted in pairs], self.spec)
+            pairs = zip(self._in_order(path, held), self.wanted, strict=True)
+            leaves = [_fitted(path, name, held[name], wanted) for name, wanted in pairs]
+            yield pytree.tree_unflatten(leaves, self.spec)
+
+    def _in_order(self, path: Path, held: dict[str, np.ndarray[Any, Any]]) -> list[str]:
+        """The names of a file's arrays in the order of the network's inputs."""
+        unnamed = [f"arr_{index}" for index in range(len(held))]
+        for names in (self.names, unnamed):
+            if set(held) == set(names):
+                return names
+        if len(held) == 1:
+            return list(held)
+        raise EdgeqError(
+            f"{path}: which input is which? Its arrays are called {', '.join(map(repr, held))}; save them without names, as "
+            "numpy.savez(file, x, y), in the order of example_inputs()"
+        )
 
 
 def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with np.load(path, allow_pickle=False) if path.suffix == ".npz" else _Single(path) as held:
             return {name: held[name] for name in held}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy's, zipfile's and zlib's, by what is damaged
         raise EdgeqError(f"{path}: no whole file of plain numbers ({error}); save it again with numpy.save") from error
 
 
@@ -87,4 +102,9 @@ def _fitted(path: Path, name: str, x: np.ndarray[Any, Any], wanted: Any) -> Tens
             f"{where}: holds {x.dtype}, and the network takes {str(wanted.dtype).removeprefix('torch.')}: save what the network "
             "is given, pixels scaled as it wants them"
         )
-    return torch.from_numpy(np.ascontiguousarray(x.astype(x.dtype.newbyteorder("=")))).to(wanted.dtype)
+    made = torch.from_numpy(np.ascontiguousarray(x.astype(x.dtype.newbyteorder("=")))).to(wanted.dtype)
+    if x.dtype.kind != "f" and not np.array_equal(made.numpy(), x):
+        raise EdgeqError(
+            f"{where}: holds integers that {str(wanted.dtype).removeprefix('torch.')} does not, as {x.max()}"
+        )
+    return made
