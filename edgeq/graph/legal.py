@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from edgeq.graph.annotate import Annotation, Group
 from edgeq.graph.coded import Coded
 from edgeq.graph.kinds import weights_of
-from edgeq.graph.numbers import Resolved
+from edgeq.graph.numbers import Resolved, wrong_grid
 from edgeq.spec import QParams
 
 CONVERTS: Final = (2.0**-8, 2.0**7)  # own scale / shared scale that XNNPACK's int8 → int8 convert takes
@@ -37,7 +36,7 @@ def _wrong(group: Group, annotation: Annotation, resolved: Resolved) -> str:
     tensors = annotation.tensors
     out, *ins = (resolved.activations[tensors.key(n)] for n in (group.output, *group.inputs))
     for q in (out, *ins):
-        if wrong := _wrong_grid(q):
+        if wrong := wrong_grid(q):
             return wrong
     if group.support.fixed_output is not None and (out.step, out.zero) != group.support.fixed_output:
         return f"its kernel fixes its output at {group.support.fixed_output}, not {out.step, out.zero}"
@@ -51,13 +50,6 @@ def _wrong(group: Group, annotation: Annotation, resolved: Resolved) -> str:
     if weight is not None and (wrong := _wrong_weights(group, weight)):
         return wrong
     return _wrong_ratio(group, out, ins, None if weight is None else weight.scale)
-
-
-def _wrong_grid(q: QParams) -> str:
-    (scale,), (zero_point,) = q.scale, q.zero_point
-    if not (math.isfinite(scale) and scale > 0 and float(torch.tensor(scale, dtype=torch.float32)) == scale):
-        return f"scale {scale} is no positive float32"
-    return "" if q.qmin <= zero_point <= q.qmax else f"zero point {zero_point} lies outside [{q.qmin}, {q.qmax}]"
 
 
 def _wrong_weights(group: Group, weight: Coded) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,6 +86,14 @@ class NumbersFile:
 
     activations: dict[str, QParams]
     grids: dict[str, Grid]
+
+
+def wrong_grid(q: QParams) -> str:
+    """Why these are no numbers of a quantized tensor: scale or zero point are off; empty where they are."""
+    (scale,), (zero_point,) = q.scale, q.zero_point
+    if not (math.isfinite(scale) and scale > 0 and float(torch.tensor(scale, dtype=torch.float32)) == scale):
+        return f"scale {scale} is no positive float32"
+    return "" if q.qmin <= zero_point <= q.qmax else f"zero point {zero_point} lies outside [{q.qmin}, {q.qmax}]"
 
 
 def bias_limit(source: QParams) -> int:

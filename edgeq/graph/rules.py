@@ -5,7 +5,6 @@ Each rule yields a sentence for whatever breaks it, which begins with where.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import getitem
@@ -17,7 +16,7 @@ from torch.fx import Node
 from edgeq.graph.coded import holds
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, IntegerProgram, coded_weight, tensor_qparams
 from edgeq.graph.kinds import role_of, weights_of
-from edgeq.graph.numbers import bias_limit
+from edgeq.graph.numbers import bias_limit, wrong_grid
 from edgeq.graph.ops import aten_name, kind_of
 from edgeq.spec import EdgeqError, Precision, QParams, Target, precision
 
@@ -53,11 +52,8 @@ def grids(program: IntegerProgram, said: Said) -> Iterator[str]:
     for node in program.module.graph.nodes:
         if node.target in (QUANTIZE, DEQUANTIZE):
             q, dtype = tensor_qparams(node), node.args[5]
-            exact = math.isfinite(q.step) and q.step > 0 and float(torch.tensor(q.step, dtype=torch.float32)) == q.step
-            if not exact:
-                yield f"{said.where(node)}: scale {q.step} is no positive float32"
-            elif not q.qmin <= q.zero <= q.qmax:
-                yield f"{said.where(node)}: zero point {q.zero} lies outside [{q.qmin}, {q.qmax}]"
+            if wrong := wrong_grid(q):
+                yield f"{said.where(node)}: {wrong}"
             elif holds(q.qmin, q.qmax) != dtype:
                 yield f"{said.where(node)}: integers from {q.qmin} to {q.qmax} as {dtype}"
 
