@@ -11,8 +11,13 @@ nightly: $(STAMP)
 	$(BIN)/python tools/check_native.py --sanitize
 	$(BIN)/python tools/soak.py --count 1000 --jobs 2 --json build/soak.jsonl
 	$(BIN)/python tools/zoo.py --work build/zoo --json build/zoo.json
+	$(MAKE) zoo ZOO=--fresh
 
-.PHONY: demo test test-quick check nightly device-test lint types floors clean
+# today's idioms (tests/zoo) on every runtime; done rows stay: ZOO="--fresh --only ghostnet --profile"
+zoo: $(STAMP)
+	$(BIN)/python tools/zoo_idioms.py --work build/idioms --json build/idioms.json --page docs/networks.md $(ZOO)
+
+.PHONY: demo test test-quick check nightly zoo device-test lint types floors clean
 
 demo: $(STAMP)
 	$(BIN)/edgeq demo -o demo-out

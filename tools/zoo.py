@@ -18,15 +18,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from markers import insert, part, write
+from verbs import RUNTIMES, edgeq, fault, judged
 from zoo_networks import ZOO, Entry
-
-from edgeq.pages.words import tied
-
-RUNTIMES: Final = ("litert", "executorch", "coreml", "tvm")
-NOISE: Final = 1e-3  # of a step: what float kernels of several operators may differ by
-LIMIT: Final = 900  # seconds for one verb
 
 TASK: Final = '''"""{name} of {package}, as it is."""
 import torch
@@ -78,8 +74,7 @@ def main() -> int:
     if options.page:
         if not options.json:
             parser.error("--page is written from the rows of --json")
-        older = options.page.read_text() if options.page.exists() else ""
-        options.page.write_text(page(json.loads(options.json.read_text()), older))
+        write(options.page, page(json.loads(options.json.read_text()), options.page.read_text()))
         return 0
     chosen = options.only.split(",") if options.only else [e.name for e in ZOO]
     unknown = [name for name in chosen if name not in {e.name for e in ZOO}]
@@ -132,56 +127,14 @@ def passed(entry: Entry, work: Path, runtimes: list[str], *, profile: bool) -> d
 def verb(site: Path, *words: str) -> dict[str, str]:
     """Run `edgeq` with `words`: verb (and runtime) → `ok` and its numbers, a sentence, `WRONG` numbers, or `FAULT` and why."""
     path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "YOLO_CONFIG_DIR": str(site)}
-    command = [sys.executable, "-m", "edgeq.cli", *_repeated(words), "--json"]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
-    except subprocess.TimeoutExpired:
-        return {words[0]: f"FAULT no end within {LIMIT} s"}
-    last = done.stderr.strip().splitlines()[-1:] or [""]
-    if done.returncode not in (0, 1, 2) or "Traceback" in done.stderr:
-        return {words[0]: f"FAULT exit code {done.returncode}: {last[0][:400]}"}
-    rows = json.loads(done.stdout).get("backends", {}) if done.stdout.startswith("{") else {}
-    if rows:
-        return {f"{words[0]} {runtime}": _judged(words[0], row) for runtime, row in rows.items()}
-    said = [line for line in done.stderr.splitlines() if line.startswith("edgeq:")]
-    if done.returncode:
-        return {words[0]: (said or last)[-1][:400]}
-    warned = dict.fromkeys(line.partition("warning: ")[2] for line in said if line.startswith("edgeq: warning: "))
-    return {words[0]: "; ".join(("ok", *warned))}
+    answer = edgeq(*words, PYTHONPATH=path, YOLO_CONFIG_DIR=str(site))
+    found = {f"{words[0]} {runtime}": judged(words[0], row) for runtime, row in answer.rows.items()}
+    if not found or (fault(answer.said) and not any(map(fault, found.values()))):
+        found[words[0]] = answer.said
+    return found
 
 
-def _repeated(words: tuple[str, ...]) -> list[str]:
-    """`--to a b` as the command line takes it: `--to a --to b`."""
-    made: list[str] = []
-    for word in words:
-        made += ["--to", word] if word in RUNTIMES and made[-2] == "--to" else [word]
-    return made
-
-
-def _judged(verb: str, row: dict[str, Any]) -> str:
-    """One runtime's row of a verb's JSON in words."""
-    if "error" in row:
-        return ("FAULT " if row.get("fault") else "") + row["error"][:400]
-    if verb != "verify":
-        return "ok"
-    numbers = f"{row['max_lsb']:.3g} LSB, {row['exact_share']:.1%} equal, {row['sqnr_db']:.0f} dB"
-    claimed = row["integer_ops"] > 0  # what is only eligible for integers is claimed to be near, not equal
-    if not claimed or row["max_lsb"] < 0.5:
-        return f"ok {numbers}"
-    parting = row.get("first_parting") or {}
-    if parting.get("tie") is None:
-        return f"WRONG {numbers}" + (f", first at {parting['layer']}" if parting else "")
-    return f"{'ok' if parting['tie'] < NOISE else 'WRONG'} {numbers}: at {parting['layer']}, {tied(parting['tie'])}"
-
-
-def fault(answer: str) -> bool:
-    """Whether a verb neither did its work rightly nor said in a sentence why not."""
-    return answer.startswith(("FAULT", "WRONG"))
-
-
-PAGE: Final = """# Networks that nobody here wrote
-
+HEAD: Final = """\
 What became of public networks, taken as they are, from `quantize` to `report`. Written by
 
     python tools/zoo.py --json zoo.json && python tools/zoo.py --json zoo.json --page docs/networks.md
@@ -197,14 +150,14 @@ beyond float16 stay finite. Every verb that is not named ended well.
 """
 
 
-def page(known: dict[str, dict[str, str]], older: str = "") -> str:
-    """The rows that there are as a page of Markdown; those of an `older` page stay where `known` has no newer one."""
-    kept = {line[2:].partition(" | ")[0]: line for line in older.splitlines() if line.startswith("| ")}
+def page(known: dict[str, dict[str, str]], older: str) -> str:
+    """The page `older` with the rows that there are; those of it stay where `known` has no newer one."""
+    kept = {line[2:].partition(" | ")[0]: line for line in part(older, "zoo.py").splitlines() if line.startswith("| ")}
     rows = {e.name: row(e, known[e.name]) if e.name in known else kept.get(e.name, "") for e in ZOO}
     table = [line for line in rows.values() if line]
     wrong = sum(": FAULT " in line or ": WRONG " in line for line in table)
     run = f"{len(table)} of the {len(ZOO)} networks listed have been run, {wrong} with a fault."
-    return PAGE + "\n".join([*table, "", run, ""])
+    return insert(older, "zoo.py", HEAD + "\n".join([*table, "", run]))
 
 
 def row(entry: Entry, found: dict[str, str]) -> str:
