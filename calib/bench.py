@@ -15,7 +15,7 @@ from edgeq.calib.data.batches import Spooled, batches, spooled
 from edgeq.calib.data.observation import Statistics, answers, observe, sets
 from edgeq.calib.floats import Floats
 from edgeq.calib.layers import WeightedLayer, weighted_layers
-from edgeq.calib.objectives.tgpl import TaskLoss
+from edgeq.calib.objectives import Objective
 from edgeq.calib.ranges import Method
 from edgeq.calib.ranges.affine import affine
 from edgeq.calib.ranges.observe import Observer
@@ -39,8 +39,8 @@ class Bench:
     person's plan names, which are left alone. data: calibration batches; None where no step reads any.
     observers: tensor set → what was seen. scales: layer key → float32 [C] (of groups in the weight's rank) as they were chosen,
     before kernels' demands widen them. resolved: the numbers so far. cache, home: where frames lie and where a long calibration
-    keeps what it has finished; None where no step reads data again. key: of all that decides the numbers. task: the task-guided
-    loss, where one is asked for.
+    keeps what it has finished; None where no step reads data again. key: of all that decides the numbers. objectives: those
+    that steps ask for, by name.
     statistics: kept for other plans of the same network; None: nobody asks for them.
     """
 
@@ -56,7 +56,7 @@ class Bench:
     scales: dict[str, Tensor] = field(default_factory=dict)
     resolved: Resolved = field(default_factory=Resolved)
     cache: Cache | None = None
-    task: TaskLoss | None = None
+    objectives: Mapping[str, Objective] = field(default_factory=dict)
     statistics: Statistics | None = None
 
     @property
@@ -114,9 +114,9 @@ class Bench:
             if not isinstance(self.data, Spooled):
                 self.cache.write(f"float {node.name}", index, tensor, 1)
             self.key.update(tensor.contiguous().numpy().tobytes())
-        if self.task is not None:
-            for mask in self.task.add(index, outputs):
-                self.key.update(mask.numpy().tobytes())
+        for objective in self.objectives.values():
+            for tensor in objective.see(self.cache, index, outputs):
+                self.key.update(tensor.numpy().tobytes())
 
     def once(self, step: object, work: Callable[[], None]) -> None:
         """Do a step's `work` on the numbers, or take what it came to in a run that was interrupted since.

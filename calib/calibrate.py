@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +15,8 @@ from edgeq.calib.bench import Bench
 from edgeq.calib.cache import Cache
 from edgeq.calib.data.observation import Statistics
 from edgeq.calib.lent import lent
-from edgeq.calib.needs import DATA, NEIGHBOURS, POSITIVES, SEEN
-from edgeq.calib.objectives.tgpl import HOOK, Positives, TaskLoss
+from edgeq.calib.needs import DATA, NEIGHBOURS, SEEN
+from edgeq.calib.objectives import Hook, Judged, Objective, objective
 from edgeq.calib.unlike import Again
 from edgeq.calib.walk import Visitor, Walk
 from edgeq.calib.workspace import workspace
@@ -45,7 +45,7 @@ def calibrate(
     data: Iterable[Any] | None,
     progress: Progress,
     *,
-    hook: Callable[[str], Callable[..., Any] | None] = lambda name: None,
+    hook: Hook = lambda name: None,
     output: Path | None = None,
     again: Again | None = None,
     settled: frozenset[str] = frozenset(),
@@ -53,19 +53,20 @@ def calibrate(
 ) -> tuple[Annotation, Resolved]:
     """Resolve every scale of `annotation` by `recipe` on calibration `data` (batches like the example inputs).
 
-    data: None where there is none, which weights alone may do without. hook: the task's function of a name, see HOOK of
-    edgeq.calib.objectives.tgpl. output: beside it, in `<output>.partial`, lies what a long calibration has finished; an
+    data: None where there is none, which weights alone may do without. hook: the task's function of a name, for which an
+    objective may ask. output: beside it, in `<output>.partial`, lies what a long calibration has finished; an
     interrupted one goes on from there, and the caller removes the folder once the result is safe. again, settled: see Bench.
     statistics: filled, or read instead of `data` where they suffice, so that a second plan for `captured` costs no pass; recipes
     that go through data again (DATA among their needs) leave them alone.
     Returns the annotation and its numbers, with the weights that a step scaled; `captured` stays as it was.
 
     Raises:
-        EdgeqError: the data does not fit the network, or the recipe needs data, positives or codes that are not there.
+        EdgeqError: the data does not fit the network, or it lacks data, codes or functions of the task that the recipe needs.
     """
     wanted = needs(recipe)
     reads = DATA in wanted or (SEEN in wanted and bool(annotation.tensors.parent))
-    positives = _positives(recipe, annotation, hook, given=data is not None or not reads)
+    _refuse(recipe, annotation, given=data is not None or not reads)
+    objectives = _objectives(recipe, captured, hook)
     kept = workspace(output if learns(recipe) else None) if DATA in wanted else nullcontext()
     with kept as home, lent(captured.module) as exchanged:
         key = fingerprint(captured, recipe)
@@ -73,8 +74,7 @@ def calibrate(
         if home is None:
             bench.statistics = statistics
         else:
-            bench.cache = Cache(home.cache)
-            bench.task = TaskLoss(bench.cache, positives, [o.name for o in captured.outputs]) if positives else None
+            bench.cache, bench.objectives = Cache(home.cache), objectives
         _run(recipe, bench)
         bench.resolved.constants = exchanged()
         return bench.annotation, bench.resolved
@@ -94,10 +94,17 @@ def _run(recipe: Recipe, bench: Bench) -> None:
         Walk(bench, together).run()
 
 
-def _positives(
-    recipe: Recipe, annotation: Annotation, hook: Callable[[str], Callable[..., Any] | None], *, given: bool
-) -> Positives | None:
-    """What marks the answers that a recipe looks at, where it does. given: there is the data that its steps read.
+def _objectives(recipe: Recipe, captured: Captured, hook: Hook) -> dict[str, Objective]:
+    """Those that the steps ask for, by their names."""
+    asked = [name for step in recipe.steps if isinstance(step, Judged) for name in step.objectives]
+    found = {name: objective(name) for name in asked}
+    for each in found.values():
+        each.prepare(captured, hook)
+    return found
+
+
+def _refuse(recipe: Recipe, annotation: Annotation, *, given: bool) -> None:
+    """Ask for what the steps need. given: there is the data that they read.
 
     Raises:
         EdgeqError: see `calibrate`; nothing was computed yet.
@@ -116,14 +123,6 @@ def _positives(
             f"recipe {recipe.name!r} learns between neighbouring integers, and the weights of {tables[0]!r} lie on a table of "
             "other values: use a recipe that rounds to the nearest, such as minmax or mse"
         )
-    positives: Positives | None = hook(HOOK) if POSITIVES in wanted else None
-    if POSITIVES in wanted and positives is None:
-        raise EdgeqError(
-            f"recipe {recipe.name!r} looks at the cells where the detector's answers are: add positives(outputs) to the "
-            "task file, which takes the float outputs of one batch and returns one mask per output (1 at positives); see "
-            "examples/centerpoint_pillar.py, or use recipe 'adaround', which needs none"
-        )
-    return positives
 
 
 def fingerprint(captured: Captured, recipe: Recipe) -> hashlib._Hash:

@@ -82,8 +82,8 @@ class Walk:
         """Every span in forward order; those the workspace knows are taken from it."""
         if self.learns:
             self.home.open(self.bench.key.hexdigest())
-        if self.bench.task is not None:
-            self.bench.task.report(self.twins.cache.frames, self.bench.progress)
+        for objective in self.bench.objectives.values():
+            objective.ready(self.twins.cache.frames, self.bench.progress)
         found = spans(self.numbers, self.extent)
         begins = {s.nodes[0]: (i, s) for i, s in enumerate(found)}
         for node in self.twins.nodes:

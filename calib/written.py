@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeq.calib.calibrate import learns, needs
-from edgeq.calib.needs import DATA, POSITIVES, SEEN
+from edgeq.calib.needs import DATA, NEIGHBOURS, SEEN
 from edgeq.calib.recipes import RECIPES
 from edgeq.calib.recipes import recipe as by_name
 from edgeq.calib.steps import kind, name_of
@@ -188,9 +188,14 @@ def described(recipe: Recipe) -> dict[str, Any]:
     return {
         "summary": recipe.summary,
         "source": recipe.source,
-        "needs": [
-            n for n in (DATA, SEEN, POSITIVES) if n in needs(recipe) and not (n == SEEN and DATA in needs(recipe))
-        ],
+        "needs": _asked(recipe),
         "cost": cost(recipe),
         "steps": [dict(step) for step in written(recipe)],
     }
+
+
+def _asked(recipe: Recipe) -> list[str]:
+    """What a recipe asks of the task: its data, then whatever functions."""
+    found = needs(recipe)
+    data = [DATA] if DATA in found else [SEEN] if SEEN in found else []
+    return data + sorted(found - {DATA, SEEN, NEIGHBOURS})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from edgeq import api, backends
 from edgeq.calib.cache import Cache
 from edgeq.calib.calibrate import calibrate
-from edgeq.calib.objectives.mse import cell_mass, relative_error
-from edgeq.calib.objectives.tgpl import TaskLoss
+from edgeq.calib.cells import cell_mass, relative_error
+from edgeq.calib.objectives.tgpl import Positives, TaskLoss
 from edgeq.calib.recipes import RECIPES
 from edgeq.calib.steps.search import Search
 from edgeq.calib.written import changed
@@ -25,7 +26,21 @@ from edgeq.graph.capture import capture
 from edgeq.spec import EdgeqError, QParams, Recipe
 from edgeq.task import Task
 
-NAMES = ("score", "box")
+
+class Named(nn.Module):
+    """Outputs called as in a detector."""
+
+    def forward(self, score: Tensor, box: Tensor) -> dict[str, Tensor]:
+        """What it gets, doubled."""
+        return {"score": score + score, "box": box + box}
+
+
+def guided(positives: object) -> TaskLoss:
+    """The task-guided loss of a task with these positives."""
+    made = TaskLoss()
+    captured = capture(Named(), (torch.ones(1, 1, 2, 2), torch.ones(1, 4, 2, 2)))
+    made.prepare(captured, {"positives": cast("Positives", positives)}.get)
+    return made
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,10 +68,10 @@ def marked(outputs: tuple[Tensor, ...]) -> tuple[Tensor, None] | None:
 def test_only_positives_move_the_task_loss(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     frames = [tuple(torch.randn(1, c, 6, 6, generator=generator) for c in (1, 4)) for _ in range(3)]
-    loss = TaskLoss(Cache(tmp_path), lambda outputs: ((outputs[0] > 1).float(),) * 2, NAMES)
-    masks = [loss.add(i, frame) for i, frame in enumerate(frames)]
+    loss, cache = guided(lambda outputs: ((outputs[0] > 1).float(),) * 2), Cache(tmp_path)
+    masks = [loss.see(cache, i, frame) for i, frame in enumerate(frames)]
     found = [torch.randn(1, c, 6, 6, generator=generator, requires_grad=True) for c in (1, 4)]
-    total = loss.loss(dict(enumerate(found)), 1, 2)
+    total = loss.difference(cache, dict(enumerate(found)), 1, 2)
     total.backward()  # type: ignore[no-untyped-call] # torch's
     wanted = 0.0
     for i, output in enumerate(found):
@@ -68,12 +83,12 @@ def test_only_positives_move_the_task_loss(tmp_path: Path) -> None:
 
 
 def test_frames_without_positives_are_counted_and_an_output_may_be_left_out(tmp_path: Path) -> None:
-    loss = TaskLoss(Cache(tmp_path), marked, NAMES)
+    loss, cache = guided(marked), Cache(tmp_path)
     for i, top in enumerate((2.0, 0.5, 3.0)):
-        loss.add(i, (torch.full((1, 1, 2, 2), top), torch.ones(1, 4, 2, 2)))
+        loss.see(cache, i, (torch.full((1, 1, 2, 2), top), torch.ones(1, 4, 2, 2)))
     assert loss.frames == [0, 2]
     box = torch.zeros(1, 4, 2, 2, requires_grad=True)
-    assert float(loss.loss({0: torch.full((1, 1, 2, 2), 2.0), 1: box}, 0, 1)) == 0.0
+    assert float(loss.difference(cache, {0: torch.full((1, 1, 2, 2), 2.0), 1: box}, 0, 1)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -86,9 +101,9 @@ def test_frames_without_positives_are_counted_and_an_output_may_be_left_out(tmp_
     ],
 )
 def test_masks_that_do_not_fit_are_refused_in_a_sentence(given: object, sentence: str, tmp_path: Path) -> None:
-    loss = TaskLoss(Cache(tmp_path), lambda outputs: given, NAMES)  # type: ignore[arg-type, return-value] # wrong on purpose
+    loss = guided(lambda outputs: given)
     with pytest.raises(EdgeqError, match=sentence):
-        loss.add(0, (torch.ones(1, 1, 2, 2), torch.ones(1, 4, 2, 2)))
+        loss.see(Cache(tmp_path), 0, (torch.ones(1, 1, 2, 2), torch.ones(1, 4, 2, 2)))
 
 
 class Sparse(nn.Module):

@@ -98,7 +98,12 @@ def test_a_toml_file_is_a_recipe(tmp_path: Path) -> None:
         ("[[steps]]\nstep = 'round'\nsolve = 'gptq'", "solve is no field"),
         ("[[steps]]\nstep = 'round'\nsolver = 'magic'", "unknown solver 'magic'"),
         ("[[steps]]\nstep = 'reconstruct'\nextent = 'house'", "extent is 'house'"),
-        ("[[steps]]\nstep = 'reconstruct'\nobjectives = ['fisher']", r"objectives are \['fisher'\]"),
+        (
+            "[[steps]]\nstep = 'reconstruct'\nobjectives = ['mse', 'magic']",
+            "unknown objective 'magic': use .*mse, tgpl",
+        ),
+        ("[[steps]]\nstep = 'reconstruct'\nobjectives = ['mse:2']", "objective 'mse' takes no option"),
+        ("[[steps]]\nstep = 'reconstruct'\nobjectives = []", "there is no objective; use one or more of .*mse, tgpl"),
         ("[[steps]]\nstep = 'reconstruct'\nsteps = 0", "0 steps"),
         ("[[steps]]\nstep = 'search'\nleast = 'some'", "least is a string instead of a number"),
         ("[[steps]]\nstep = 'scales'\nmethod = 'entropy'", "not one of minmax, mse"),

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from edgeq import api, backends, whole
 from edgeq.calib.calibrate import needs
-from edgeq.calib.needs import POSITIVES
+from edgeq.calib.needs import DATA, NEIGHBOURS, SEEN
 from edgeq.calib.objectives.tgpl import HOOK
 from edgeq.calib.recipes import RECIPES
 from edgeq.devices import host
@@ -96,7 +96,7 @@ NETWORKS: dict[str, Callable[[], Task]] = {
 
 def applies(recipe: Recipe, task: Task) -> bool:
     """Whether the task has what the recipe asks for."""
-    return HOOK in task.hooks or POSITIVES not in needs(recipe)
+    return needs(recipe) - {DATA, SEEN, NEIGHBOURS} <= {f"{name}()" for name in task.hooks}
 
 
 def resolved(model: QuantizedModel) -> Row:

@@ -1,32 +1,32 @@
-"""Objective `mse`: the span's output, cell by cell; how much a cell of a sparse map counts is decided here."""
+"""Objective `mse`: the squared error of what the span answers, relative to its size."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.fx import Node
+
+from edgeq.calib.cells import relative_error
+from edgeq.calib.objectives import Objective, plain
+from edgeq.calib.view import View
 
 
-def cell_mass(output: Tensor, step: float) -> Tensor:
-    """Weight of each output cell [N, ...] of the float value `output` [N, C, ...], for sparse maps.
+class SquaredError(Objective):
+    """Σ m · (ŷ − y)² / Σ m · y² over all cells of all answers, with m the mass of a cell."""
 
-    A cell is empty where no channel departs from the frame's commonest value by more than half a quantization `step`: 0
-    on the input of a sparse network, and behind a layer with a bias whatever that layer answers to nothing. Occupied
-    cells count 1; empty ones share as much mass as the occupied have together, and never more than 1 each. All of it is
-    ours: Zhou et al. 2024 (LiDAR-PTQ, arXiv 2401.15865, section 3.2) note that zeros drown the rest and stop there.
-    """
-    if output.dim() < 3:
-        return torch.ones(output.shape[:1] if output.dim() else ())
-    flat = output.flatten(2)
-    common = flat.median(2, keepdim=True).values
-    occupied = ((flat - common).abs() > step / 2).any(1)
-    count = occupied.sum(1, keepdim=True).float()
-    empty = (count / (occupied.shape[1] - count).clamp(min=1)).clamp(max=1.0)
-    return torch.where(occupied, 1.0, empty).view(output.shape[0], *output.shape[2:])
+    def loss(self, view: View, values: Mapping[Node, Any], start: int, stop: int) -> Tensor:
+        """See the class."""
+        error, power = torch.zeros(()), torch.zeros(())
+        for answer in view.answers(values, start, stop):
+            more, size = relative_error(answer.found, answer.wanted, answer.mass)
+            error, power = error + more, power + size
+        return error / power.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def relative_error(found: Tensor, wanted: Tensor, mass: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Squared difference and squared `wanted`, summed over everything with the `mass` of each cell; both 0-d."""
-    error, power = (found - wanted).square(), wanted.square()
-    if mass is None or error.dim() < 3:
-        return error.sum(), power.sum()
-    return (error * mass[:, None]).sum(), (power * mass[:, None]).sum()
+def objective(option: str) -> SquaredError:
+    """It takes no option."""
+    plain(option, "mse")
+    return SquaredError()

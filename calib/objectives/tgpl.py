@@ -11,30 +11,54 @@ by its own size at the positives, so that logits, metres and angles need no weig
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from edgeq.calib.cache import Cache
+from edgeq.calib.objectives import Hook, Objective, plain
+from edgeq.calib.view import View
+from edgeq.graph.capture import Captured
 from edgeq.spec import EdgeqError, Progress
 
 # the hook: takes the float network's flat outputs for one calibration batch; returns one mask or weight per output
 # (broadcastable to it, or None) that is above 0 where the detector's answers are, or None where there are none
-HOOK = "positives"
+HOOK: Final = "positives"
 Positives = Callable[[tuple[Tensor, ...]], Sequence[Tensor | None] | None]
 
 
-class TaskLoss:
+class TaskLoss(Objective):
     """Float outputs and positive masks of every frame, in a cache; the loss against them."""
 
-    def __init__(self, cache: Cache, positives: Positives, names: Sequence[str]) -> None:
-        """`positives` takes the float outputs of one frame; `names` are theirs, for errors."""
-        self.cache, self.positives, self.names = cache, positives, names
-        self.frames: list[int] = []  # those with positives
-        self.power = torch.zeros(len(names), dtype=torch.float64)  # squared float outputs at the positives, all frames
+    needs: ClassVar[frozenset[str]] = frozenset({f"{HOOK}()"})
+    behind: ClassVar[bool] = True
 
-    def add(self, frame: int, outputs: tuple[Tensor, ...]) -> list[Tensor]:
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self.positives: Positives = lambda outputs: None
+        self.names: list[str] = []  # of the outputs, for errors
+        self.frames: list[int] = []  # those with positives
+        self.power = torch.zeros(0, dtype=torch.float64)  # squared float outputs at the positives, all frames
+
+    def prepare(self, captured: Captured, hook: Hook) -> None:
+        """The task's positives(), which takes the float outputs of one frame.
+
+        Raises:
+            EdgeqError: it has none.
+        """
+        positives: Positives | None = hook(HOOK)
+        if positives is None:
+            raise EdgeqError(
+                "objective 'tgpl' looks at the cells where the detector's answers are: add positives(outputs) to the "
+                "task file, which takes the float outputs of one batch and returns one mask per output (1 at positives); see "
+                "examples/centerpoint_pillar.py, or use recipe 'adaround', which needs none"
+            )
+        self.positives, self.names = positives, [o.name for o in captured.outputs]
+        self.power = torch.zeros(len(self.names), dtype=torch.float64)
+
+    def see(self, cache: Cache, frame: int, outputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Take in the float outputs of `frame`; returns its masks.
 
         Raises:
@@ -42,14 +66,18 @@ class TaskLoss:
         """
         masks = self._masks(self.positives(outputs), outputs)
         for i, (output, mask) in enumerate(zip(outputs, masks, strict=True)):
-            self.cache.write(f"target {i}", frame, output, 1)
-            self.cache.write(f"mask {i}", frame, mask, 1)
+            cache.write(f"target {i}", frame, output, 1)
+            cache.write(f"mask {i}", frame, mask, 1)
             self.power[i] += (mask * output.square()).sum().double()
         if any(bool(m.any()) for m in masks):
             self.frames.append(frame)
         return masks
 
-    def loss(self, outputs: Mapping[int, Tensor], start: int, stop: int) -> Tensor:
+    def loss(self, view: View, values: Mapping[Node, Any], start: int, stop: int) -> Tensor:
+        """What lies behind the span computes in float on what the span gives."""
+        return self.difference(view.twins.cache, view.outputs(values, view.twins.seen, start, stop), start, stop)
+
+    def difference(self, cache: Cache, outputs: Mapping[int, Tensor], start: int, stop: int) -> Tensor:
         """Mean over outputs of squared difference over squared size at the positives; 0-d, one frame's share of them.
 
         outputs: index → quantized network's output for frames `start` to `stop`, those that can still change.
@@ -57,7 +85,7 @@ class TaskLoss:
         total = torch.zeros(())
         for i, found in outputs.items():
             if self.power[i] > 0:
-                mask, target = (self.cache.read(f"{name} {i}", start, stop) for name in ("mask", "target"))
+                mask, target = (cache.read(f"{name} {i}", start, stop) for name in ("mask", "target"))
                 each = float(self.power[i]) / len(self.frames)
                 total = total + (mask * (found - target).square()).sum() / each
         return total / (len(self.names) * (stop - start))
@@ -66,7 +94,7 @@ class TaskLoss:
         """Whether any of the frames `start` to `stop` has positives."""
         return any(start <= frame < stop for frame in self.frames)
 
-    def report(self, frames: int, progress: Progress) -> None:
+    def ready(self, frames: int, progress: Progress) -> None:
         """Say how many of so many frames guide nothing.
 
         Raises:
@@ -100,6 +128,12 @@ class TaskLoss:
                     f"which does not broadcast to {tuple(output.shape)}"
                 ) from error
         return masks
+
+
+def objective(option: str) -> TaskLoss:
+    """It takes no option."""
+    plain(option, "tgpl")
+    return TaskLoss()
 
 
 def _described(given: Any) -> str:

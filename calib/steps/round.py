@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeq.calib.bench import Bench
+from edgeq.calib.cells import cell_mass
 from edgeq.calib.floats import Floats
 from edgeq.calib.gram import Gram, rows_of, share_to_sample
 from edgeq.calib.layers import WeightedLayer
 from edgeq.calib.needs import DATA
-from edgeq.calib.objectives.mse import cell_mass
 from edgeq.calib.problem import Problem
 from edgeq.calib.solvers import solver
 from edgeq.calib.spans import Span

@@ -5,7 +5,7 @@ entropy and percentiles cut them off; a light grid search around its step size t
 reconstruction error: argmin over s of Σ m · (f(x̂) − f(x))², with x̂ the tensor x on the grid of step s, f the reading layer and m
 a cell's mass. Ours: the bounds and number of candidates; that the error is that of the reading layer's output behind
 its activation, since an error that the next layer's kernel averages away costs nothing; and that empty cells weigh at most as
-much together as the occupied ones (edgeq.calib.objectives.mse.cell_mass), since they are most of the map.
+much together as the occupied ones (edgeq.calib.cells.cell_mass), since they are most of the map.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch.fx import Interpreter, Node
 
 from edgeq.calib.bench import Bench
 from edgeq.calib.cache import Cache
+from edgeq.calib.cells import cell_mass, relative_error
 from edgeq.calib.needs import DATA
-from edgeq.calib.objectives.mse import cell_mass, relative_error
 from edgeq.calib.ranges.affine import affine
 from edgeq.calib.ranges.observe import Observer
 from edgeq.calib.twins import Numbers
