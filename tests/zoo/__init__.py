@@ -8,10 +8,18 @@ from __future__ import annotations
 
 import torch
 
-from zoo import classify, mobile
+from zoo import attention, classify, detection, mobile, segmentation, sequence, spatial
 from zoo.material import Network, Recipe, settled
 
-NETWORKS: dict[str, Recipe] = {**mobile.NETWORKS, **classify.NETWORKS}
+NETWORKS: dict[str, Recipe] = {
+    **mobile.NETWORKS,
+    **classify.NETWORKS,
+    **detection.NETWORKS,
+    **segmentation.NETWORKS,
+    **attention.NETWORKS,
+    **sequence.NETWORKS,
+    **spatial.NETWORKS,
+}
 
 
 def network(name: str) -> Network:

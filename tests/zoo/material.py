@@ -34,6 +34,8 @@ def settled(module: nn.Module, samples: Sequence[Sample]) -> nn.Module:
     """`module` with weights of unlike channels and long tails, and BatchNorm's statistics from `samples`; in eval mode."""
     for part in module.modules():
         _scale(part)
+        if hasattr(part, "settle"):  # weights that are no weights, as DFL's
+            part.settle()
     module.eval()
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     for norm in norms:
@@ -56,7 +58,8 @@ def _scale(part: nn.Module) -> None:
     elif isinstance(part, (_BatchNorm, nn.LayerNorm, nn.GroupNorm)) and part.weight is not None:
         tail = 1 + 3 * (torch.rand_like(part.weight) < 0.02)  # a few channels are far larger, as in trained networks
         part.weight.copy_(_unlike(part.weight, 0.35) * tail * part.weight)
-        part.bias.add_(torch.randn_like(part.bias) * 0.3)
+        # BatchNorm behind ReLU doubles small differences every few layers unless most values pass: random networks are chaotic
+        part.bias.add_(torch.randn_like(part.bias) * 0.3 + isinstance(part, _BatchNorm))
     elif isinstance(part, nn.PReLU):
         part.weight.mul_(_unlike(part.weight, 0.5))
 
