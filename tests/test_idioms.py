@@ -93,6 +93,12 @@ def distances(net: Any, x: Tensor) -> Tensor:
     return net.a(x) + net.e(torch.where(apart < 2, apart, torch.min(far, torch.full_like(far, 5)))).permute(2, 0, 1)
 
 
+def centres(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    down, right = torch.meshgrid(torch.arange(y.shape[2]), torch.arange(y.shape[3]), indexing="ij")
+    return y.sigmoid() + torch.cat((torch.stack((right, down)).float() + 0.5, torch.zeros(6, 8, 8)))
+
+
 def packed(net: Any, x: Tensor) -> Tensor:
     order = torch.arange(8)[None]
     started = torch.diff(order, prepend=order[:, :1] - 1, dim=-1) != 1
@@ -121,6 +127,7 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "numbers": (Net(written_out, a=conv()), (1, 3, 8, 8)),
     "positions": (Net(positions, a=conv()), (1, 3, 8, 8)),
     "distances": (Net(distances, a=conv(), e=nn.Embedding(6, 8)), (1, 3, 8, 8)),
+    "centres": (Net(centres, a=conv()), (1, 3, 8, 8)),
     "packed": (Net(packed, a=conv()), (1, 3, 8, 8)),
     "a table that is written to": (Net(written_table, a=conv()), (1, 3, 8, 8)),
     "norm over tokens": (nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5)), (1, 5, 7)),
@@ -188,6 +195,7 @@ def test_neutral_and_written_out_norms_leave_one_layer() -> None:
 def test_what_no_input_decides_is_a_constant() -> None:
     assert kinds(same(seeded(NETS["positions"][0]), (1, 3, 8, 8))) == ["conv2d", "add"]
     assert kinds(same(seeded(NETS["distances"][0]), (1, 3, 8, 8))) == ["conv2d", "add"]
+    assert kinds(same(seeded(NETS["centres"][0]), (1, 3, 8, 8))) == ["conv2d", "sigmoid", "add"]
     assert kinds(same(seeded(NETS["packed"][0]), (1, 3, 8, 8))) == ["conv2d", "aten.masked_fill.Scalar"]
 
 
@@ -246,6 +254,18 @@ def test_an_adapter_of_low_rank_becomes_part_of_its_layer(make: Any, turned: boo
     net = Net(forward, base=make(8, 8, *wide), a=make(8, 2, *wide, bias=False), b=make(2, 8, *point))
     assert len(kinds(same(seeded(net), shape))) == 1
     assert len(kinds(same(seeded(Net(lambda n, x: n.b(n.a(x)), a=net.a, b=net.b)), shape))) == 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 1), st.integers(5, 9), st.booleans())
+def test_a_ceiling_that_adds_no_window_goes(kernel: int, stride: int, padding: int, size: int, average: bool) -> None:
+    pool = (nn.AvgPool2d if average else nn.MaxPool2d)(kernel, stride, min(padding, kernel // 2), ceil_mode=True)
+    captured = same(nn.Sequential(conv(), pool), (1, 3, size, size))
+    whole = (size + 2 * min(padding, kernel // 2) - kernel) % stride == 0
+    at = 4 if average else 5
+    left = [n.args[at] for n in captured.module.graph.nodes if "pool2d" in str(n.target) and len(n.args) > at]
+    if whole:  # elsewhere torch may still drop a last window, one that begins in the padding
+        assert not any(left)
 
 
 def test_what_else_reads_a_branch_keeps_it() -> None:

@@ -18,6 +18,7 @@ from edgeq.graph.normalise.kernels import (
     BATCHED,
     add_batch_axis,
     crop_before_padding,
+    drop_idle_ceiling,
     explicit_padding,
     pad_into_convolution,
     repeat_shared_heads,
@@ -54,8 +55,10 @@ def normalise(module: GraphModule) -> None:
             continue
         if node.target in (aten.conv2d.padding, aten.conv1d.padding):
             explicit_padding(node)
-        elif node.target in POOLS and len(node.args) == 2:  # the stride is the window where it is left out
-            node.args = (*node.args, node.args[1])
+        elif node.target in POOLS:
+            if len(node.args) == 2:  # the stride is the window where it is left out
+                node.args = (*node.args, node.args[1])
+            drop_idle_ceiling(node)
         elif node.target in BATCH_NORMS:
             fold_batch_norm(module, node)
         elif node.target in SCALINGS or node.target in OFFSETS:

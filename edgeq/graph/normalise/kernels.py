@@ -66,6 +66,15 @@ def explicit_padding(node: Node) -> None:
     node.target = aten.conv2d.default if two else aten.conv1d.default
 
 
+def drop_idle_ceiling(node: Node) -> None:
+    """A pool's ceil_mode goes where its windows fill the tensor anyway, as those of residual shortcuts do."""
+    at = 4 if node.target is aten.avg_pool2d.default else 5
+    if node_arg(node, at, False) and len(node.args) > at:
+        floor = (*node.args[:at], False, *node.args[at + 1 :])
+        if node.target(value(node.args[0]), *floor[1:]).shape == value(node).shape:  # type: ignore[operator] # an overload
+            node.args = floor
+
+
 def spell_out_pixel_shuffle(module: GraphModule, node: Node) -> None:
     """Pixel shuffle or unshuffle [N, C, H, W] as reshape, permute, reshape of five axes: all runtimes move integers so."""
     source, factor = node.args

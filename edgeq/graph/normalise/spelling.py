@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -158,19 +159,27 @@ def compute_tables(module: GraphModule) -> None:
     with torch.no_grad():
         for node in operators:
             overload = node.target
-            if not isinstance(overload, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in overload.tags:
+            if isinstance(overload, torch._ops.OpOverload):
+                if torch.Tag.nondeterministic_seeded in overload.tags:
+                    continue
+            elif overload is not operator.getitem:  # one result of several, as meshgrid's
                 continue
-            made = node.meta.get("val")
-            if all(n in values for n in node.all_input_nodes) and isinstance(made, Tensor) and made.numel() <= TABLE:
+            if all(n in values for n in node.all_input_nodes) and _size(node.meta.get("val")) <= TABLE:
                 args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
                 values[node] = overload(*args, **kwargs)
     for node, table in values.items():
         useful = node.all_input_nodes and any(user not in values for user in node.users)
-        if useful and table.dtype in TABLES:
+        if useful and isinstance(table, Tensor) and table.dtype in TABLES:
             with module.graph.inserting_before(node):
                 constant = set_constant(module, f"{node.name}_table", table)
             node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in values)
     module.graph.eliminate_dead_code()
+
+
+def _size(made: Any) -> float:
+    """Elements of what an operator makes, one tensor or several; infinite where it makes anything else."""
+    several = made if isinstance(made, (tuple, list)) else [made]
+    return sum(each.numel() if isinstance(each, Tensor) else math.inf for each in several)
 
 
 def _mutates(node: Node) -> bool:
