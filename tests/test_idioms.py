@@ -99,6 +99,17 @@ def centres(net: Any, x: Tensor) -> Tensor:
     return y.sigmoid() + torch.cat((torch.stack((right, down)).float() + 0.5, torch.zeros(6, 8, 8)))
 
 
+def empty_cells(net: Any, x: Tensor) -> Tensor:
+    y = net.a(x)
+    return torch.cat((y, torch.zeros_like(y[:, :2]), y.new_ones(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)), 1)
+
+
+def alike(net: Any, x: Tensor) -> Tensor:
+    a, b = net.a(x), net.c(x)
+    rows = (F.cosine_similarity(a, b, dim=2), F.pairwise_distance(a, b, p=1.0), F.cosine_similarity(a, b))
+    return torch.cat([each.flatten(1) for each in rows], 1)
+
+
 def packed(net: Any, x: Tensor) -> Tensor:
     order = torch.arange(8)[None]
     started = torch.diff(order, prepend=order[:, :1] - 1, dim=-1) != 1
@@ -128,6 +139,8 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "positions": (Net(positions, a=conv()), (1, 3, 8, 8)),
     "distances": (Net(distances, a=conv(), e=nn.Embedding(6, 8)), (1, 3, 8, 8)),
     "centres": (Net(centres, a=conv()), (1, 3, 8, 8)),
+    "empty cells": (Net(empty_cells, a=conv()), (1, 3, 8, 8)),
+    "alike": (Net(alike, a=conv(), c=conv()), (1, 3, 8, 8)),
     "packed": (Net(packed, a=conv()), (1, 3, 8, 8)),
     "a table that is written to": (Net(written_table, a=conv()), (1, 3, 8, 8)),
     "norm over tokens": (nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5)), (1, 5, 7)),
@@ -192,10 +205,17 @@ def test_neutral_and_written_out_norms_leave_one_layer() -> None:
     assert kinds(same(seeded(NETS["casts"][0]), (1, 3, 8, 8))) == ["conv2d", "cat"]
 
 
+def test_likeness_is_norms_and_products() -> None:
+    """Neither coremltools nor TVM's importer knows cosine_similarity or pairwise_distance as torch.export writes them."""
+    left = {*kinds(same(seeded(NETS["alike"][0]), (1, 3, 8, 8)))}
+    assert not [kind for kind in left if "similarity" in kind or "pairwise" in kind]
+
+
 def test_what_no_input_decides_is_a_constant() -> None:
     assert kinds(same(seeded(NETS["positions"][0]), (1, 3, 8, 8))) == ["conv2d", "add"]
     assert kinds(same(seeded(NETS["distances"][0]), (1, 3, 8, 8))) == ["conv2d", "add"]
     assert kinds(same(seeded(NETS["centres"][0]), (1, 3, 8, 8))) == ["conv2d", "sigmoid", "add"]
+    assert kinds(same(seeded(NETS["empty cells"][0]), (1, 3, 8, 8))) == ["conv2d", "cat"]
     assert kinds(same(seeded(NETS["packed"][0]), (1, 3, 8, 8))) == ["conv2d", "aten.masked_fill.Scalar"]
 
 

@@ -23,6 +23,7 @@ from edgeq.graph.normalise.kernels import (
     pad_into_convolution,
     repeat_shared_heads,
     spell_out_pixel_shuffle,
+    spell_out_similarity,
     spell_out_windows,
     subsample_as_convolution,
 )
@@ -65,6 +66,8 @@ def normalise(module: GraphModule) -> None:
             fold_affine(module, node)
         elif node.target in (aten.pixel_shuffle.default, aten.pixel_unshuffle.default):
             spell_out_pixel_shuffle(module, node)
+        elif node.target in (aten.cosine_similarity.default, aten.pairwise_distance.default):
+            spell_out_similarity(module, node)
         elif node.target is aten.scaled_dot_product_attention.default:
             repeat_shared_heads(module, node)
         elif node.target is aten.unfold.default:

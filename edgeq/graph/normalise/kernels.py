@@ -75,6 +75,35 @@ def drop_idle_ceiling(node: Node) -> None:
             node.args = floor
 
 
+def spell_out_similarity(module: GraphModule, node: Node) -> None:
+    """Cosine similarity and distances by pairs as norms, products and sums: no importer but LiteRT's knows them by name."""
+    first, second = node.args[:2]
+    assert isinstance(first, Node) and isinstance(second, Node)
+    cosine = node.target is aten.cosine_similarity.default
+    axis = node_arg(node, 2, 1) if cosine else -1
+    if value(first).dim() != value(second).dim() or value(first).shape[axis] != value(second).shape[axis]:
+        return  # torch broadcasts before it measures
+
+    def call(target: Any, *args: Any) -> Node:
+        made: Node = module.graph.call_function(target, args)
+        made.meta = {**node.meta, "val": target(*torch.fx.map_arg(args, value))}
+        return made
+
+    def unit(x: Node) -> Node:
+        length = call(aten.linalg_vector_norm.default, x, 2, [axis], True)
+        return call(aten.div.Tensor, x, call(aten.clamp_min.default, length, node_arg(node, 3, 1e-8)))
+
+    with module.graph.inserting_before(node):
+        if cosine:
+            result = call(aten.sum.dim_IntList, call(aten.mul.Tensor, unit(first), unit(second)), [axis])
+        else:
+            apart = call(aten.add.Tensor, call(aten.sub.Tensor, first, second), node_arg(node, 3, 1e-6))
+            order, kept = node_arg(node, 2, 2), node_arg(node, 4, False)
+            result = call(aten.linalg_vector_norm.default, apart, order, [axis], kept)
+    node.replace_all_uses_with(result)
+    module.graph.erase_node(node)
+
+
 def spell_out_pixel_shuffle(module: GraphModule, node: Node) -> None:
     """Pixel shuffle or unshuffle [N, C, H, W] as reshape, permute, reshape of five axes: all runtimes move integers so."""
     source, factor = node.args

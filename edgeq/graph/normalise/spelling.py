@@ -90,6 +90,15 @@ TRUTHS: dict[Any, Any] = {
 SCALED = (aten.rsub.Tensor, aten.rsub.Scalar, aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar)
 TABLE = 2**20  # elements of a constant that is computed on capture
 TABLES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+# what they make has the shape and type of a tensor that they do not read
+LIKE = (
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+)
 # sums of truth values are whole numbers, which TVM adds up as truth values
 COUNTS = (aten.cumsum.default, aten.sum.default, aten.sum.dim_IntList, aten.cumprod.default)
 
@@ -164,16 +173,21 @@ def compute_tables(module: GraphModule) -> None:
                     continue
             elif overload is not operator.getitem:  # one result of several, as meshgrid's
                 continue
-            if all(n in values for n in node.all_input_nodes) and _size(node.meta.get("val")) <= TABLE:
-                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+            known = {n: _unread(n) for n in node.all_input_nodes} if overload in LIKE else values
+            if all(n in known for n in node.all_input_nodes) and _size(node.meta.get("val")) <= TABLE:
+                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
                 values[node] = overload(*args, **kwargs)
     for node, table in values.items():
-        useful = node.all_input_nodes and any(user not in values for user in node.users)
+        useful = any(user not in values for user in node.users)
         if useful and isinstance(table, Tensor) and table.dtype in TABLES:
             with module.graph.inserting_before(node):
                 constant = set_constant(module, f"{node.name}_table", table)
             node.replace_all_uses_with(constant, delete_user_cb=lambda user: user not in values)
     module.graph.eliminate_dead_code()
+
+
+def _unread(node: Node) -> Tensor:
+    return torch.empty(value(node).shape, dtype=value(node).dtype)
 
 
 def _size(made: Any) -> float:
