@@ -4,6 +4,7 @@ A folder `<output>.partial` beside the output: `workspace.json` says for what (a
 `step-<key>.safetensors` holds the numbers behind a finished step, `span-<key>.safetensors` a finished span's,
 `part-<key>.safetensors` what the running one has so far, `cache/` its activations. A key is a hash of all that decides them: a
 span's of its own numbers and of those of all layers before it, so that another precision of the last layer leaves the others.
+`data-<key>-<run>.safetensors` are inputs that were distilled, or where that stands.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from edgeq.spec import EdgeqError
 
 STATE = "workspace.json"
 KINDS = ("step", "span", "part")  # of files, before their keys
+DISTILLED = "data"  # likewise, of files that no calibration removes
 STEPS = "steps "  # before the names of what gradient steps need
 EVERY = 10.0  # seconds of work that an interruption may cost
 
@@ -202,8 +204,8 @@ def workspace(output: Path | None) -> Iterator[Workspace]:
     """
     with TemporaryDirectory(prefix="edgeq-") as temporary:
         folder = Path(temporary) if output is None else beside(output)
-        if output is not None and folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file():
-            raise EdgeqError(f"{folder}: holds other files; move it away, calibration keeps its unfinished work there")
+        if output is not None:
+            _refuse_others(folder)
         cache = folder / "cache"
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder):
@@ -214,8 +216,42 @@ def workspace(output: Path | None) -> Iterator[Workspace]:
                 yield Workspace(folder, cache, lasts=output is not None)
             finally:
                 shutil.rmtree(cache, ignore_errors=True)
-                if not any(any(folder.glob(f"{kind}-*")) for kind in KINDS):
-                    shutil.rmtree(folder, ignore_errors=True)
+                _left(folder)
+
+
+@contextmanager
+def distilling(output: Path | None, key: str) -> Iterator[Callable[[str], Path] | None]:
+    """Where made-up batches of all that `key` is a hash of are kept beside `output`, by the name of their run; None: nowhere.
+
+    Raises:
+        EdgeqError: as `workspace`.
+    """
+    if output is None:
+        yield None
+        return
+    folder = beside(output)
+    _refuse_others(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        (folder / STATE).touch()
+        for old in folder.glob(f"{DISTILLED}-*.safetensors"):
+            if not old.name.startswith(f"{DISTILLED}-{key[:24]}-"):
+                old.unlink()
+        try:
+            yield lambda run: folder / f"{DISTILLED}-{key[:24]}-{run}.safetensors"
+        finally:
+            _left(folder)
+
+
+def _left(folder: Path) -> None:
+    """Remove a workspace that holds nothing to go on from."""
+    if not any(any(folder.glob(f"{kind}-*")) for kind in (*KINDS, DISTILLED)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_others(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STATE).is_file():
+        raise EdgeqError(f"{folder}: holds other files; move it away, calibration keeps its unfinished work there")
 
 
 @contextmanager

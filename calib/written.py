@@ -9,9 +9,11 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from edgeq.calib.calibrate import learns, needs
+from edgeq.calib.data import sources
+from edgeq.calib.data.sources import Source
 from edgeq.calib.needs import DATA, NEIGHBOURS, SEEN
 from edgeq.calib.recipes import RECIPES
 from edgeq.calib.recipes import recipe as by_name
@@ -147,6 +149,31 @@ def changed(recipe: Recipe, settings: Sequence[str]) -> Recipe:
                 raise EdgeqError(f"--set {setting}: step {step!r} has no option {option!r}; it has {options}")
             steps[index] = {**steps[index], option: _value(text.strip(), steps[index][option])}
     return recipe_of(recipe.name, steps, "--set " + " --set ".join(settings)) if settings else recipe
+
+
+DATA_SET: Final = "data."  # before an option of a data source
+
+
+def sourced(name: str, options: Written, settings: Sequence[str], where: str) -> Source:
+    """The data source of this name with these options; settings: more of them, each as `data.seed=3`.
+
+    Raises:
+        EdgeqError: there is no such source, or it has no such option or value.
+    """
+    kind = sources.kind(name)
+    given = {f.name: f.default for f in dataclasses.fields(kind)} | dict(options)
+    for setting in settings:
+        option, equals, text = setting.removeprefix(DATA_SET).partition("=")
+        if not equals or option not in given:
+            raise EdgeqError(f"--set {setting}: data source {name!r} has {', '.join(given)}; write it as data.seed=1")
+        given[option] = _value(text.strip(), given[option])
+    made: Source = fit(given, kind, f"{where} ({name})", "see edgeq quantize --help")
+    return made
+
+
+def told(source: Source) -> dict[str, Any]:
+    """A data source as plain data: its name, and every option."""
+    return {"source": sources.name_of(source), **_options(source)}
 
 
 def _value(text: str, old: Any) -> Any:

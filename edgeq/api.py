@@ -22,19 +22,22 @@ from edgeq.assembly import (
     assemble,
     capture_task,
     confirmed,
+    origin,
     plan_of,
     refuse_types,
     remembered,
     silent,
+    source_of,
 )
 from edgeq.calib import written
 from edgeq.calib.calibrate import calibrate
+from edgeq.calib.data.sources import made
 from edgeq.calib.unlike import sentences
 from edgeq.calib.workspace import forget
 from edgeq.devices import open_device
 from edgeq.given import home_of, inputs_of, merge, named, options_of, result_name, runnable, saved
 from edgeq.graph.annotate import annotate, named_layers
-from edgeq.graph.capture import leaves_like
+from edgeq.graph.capture import Captured, leaves_like
 from edgeq.graph.package import QuantizedModel, load_plan
 from edgeq.graph.rules import refuse_beyond
 from edgeq.graph.store import check_replaceable, exports, write_json
@@ -104,7 +107,8 @@ def quantize(
     """One QDQ program for every runtime: capture, plan, calibrate and convert.
 
     task: a task, its file, or a network, which `example_inputs`, `calibration` and `evaluate` then belong to.
-    data: a folder of .npy or .npz files, one a batch, in the place of calibration (edgeq.calib.data.arrays).
+    data: in the place of calibration: a folder of .npy or .npz files, one a batch, or one file of all (edgeq.calib.data.arrays);
+        or a source that makes batches up (edgeq.calib.data.sources), as "zeroq", with options among settings, as "data.seed=1".
     keep_float: patterns of layer keys or module paths, as "head" (and all in it) or "*.norm*", that stay in float.
     recipe: a name, a .toml file or a Recipe; settings: options of its steps, as "round.solver=gptq".
     A plan overrides target and recipe; a layer that it does not name gets its default, else `precision`.
@@ -119,16 +123,25 @@ def quantize(
     where = Path(output).absolute() if output is not None else None  # a task file may change the current folder
     recipe = recipe.absolute() if isinstance(recipe, Path) else recipe
     plan = Path(plan).absolute() if isinstance(plan, (str, Path)) else plan
-    task = as_task(task, example_inputs, calibration, evaluate, None if data is None else Path(data).absolute())
     given = load_plan(plan) if isinstance(plan, Path) else plan
+    source, arrays, settings = source_of(data, (settings,) if isinstance(settings, str) else settings, given)
+    task = as_task(task, example_inputs, calibration, evaluate, arrays)
     method = written.chosen(recipe) if given is None else written.planned(given, str(plan))
-    method = written.changed(method, (settings,) if isinstance(settings, str) else settings)
+    method = written.changed(method, settings)
     chosen = backends.target(target if given is None else given.target)
     if where is not None:
         check_replaceable(where)
     progress("capture", 0, None)
-    captured, batches = confirmed(task)
+    distilled: list[tuple[Tensor, ...]] = []
+
+    def make(network: nn.Module | ExportedProgram, captured: Captured) -> list[tuple[Tensor, ...]]:
+        assert source is not None
+        distilled.extend(made(source, network, captured, where, progress))
+        return distilled
+
+    captured, batches = confirmed(task, make if source is not None else None)
     planned = plan_of(captured, chosen, method, precision, given, keep_float)
+    planned = dataclasses.replace(planned, data=None if source is None else written.told(source))
     looked_at: list[Any] = []
     stream = None if batches is None else remembered(batches, looked_at)
     again = partial(annotate, captured, chosen, planned)
@@ -139,6 +152,7 @@ def quantize(
     planned = dataclasses.replace(planned, layers={**planned.layers, **dict.fromkeys(annotation.kept, "fp32")})
     progress("convert", 0, None)
     model = assemble(task, captured, annotation, resolved, planned)
+    model.data, model.distilled = origin(task, source, arrays), tuple(distilled)
     list(itertools.islice(stream or (), LOOKED_AT - len(looked_at)))  # what no step has read
     flat = [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at] or [captured.example]
     model.far = tuple(far(model, flat, captured.module))
@@ -252,7 +266,7 @@ def verify(
             "batches": len(inputs),
             "float_metric": float_metric(source_of, model) if source_of and place.device is None else None,
             "qdq_metric": evaluate(source_of, model.qdq) if source_of and place.device is None else None,
-            "far": list(far(model, inputs[:LOOKED_AT]) if source == "calibration" else model.far),
+            "far": list(model.far if source == "golden" else far(model, inputs[:LOOKED_AT])),
             "backends": {},
             "skipped": skipped,
         }

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from edgeq.calib.data import sources
 from edgeq.calib.data.arrays import Arrays
 from edgeq.calib.data.batches import batches as checked
+from edgeq.calib.data.sources import Source
 from edgeq.calib.steps.ends import planned as ends
-from edgeq.calib.written import written
+from edgeq.calib.written import DATA_SET, sourced, told, written
 from edgeq.graph.annotate import Annotation, default_plan, followed, in_float
 from edgeq.graph.capture import Captured, capture, confirm
 from edgeq.graph.convert import convert, float_program
@@ -54,7 +56,7 @@ def refuse_types(*, target: Any, recipe: Any, precision: Any, plan: Any, output:
         ("precision", precision, (str,), "give one name; a plan says which layer gets another"),
         ("plan", plan, (str, Path, QuantPlan, type(None)), "give a QuantPlan or the path of a plan.json"),
         ("output", output, (str, Path, type(None)), "give the path of a folder"),
-        ("data", data, (str, Path, type(None)), "give the path of a folder of .npy or .npz files"),
+        ("data", data, (str, Path, type(None)), f"give {', '.join(sources.names())} or the path of .npy or .npz files"),
     ):
         if not isinstance(choice, kinds):
             raise EdgeqError(f"{name} is a {type(choice).__name__}: {words}")
@@ -96,23 +98,58 @@ def _asked(network: nn.Module) -> int:
     return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in asked)
 
 
-def confirmed(task: Task) -> tuple[Captured, Iterator[Any] | None]:
+def source_of(
+    data: str | Path | None, settings: Sequence[str], plan: QuantPlan | None
+) -> tuple[Source | None, Path | None, list[str]]:
+    """What `--data` names: a source of made-up batches, or a path of arrays; and the settings that are the recipe's.
+
+    Where it names nothing, the plan may name a source.
+
+    Raises:
+        EdgeqError: the source, the plan's too, has no such option; or options stand there without one.
+    """
+    own = [each for each in settings if each.startswith(DATA_SET)]
+    others = [each for each in settings if each not in own]
+    if isinstance(data, str) and data in sources.names():
+        return sourced(data, {}, own, "--data"), None, others
+    if data is None and plan is not None and plan.data is not None:
+        options = dict(plan.data)
+        return sourced(str(options.pop("source", "")), options, own, "the plan's data"), None, others
+    if own:
+        raise EdgeqError(f"--set {own[0]}: is an option of made-up data: add --data {' or '.join(sources.names())}")
+    return None, None if data is None else Path(data).absolute(), others
+
+
+def origin(task: Task, source: Source | None, arrays: Path | None) -> dict[str, Any] | None:
+    """Where calibration data comes from, as plain data: a source with its options, arrays, the task; None where there is none."""
+    if source is not None:
+        return told(source)
+    if arrays is not None:
+        return {"source": "arrays", "path": str(arrays)}
+    return None if task.calibration is None else {"source": "calibration"}
+
+
+def confirmed(
+    task: Task, make: Callable[[nn.Module | ExportedProgram, Captured], Iterable[Any]] | None = None
+) -> tuple[Captured, Iterator[Any] | None]:
     """The task's network as a graph that answers as the network does, and its calibration batches, where it has any.
+
+    make: gives batches in the place of the task's.
 
     Raises:
         EdgeqError: they part, or the task fails.
     """
     network = build(task)
     captured = capture(network, example(task))
-    every = batches(task)
-    head = list(itertools.islice(every, 1))
-    if task.calibration is not None:
+    every = batches(task) if make is None else iter(make(network, captured))
+    head, there = list(itertools.islice(every, 1)), make is not None or task.calibration is not None
+    if there:
         with warnings.catch_warnings(action="ignore"):  # calibrate says what is to be warned of, over all batches
             list(checked(captured, head))
     confirm(network, captured, head[0] if head else captured.nested)
     if task.evaluate is not None:
         begins(task, network, captured)
-    return captured, None if task.calibration is None else itertools.chain(head, every)
+    return captured, itertools.chain(head, every) if there else None
 
 
 def plan_of(

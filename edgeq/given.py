@@ -94,7 +94,7 @@ def saved(model: QuantizedModel | str | Path) -> QuantizedModel:
 def inputs_of(model: QuantizedModel, task: Task | None, batches: int) -> tuple[list[tuple[Tensor, ...]], str]:
     """Flat batches to compare on, and where they come from."""
     if task is None or task.calibration is None:
-        return [model.golden], "golden"
+        return (list(model.distilled[:batches]), "distilled") if model.distilled else ([model.golden], "golden")
     nested = example(task)
     taken = [
         leaves_like(nested, batch, f"calibration batch {index}")

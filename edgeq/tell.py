@@ -22,6 +22,7 @@ def summary(model: QuantizedModel) -> dict[str, Any]:
         "folder": str(model.folder) if model.folder else None,
         "target": model.plan.target,
         "recipe": model.plan.recipe,
+        "data": model.data,
         **program_counts(model),
         "tensors": len(model.qparams),
         "islands": model.islands,

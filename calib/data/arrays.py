@@ -1,4 +1,4 @@
-"""Calibration batches from a folder of arrays: one file a batch, by name; .npy for a network of one input, .npz for several."""
+"""Calibration batches from arrays: a folder of one file each, or one file of all; .npy for one input, .npz for several."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ KINDS: Final = (".npy", ".npz")
 class Arrays:
     """Batches of the structure of `example`; iterable again and again, each file is read when it is its turn.
 
+    Of one file of all, the arrays' first axis is that of examples, which are parted into batches as large as the example's.
     Of an .npz, arrays without names of their own (`numpy.savez(file, x, y)`) are the network's inputs in their order; those of a
     dictionary's inputs have its names. An array without the first axis of an input of one is taken as that one.
 
     Raises:
-        EdgeqError: there is no such folder, or no such file in it; while iterating, a file that is damaged, holds objects, or
-            arrays of other shapes or types than the network takes.
+        EdgeqError: there is no such folder or file, or no such file in it; while iterating, a file that is damaged, or holds
+            objects or arrays of other shapes or types than the network takes.
     """
 
-    def __init__(self, folder: Path, example: Any) -> None:
+    def __init__(self, path: Path, example: Any) -> None:
         """Look which files there are; nothing is read."""
-        if not folder.is_dir():
-            raise EdgeqError(f"{folder}: no such folder; --data takes one of .npy or .npz files, one for each batch")
-        self.files = sorted(path for path in folder.iterdir() if path.suffix in KINDS)
+        self.whole = path.is_file() and path.suffix in KINDS  # one file of all
+        if not self.whole and not path.is_dir():
+            raise EdgeqError(
+                f"{path}: no such folder or file; --data takes one of .npy or .npz files, one for each batch, or one of these"
+            )
+        self.files = [path] if self.whole else sorted(found for found in path.iterdir() if found.suffix in KINDS)
         if not self.files:
-            raise EdgeqError(f"{folder}: holds no .npy or .npz files; save one for each batch, as numpy.save does")
+            raise EdgeqError(f"{path}: holds no .npy or .npz files; save one for each batch, as numpy.save does")
         paths, self.spec = pytree.tree_flatten_with_path(example)
         self.wanted = [leaf for _, leaf in paths]
         self.names = [str(getattr(path[-1], "key", "")) if path else "" for path, _ in paths]
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def __iter__(self) -> Iterator[Any]:
         for path in self.files:
@@ -49,9 +50,35 @@ class Arrays:
                     f"{path}: holds {len(held)} arrays, and the network takes {len(self.wanted)}: save them with numpy.savez, "
                     "in the order of example_inputs()"
                 )
-            pairs = zip(self._in_order(path, held), self.wanted, strict=True)
-            leaves = [_fitted(path, name, held[name], wanted) for name, wanted in pairs]
-            yield pytree.tree_unflatten(leaves, self.spec)
+            inputs = [(name, held[name]) for name in self._in_order(path, held)]
+            batches = self._parted(path, inputs) if self.whole else [[x for _, x in inputs]]
+            for batch in batches:
+                leaves = [
+                    _fitted(path, name, x, wanted)
+                    for (name, _), x, wanted in zip(inputs, batch, self.wanted, strict=True)
+                ]
+                yield pytree.tree_unflatten(leaves, self.spec)
+
+    def _parted(
+        self, path: Path, inputs: list[tuple[str, np.ndarray[Any, Any]]]
+    ) -> Iterator[list[np.ndarray[Any, Any]]]:
+        """The batches of one file of all; one alone where the arrays are of the example's own shapes.
+
+        Raises:
+            EdgeqError: the arrays hold different numbers of batches, or none of whole ones.
+        """
+        counts = {}
+        for (name, x), wanted in zip(inputs, self.wanted, strict=True):
+            size = wanted.shape[0] if isinstance(wanted, Tensor) and wanted.dim() else 0
+            if not size or x.ndim != wanted.dim() or x.shape[0] % size:
+                yield [x for _, x in inputs]  # which says how it does not fit
+                return
+            counts[name] = x.shape[0] // size
+        if len(set(counts.values())) > 1 or 0 in counts.values():
+            held = ", ".join(f"{count} batches of {name!r}" for name, count in counts.items())
+            raise EdgeqError(f"{path}: holds {held}: save as many of each")
+        parts = [np.split(x, counts[name]) for name, x in inputs]
+        yield from (list(batch) for batch in zip(*parts, strict=True))
 
     def _in_order(self, path: Path, held: dict[str, np.ndarray[Any, Any]]) -> list[str]:
         """The names of a file's arrays in the order of the network's inputs."""

@@ -51,10 +51,11 @@ Settings = Annotated[
     ),
 ]
 Data = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        metavar="FOLDER",
-        help="Calibrate on this folder's .npy or .npz files, one a batch, instead of calibration().",
+        metavar="zeroq|noise|PATH",
+        help="Calibrate on other inputs than calibration()'s: zeroq distils them out of the network's BatchNorms, noise is "
+        "weaker, both with --set data.seed=1, data.images=64; or PATH of .npy or .npz files, one a batch, or of one file.",
         show_default=False,
     ),
 ]

@@ -26,6 +26,7 @@ from edgeq.graph.rules import Said, broken
 from edgeq.graph.shortcut import read_by_outputs, shortcut
 from edgeq.graph.simulate import simulate
 from edgeq.graph.store import (
+    DISTILLED,
     FILES,
     FORMAT,
     MANIFEST,
@@ -49,7 +50,7 @@ PLAN_SCHEMA = 2  # 1 knew recipes by name alone; such a plan still says what it 
 
 @dataclass(frozen=True, slots=True)
 class PlanFile:
-    """plan.json; a person's may leave out schema, default and steps. Fields as those of QuantPlan."""
+    """plan.json; a person's may leave out schema, default, steps and data. Fields as those of QuantPlan."""
 
     target: str
     recipe: str
@@ -57,6 +58,7 @@ class PlanFile:
     schema: int = PLAN_SCHEMA
     default: str | None = None
     steps: tuple[dict[str, Any], ...] = ()
+    data: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,8 @@ class QuantizedModel:
     program: QDQ ExportedProgram. twin: the float network it came from. labels: node name → layer key, of `program`;
     twin_labels those of `twin`. qparams: tensor key (`input x` or the layer that computes it) → scale and zero point.
     islands: layer key → why it stays in float. far: sentences about outputs that are far from the float network's, however
-    exactly a runtime computes them. folder: where it is saved; None until then.
+    exactly a runtime computes them. data: where its calibration data came from (`source`, its options); None: there was none.
+    distilled: the batches, flat, where they were made up and so nobody's secret. folder: where it is saved; None until then.
     """
 
     name: str
@@ -93,6 +96,8 @@ class QuantizedModel:
     task_sha256: str | None = None
     preprocessing: dict[str, Any] | None = None
     far: tuple[str, ...] = ()
+    data: dict[str, Any] | None = None
+    distilled: tuple[tuple[Tensor, ...], ...] = ()
     folder: Path | None = None
 
     @cached_property
@@ -177,12 +182,15 @@ class QuantizedModel:
         golden = {f"input_{i}": t.contiguous() for i, t in enumerate(self.golden)}
         golden |= {f"output_{i}": t.contiguous().clone() for i, t in enumerate(self.qdq(self.golden))}
         save_file(golden, part / "golden.safetensors")
+        if self.distilled:
+            stacked = {f"input_{i}": torch.stack(each) for i, each in enumerate(zip(*self.distilled, strict=True))}
+            save_file(stacked, part / DISTILLED)
         manifest = Manifest(
             format=FORMAT,
             name=self.name,
             task=self.task,
             task_sha256=self.task_sha256,
-            files={name: hash_of(part / name) for name in FILES if name != MANIFEST},
+            files={name: hash_of(part / name) for name in FILES if name != MANIFEST and (part / name).is_file()},
             artifacts={},
             versions=made_by,
             inputs=self.inputs,
@@ -192,6 +200,7 @@ class QuantizedModel:
             labels=self.labels,
             twin_labels=self.twin_labels,
             far=self.far,
+            data=self.data,
         )
         (part / MANIFEST).write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
         for path in part.iterdir():  # safetensors lets nobody but the owner read its files
@@ -240,11 +249,29 @@ def load(folder: str | Path) -> QuantizedModel:
         task_sha256=manifest.task_sha256,
         preprocessing=manifest.preprocessing,
         far=manifest.far,
+        data=manifest.data,
+        distilled=_distilled(root, manifest),
         folder=root.absolute(),  # a task file may change the current folder
     )
     if illegal := broken(model.integers, model.said):
         raise EdgeqError(f"{root / 'program.pt2'}: {illegal}; quantize again")
     return model
+
+
+def _distilled(root: Path, manifest: Manifest) -> tuple[tuple[Tensor, ...], ...]:
+    """The batches that were made up for a model, where they were.
+
+    Raises:
+        EdgeqError: they are not of its inputs' shapes.
+    """
+    if DISTILLED not in manifest.files:
+        return ()
+    found = _tensors(root / DISTILLED)
+    for i, info in enumerate(manifest.inputs):
+        held = found.get(f"input_{i}")
+        if held is None or tuple(held.shape[1:]) != info.shape or str(held.dtype) != f"torch.{info.dtype}":
+            raise EdgeqError(f"{root / DISTILLED}: has no batches of input {info.name!r}; quantize again")
+    return tuple(zip(*(found[f"input_{i}"].unbind() for i in range(len(manifest.inputs))), strict=True))
 
 
 def load_program(path: Path) -> ExportedProgram:
@@ -271,8 +298,9 @@ def load_program(path: Path) -> ExportedProgram:
 def dump_plan(plan: QuantPlan) -> str:
     """plan.json: one line a step, one a layer, for people to edit."""
     told = {"schema": PLAN_SCHEMA, **dataclasses.asdict(plan)}
-    if plan.default is None:
-        told.pop("default")
+    for name in ("default", "data"):
+        if told[name] is None:
+            told.pop(name)
     steps = ",\n".join("  " + json.dumps(step) for step in told.pop("steps"))
     layers = told.pop("layers")
     head = json.dumps(told, indent=1).removesuffix("\n}")
@@ -299,7 +327,7 @@ def load_plan(path: Path) -> QuantPlan:
     if raw.get("schema", PLAN_SCHEMA) not in (1, PLAN_SCHEMA):
         raise EdgeqError(f"{path}: written by another version of edgeq (schema {raw['schema']}); quantize again")
     plan = fit(raw, PlanFile, path)
-    return QuantPlan(plan.target, plan.recipe, plan.layers, plan.default, plan.steps)
+    return QuantPlan(plan.target, plan.recipe, plan.layers, plan.default, plan.steps, plan.data)
 
 
 def _run(module: GraphModule, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:

@@ -24,8 +24,9 @@ from edgeq.spec import EdgeqError, EdgeqWarning, QParams, TensorInfo
 MANIFEST = "manifest.json"
 FORMAT = 3
 SCHEMA = 1  # of the other files; each says so
+DISTILLED = "distilled.safetensors"  # where calibration data was made up
 FILES = (
-    MANIFEST, "plan.json", "qparams.json", "weights.safetensors", "program.pt2", "float.pt2", "golden.safetensors",
+    MANIFEST, "plan.json", "qparams.json", "weights.safetensors", "program.pt2", "float.pt2", "golden.safetensors", DISTILLED,
 )  # fmt: skip
 
 
@@ -34,7 +35,7 @@ class Manifest:
     """manifest.json: what the folder holds, and the hash of every file in it.
 
     task: the file it was quantized from, with its hash then. files: those of `quantize`. artifacts: those of `export`, by
-    path in the folder; an .mlpackage's is the hash of all it holds.
+    path in the folder; an .mlpackage's is the hash of all it holds. data: where calibration data came from.
     """
 
     format: int
@@ -51,6 +52,7 @@ class Manifest:
     labels: dict[str, str]
     twin_labels: dict[str, str]
     far: tuple[str, ...] = ()
+    data: dict[str, Any] | None = None
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -69,7 +71,7 @@ def read_manifest(root: Path) -> Manifest:
             f"run edgeq quantize {task if isinstance(task, str) else 'TASK.py'} -o {root} again"
         )
     manifest = fit(raw, Manifest, path)
-    if lacking := [name for name in FILES if name != MANIFEST and name not in manifest.files]:
+    if lacking := [name for name in FILES if name not in (MANIFEST, DISTILLED, *manifest.files)]:
         raise EdgeqError(f"{path}: has no hash of {lacking[0]}; quantize again")
     for name in (*manifest.files, *manifest.artifacts):
         plain_name(name, path)

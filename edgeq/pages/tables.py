@@ -27,6 +27,7 @@ from edgeq.pages.words import (
     layered,
     medians,
     number,
+    origin,
     parted,
     percent,
     plain,
@@ -143,6 +144,8 @@ def quantized_table(found: Found) -> list[RenderableType]:
             f" in float; {found['tensors']} tensors have a scale",
         )
     )
+    if found["data"]:
+        parts.append(Text(origin(found["data"])))
     if found["islands"]:
         parts.append(_islands(found["islands"], found["island_operators"]))
     if folder:

@@ -344,3 +344,15 @@ def label(row: Mapping[str, Any]) -> str:
 def join(words: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def origin(data: Mapping[str, Any] | None) -> str:
+    """Where calibration data came from, in words; empty where there was none."""
+    if data is None:
+        return ""
+    if data["source"] == "calibration":
+        return "calibrated on calibration() of the task"
+    if data["source"] == "arrays":
+        return f"calibrated on {data['path']}"
+    options = ", ".join(f"{key} {value}" for key, value in data.items() if key != "source")
+    return f"calibrated on made-up inputs: {data['source']} ({options})"

@@ -14,6 +14,7 @@ class QuantPlan:
     layers: layer key (module path, operator and ordinal, `features.3.conv/conv2d`) to precision name. In a plan that is fed in, a
     key may be a pattern (`features.*`); a later line wins. default: precision of layers that no line names.
     recipe: its name. steps: what it does, each step's name and options; none where the name says it all.
+    data: the source of made-up calibration batches, by name (`source`), with its options; None: the task's own data.
     """
 
     target: str
@@ -21,3 +22,4 @@ class QuantPlan:
     layers: dict[str, str]
     default: str | None = None
     steps: tuple[Mapping[str, Any], ...] = ()
+    data: Mapping[str, Any] | None = None

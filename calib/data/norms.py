@@ -1,0 +1,204 @@
+"""What every BatchNorm of the user's own network sees, beside what it saw in training.
+
+Each is met where it is called, in the user's own forward: a module's or a function's, one that is called twice, one behind
+branches. Nothing is paired by order.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from edgeq.calib.data.synthesis import Subject, moments
+from edgeq.spec import EdgeqError, EdgeqWarning
+
+aten = torch.ops.aten
+
+# spelling of a BatchNorm → its arguments by position
+SPELLINGS: Final = {
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    **dict.fromkeys(
+        (torch.batch_norm, aten.batch_norm.default),
+        ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps"),
+    ),
+    aten._native_batch_norm_legit_no_training.default: (
+        "input", "weight", "bias", "running_mean", "running_var", "momentum", "eps",
+    ),
+}  # fmt: skip
+EPS: Final = 1e-5  # of a BatchNorm that says none
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A BatchNorm's statistics of training, [C] each: mean, and deviation with its eps."""
+
+    name: str
+    mean: Tensor
+    std: Tensor
+    eps: float
+
+
+@dataclass
+class Seen:
+    """Inputs of each BatchNorm in one run of the network, in the order of calls, by the identity of its running mean."""
+
+    norms: dict[int, Norm] = field(default_factory=dict)
+    inputs: dict[int, list[Tensor]] = field(default_factory=dict)
+
+
+class Watch(TorchFunctionMode):
+    """While it lasts, every BatchNorm that the network calls puts its input into `seen`.
+
+    A module that has running statistics and writes its arithmetic out, as frozen ones do, is met by its input.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        """Hooks wait for the body. network: whose buffers give names."""
+        super().__init__()
+        self.names = {id(b): name.rpartition(".")[0] for name, b in network.named_buffers()}
+        self.written_out = [
+            m for m in network.modules()
+            if isinstance(getattr(m, "running_mean", None), Tensor) and isinstance(getattr(m, "running_var", None), Tensor)
+        ]  # fmt: skip
+        self.seen, self.hooks = Seen(), list[RemovableHandle]()
+        self.functions: set[int] = set()  # running means that a function took
+
+    def __enter__(self) -> Watch:
+        self.seen = Seen()
+        self.hooks = [m.register_forward_hook(self._called) for m in self.written_out]
+        super().__enter__()  # type: ignore[no-untyped-call] # torch's
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call] # torch's
+        for hook in self.hooks:
+            hook.remove()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in SPELLINGS:
+            given = {**dict(zip(SPELLINGS[func], args, strict=False)), **(kwargs or {})}
+            if given.get("running_mean") is not None and not given.get("training", False):
+                self.functions.add(id(given["running_mean"]))
+                self._meet(given["input"], given["running_mean"], given["running_var"], float(given.get("eps", EPS)))
+        return func(*args, **(kwargs or {}))
+
+    def _called(self, module: Any, args: Any, result: Any) -> None:
+        """A module with running statistics that no function took: it is its own arithmetic."""
+        mean = module.running_mean
+        if id(mean) in self.functions or not args or not isinstance(args[0], Tensor):
+            return
+        if args[0].dim() > 1 and args[0].shape[1] == mean.numel():
+            self._meet(args[0], mean, module.running_var, float(getattr(module, "eps", EPS)))
+
+    def _meet(self, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> None:
+        key = id(mean)
+        if key not in self.seen.norms:
+            name = self.names.get(key) or f"BatchNorm {len(self.seen.norms)}"
+            mean, var = mean.detach().flatten(), var.detach().flatten()
+            if not bool(torch.isfinite(mean).all() and torch.isfinite(var).all() and (var >= 0).all()):
+                raise EdgeqError(
+                    f"{name}: its running statistics are NaN, infinite or negative, and no input has such: train the network "
+                    "again, or calibrate it on real data"
+                )
+            self.seen.norms[key] = Norm(name, mean, (var + eps).sqrt(), eps)
+        self.seen.inputs.setdefault(key, []).append(x)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What one BatchNorm's inputs have, and what they had in training, [C] each."""
+
+    norm: Norm
+    mean: Tensor
+    std: Tensor
+
+    def loss(self) -> Tensor:
+        """Squared distance of both, summed over channels (ZeroQ's equation 3)."""
+        return (self.mean - self.norm.mean).square().sum() + (self.std - self.norm.std).square().sum()
+
+
+class Matching:
+    """Runs made-up batches through the network and compares what its BatchNorms see with what they saw in training."""
+
+    def __init__(self, subject: Subject, source: str) -> None:
+        """Look which BatchNorms there are, by one run on noise. source: its name, for sentences.
+
+        Raises:
+            EdgeqError: there are none, or gradients do not come through. Warns where they look untrained.
+        """
+        self.subject, self.watch = subject, Watch(subject.network)
+        with torch.no_grad(), self.watch:
+            subject(subject.noise_of(0))
+        seen = self.watch.seen
+        if not seen.norms:
+            raise EdgeqError(
+                f"--data {source} goes by the statistics that BatchNorms keep of their training, and "
+                f"{type(subject.network).__name__} calls none (or they were folded): calibrate it on real data, or on --data "
+                "noise, which is weaker, as nothing says what the network's layers are used to"
+            )
+        if all(
+            bool((n.mean == 0).all()) and bool(((n.std**2 - n.eps - 1).abs() < 1e-6).all()) for n in seen.norms.values()
+        ):
+            warnings.warn(
+                f"every BatchNorm of {type(subject.network).__name__} has mean 0 and variance 1, as before any training: what "
+                f"--data {source} makes by them says nothing",
+                EdgeqWarning,
+                stacklevel=1,
+            )
+        self.values = sum(x.numel() for xs in seen.inputs.values() for x in xs)  # that one batch's BatchNorms see
+        self.stacked = subject.stackable()
+
+    def gaps(self, batches: Sequence[Tensor]) -> list[Gap]:
+        """Each BatchNorm's, of all batches together.
+
+        batches: [B, *shape] for each input, of B batches.
+        """
+        if self.stacked:
+            runs = [self._run([x.flatten(0, 1) for x in batches])]
+        else:
+            runs = [self._run([x[i] for x in batches]) for i in range(len(batches[0]))]
+        return [Gap(norm, *_pooled([run.inputs[key] for run in runs], norm.eps)) for key, norm in runs[0].norms.items()]
+
+    def _run(self, flat: Sequence[Tensor]) -> Seen:
+        with self.watch:
+            self.subject(flat)
+        seen = self.watch.seen
+        if torch.is_grad_enabled() and not any(x.requires_grad for xs in seen.inputs.values() for x in xs):
+            raise EdgeqError(
+                f"{type(self.subject.network).__name__}: no gradient comes from its BatchNorms back to its inputs (is its "
+                "forward under torch.no_grad, or rounds?): calibrate it on real data, or on --data noise, which is weaker"
+            )
+        return seen
+
+
+def _pooled(runs: Sequence[Sequence[Tensor]], eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [C] of a BatchNorm's inputs: pooled over runs; averaged over its calls, as training does it."""
+    means, variances = [], []
+    for call in zip(*runs, strict=True):
+        each = [torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0) for x in call]
+        if len(each) == 1:
+            variance, mean = each[0]
+        else:
+            mean = torch.stack([m for _, m in each]).mean(0)
+            variance = torch.stack([v + (m - mean).square() for v, m in each]).mean(0)
+        means.append(mean)
+        variances.append(variance)
+    return torch.stack(means).mean(0), (torch.stack(variances).mean(0) + eps).sqrt()
+
+
+def input_loss(x: Tensor, example: Tensor) -> Tensor:
+    """The same distance for an input [B, *shape] itself: each channel of an image, a vector as a whole; see `moments`."""
+    wanted, std = moments(example)
+    kept = 2 if example.dim() > 2 else None  # the axis of channels, behind those of batches and examples
+    variance, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != kept], correction=0)
+    return (mean - wanted).square().sum() + ((variance + EPS).sqrt() - std).square().sum()

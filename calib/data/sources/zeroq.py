@@ -1,0 +1,69 @@
+"""Source `zeroq`: inputs distilled out of the network itself (Cai et al., CVPR 2020, arXiv 2001.00281, section 3.1, equation 3).
+
+From noise, Adam moves the inputs until mean and deviation of what every BatchNorm sees, and of the inputs themselves, are those
+that the network keeps of its training.
+
+Ours: statistics are of all images together, as a BatchNorm's are (the authors' code takes them image by image); each BatchNorm is
+met where it is called, not paired with convolutions by order; the rate is halved, and ends, where the loss stays (the authors run
+500 steps at nearly one rate); an input that varies in the example has the example's mean and deviation, not 0 and 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from edgeq.calib.data.norms import Matching, input_loss
+from edgeq.calib.data.synthesis import Descent, Subject, count_in
+from edgeq.graph.ordered import parted
+
+ALONE: Final = 1 << 22  # values that BatchNorms see in one step, up to which two threads wait for each other
+VALUES: Final = 1 << 27  # that BatchNorms see at once: half a gigabyte of float32, and what stands around it
+
+
+@dataclass(frozen=True, slots=True)
+class Zeroq:
+    """images: how many. seed: of the noise. steps: of gradient descent, at most. rate: of Adam, at first.
+
+    batch: images moved together; 0: as many as some gigabytes hold.
+    """
+
+    images: int = 32
+    seed: int = 0
+    steps: int = 120
+    rate: float = 0.5
+    batch: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where an option has no meaning."""
+        if self.images < 1 or self.seed < 0 or self.steps < 1 or self.batch < 0 or not self.rate > 0:
+            raise ValueError(
+                f"{self.images} images from seed {self.seed}, {self.steps} steps of rate {self.rate:g}, batch {self.batch}: use "
+                "1 or more images and steps, a rate above 0, and a seed and a batch of 0 or more"
+            )
+
+    def make(self, subject: Subject) -> list[tuple[Tensor, ...]]:
+        """Flat batches; see the module."""
+        floats = subject.floats()
+        matching = Matching(subject, "zeroq")
+        start = subject.noise(self.images, self.seed)
+        most = self.batch // subject.first if self.batch else VALUES // max(matching.values, 1)
+        made: list[tuple[Tensor, ...]] = []
+        for run in count_in(len(start), most):
+            inputs = [torch.stack(parts) for parts in zip(*start[run.start : run.stop], strict=True)]
+            moved = {f"input {i}": inputs[i].requires_grad_() for i in floats}
+
+            def loss(step: int, inputs: list[Tensor] = inputs) -> Tensor:
+                gaps = sum((gap.loss() for gap in matching.gaps(inputs)), torch.zeros(()))
+                return gaps + sum(input_loss(inputs[i], subject.captured.example[i]) for i in floats)
+
+            stage = f"distil images {run.start * subject.first + 1} to {run.stop * subject.first}"
+            kept = None if subject.kept is None else subject.kept(f"{run.start}")
+            with parted(2 if matching.values * len(run) > ALONE else 1):
+                Descent(self.rate, self.steps).run(moved, loss, kept, partial(subject.progress, stage))
+            made += [tuple(x[i].detach().clone() for x in inputs) for i in range(len(run))]
+        return made

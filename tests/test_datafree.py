@@ -1,0 +1,340 @@
+"""Calibration data out of the network itself: what its BatchNorms see of it, against the user's own module."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+
+import edgeq
+from edgeq.assembly import silent
+from edgeq.calib.data import sources
+from edgeq.calib.data.sources.noise import Noise
+from edgeq.calib.data.sources.zeroq import Zeroq
+from edgeq.calib.workspace import beside
+from edgeq.graph.capture import capture
+from edgeq.spec import EdgeqError, EdgeqWarning
+
+
+class Branches(nn.Module):
+    """Two branches whose norms are made in another order than they are called, one norm called twice, one as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late, self.early = nn.BatchNorm2d(6, momentum=0.3), nn.BatchNorm2d(6, momentum=0.3)
+        self.left, self.right = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.Conv2d(3, 6, 1)
+        self.tail, self.twice = nn.Conv2d(6, 6, 3, bias=False), nn.BatchNorm2d(6)
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("var", torch.ones(6))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.early(self.right(x))) + F.relu(self.late(self.left(x)))
+        x = F.batch_norm(self.tail(x), self.mean, self.var, training=self.training, momentum=0.3)
+        x = F.relu(self.twice(x)) + self.twice(-x)
+        return self.head(F.relu(x).mean((2, 3)))
+
+
+def trained() -> Branches:
+    """Random weights, and running statistics of smooth made-up pictures: as after a training."""
+    return copy.deepcopy(_trained())
+
+
+@functools.cache
+def _trained() -> Branches:
+    torch.manual_seed(0)
+    module = Branches().train()
+    for each in module.modules():
+        if isinstance(each, nn.Conv2d):
+            nn.init.kaiming_normal_(each.weight)
+        if isinstance(each, nn.BatchNorm2d):
+            nn.init.uniform_(each.weight, 0.5, 1.5)
+            nn.init.normal_(each.bias, 0.0, 0.3)
+    with torch.no_grad():
+        for _ in range(20):
+            module(
+                F.interpolate(torch.randn(32, 3, 4, 4), (12, 12), mode="bilinear") + 0.2 * torch.randn(32, 3, 12, 12)
+            )
+    return module.eval()
+
+
+def seen(module: nn.Module, names: list[str], batches: list[Tensor]) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Mean and variance of each named norm's input over all batches, call by call, in NumPy's double precision."""
+    calls: dict[str, list[Tensor]] = {name: [] for name in names}
+    hooks = [
+        module.get_submodule(name).register_forward_pre_hook(lambda m, args, name=name: calls[name].append(args[0]))
+        for name in names
+    ]
+    with torch.no_grad():
+        module(torch.cat(batches))
+    for hook in hooks:
+        hook.remove()
+    arrays = {name: [x.double().numpy() for x in found] for name, found in calls.items()}
+    return {name: [(x.mean((0, 2, 3)), x.var((0, 2, 3))) for x in found] for name, found in arrays.items()}
+
+
+def made(source: Any, module: nn.Module, *example: Tensor, output: Path | None = None) -> list[tuple[Tensor, ...]]:
+    return sources.made(source, module, capture(module, example), output, silent)
+
+
+def distance(module: nn.Module, batches: list[Tensor]) -> dict[str, float]:
+    """Of each norm: how far mean and deviation of its inputs are from those of training, in deviations of training."""
+    found = {}
+    for name, calls in seen(module, ["early", "late", "twice"], batches).items():
+        norm = module.get_submodule(name)
+        mean = np.mean([m for m, _ in calls], axis=0)
+        std = np.sqrt(np.mean([v for _, v in calls], axis=0))
+        wanted = norm.running_var.double().sqrt().numpy()
+        off = np.abs(mean - norm.running_mean.double().numpy()) + np.abs(std - wanted)
+        found[name] = float((off / wanted).mean())
+    return found
+
+
+def test_every_norm_sees_what_it_saw_in_training() -> None:
+    """On branches, called twice, as a function, whatever the order they were made in; noise is far off."""
+    module = trained()
+    example = torch.zeros(1, 3, 12, 12)
+    distilled = distance(module, [x for (x,) in made(Zeroq(images=16), module, example)])
+    noise = distance(module, [x for (x,) in made(Noise(images=16), module, example)])
+    assert all(distilled[name] < 0.08 for name in distilled), distilled
+    assert all(distilled[name] < noise[name] / 3 for name in distilled), (distilled, noise)
+    taken: list[Tensor] = []
+    module.tail.register_forward_hook(lambda m, args, result: taken.append(result))
+    with torch.no_grad():
+        module(torch.cat([x for (x,) in made(Zeroq(images=16), module, example)]))
+    mean, std = taken[-1].mean((0, 2, 3)), taken[-1].std((0, 2, 3))
+    assert ((mean - module.mean).abs() + (std - module.var.sqrt()).abs()).div(module.var.sqrt()).mean() < 0.08
+
+
+def test_the_network_stays_as_it_was() -> None:
+    module = trained().train()
+    before = {name: x.clone() for name, x in module.state_dict().items()}
+    made(Zeroq(images=2, steps=2), module, torch.zeros(1, 3, 12, 12))
+    assert module.training and not module.early._forward_hooks and not module.early._forward_pre_hooks
+    assert all(torch.equal(x, before[name]) for name, x in module.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
+
+
+class Frozen(nn.Module):
+    """A norm written out, as detectors have it, behind a forward that insists on one picture."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.norm, self.inner = nn.Conv2d(3, 3, 3, padding=1), Written(3), inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.norm(self.stem(x)).view(1, 3, 12, 12))
+
+
+class Written(nn.Module):
+    """x → (x − mean) / sqrt(var + eps) in torch's own arithmetic."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.linspace(-1, 1, channels))
+        self.register_buffer("running_var", torch.linspace(0.5, 2, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.running_mean[:, None, None]) * (self.running_var[:, None, None] + 1e-5).rsqrt()
+
+
+def test_a_frozen_norm_and_a_batch_of_one() -> None:
+    """Statistics are pooled over pictures that go through the network one by one."""
+    torch.manual_seed(1)
+    module = Frozen(nn.Conv2d(3, 2, 3)).eval()
+    with torch.no_grad():
+        x = F.avg_pool2d(torch.randn(64, 3, 14, 14), 3, 1)
+        x = module.stem((x - x.mean((0, 2, 3), keepdim=True)) / x.std((0, 2, 3), keepdim=True))
+    module.norm.running_mean.copy_(x.mean((0, 2, 3)))
+    module.norm.running_var.copy_(x.var((0, 2, 3)))
+    batches = [x for (x,) in made(Zeroq(images=6), module, torch.zeros(1, 3, 12, 12))]
+    taken: list[Tensor] = []
+    module.norm.register_forward_pre_hook(lambda m, args: taken.append(args[0]))
+    with torch.no_grad():
+        for x in batches:
+            module(x)
+    held = torch.cat(taken).double()
+    std = module.norm.running_var.sqrt()
+    assert len(batches) == 6
+    assert ((held.mean((0, 2, 3)) - module.norm.running_mean).abs() / std).max() < 0.1
+    assert ((held.var((0, 2, 3)).sqrt() - std).abs() / std).max() < 0.1
+
+
+def test_same_bytes_on_one_thread_and_two(tmp_path: Path) -> None:
+    """Also of what is saved; another seed gives others."""
+    module, found = trained(), []
+    threads = torch.get_num_threads()
+    try:
+        for count, seed in ((1, 0), (2, 0), (2, 1)):
+            torch.set_num_threads(count)
+            torch.manual_seed(count)  # what else drew random numbers does not matter
+            out = tmp_path / f"{count}{seed}"
+            edgeq.quantize(
+                module, example_inputs=(torch.zeros(1, 3, 12, 12),), data="zeroq", output=out,
+                settings=["data.images=4", "data.steps=9", f"data.seed={seed}"],
+            )  # fmt: skip
+            found.append([(out / name).read_bytes() for name in ("distilled.safetensors", "qparams.json", "plan.json")])
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]
+    assert found[0][0] != found[2][0]
+
+
+def test_the_folder_says_where_its_data_came_from(tmp_path: Path) -> None:
+    """Manifest, plan and verify; the plan alone gives the same program again; the batches come back as they were."""
+    module, out = trained(), tmp_path / "out"
+    given = {"example_inputs": (torch.zeros(1, 3, 12, 12),)}
+    settings = ["data.images=3", "data.steps=5"]
+    model = edgeq.quantize(module, **given, data="zeroq", settings=settings, output=out)
+    told = {"source": "zeroq", "images": 3, "seed": 0, "steps": 5, "rate": 0.5, "batch": 0}
+    assert json.loads((out / "manifest.json").read_text())["data"] == told
+    assert json.loads((out / "plan.json").read_text())["data"] == told
+    assert edgeq.api.summary(model)["data"] == told
+    again = edgeq.quantize(module, **given, plan=out / "plan.json", output=tmp_path / "again")
+    assert again.qparams == model.qparams and again.plan == model.plan
+    loaded = edgeq.load(out)
+    assert len(loaded.distilled) == 3 and loaded.data == told
+    assert all(torch.equal(a, b) for (a,), (b,) in zip(loaded.distilled, model.distilled, strict=True))
+    with safe_open(out / "distilled.safetensors", framework="np") as file:
+        assert file.get_tensor("input_0").shape == (3, 1, 3, 12, 12)
+
+
+def test_an_interrupted_distillation_goes_on(tmp_path: Path) -> None:
+    """Ctrl-C at step 7 of 12 leaves what is done beside the output; the same call gives what an undisturbed one does."""
+    module, out = trained(), tmp_path / "out"
+    source, captured = Zeroq(images=4, steps=12), capture(module, (torch.zeros(1, 3, 12, 12),))
+    wanted = sources.made(source, module, captured, None, silent)
+    steps: list[int] = []
+
+    def stop(stage: str, done: int, total: int | None) -> None:
+        steps.append(done)
+        if done == 7 and len(steps) == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sources.made(source, module, captured, out, stop)
+    assert list(beside(out).glob("data-*"))
+    steps.extend([0] * 9)
+    found = sources.made(source, module, captured, out, stop)
+    assert steps[16] == 8  # seven steps were there
+    assert all(torch.equal(a, b) for (a,), (b,) in zip(found, wanted, strict=True))
+    for path in beside(out).glob("data-*"):
+        path.write_bytes(path.read_bytes()[:-40])
+    found = sources.made(source, module, captured, out, silent)
+    assert all(torch.equal(a, b) for (a,), (b,) in zip(found, wanted, strict=True))
+
+
+class Plain(nn.Module):
+    """No BatchNorm at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv1d(2, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.stem(x)).mean(2))
+
+
+def test_without_a_batch_norm_is_a_sentence() -> None:
+    torch.manual_seed(0)
+    module, example = Plain().eval(), torch.randn(1, 2, 16)
+    with pytest.raises(
+        EdgeqError, match=r"goes by the statistics that BatchNorms keep .*, and Plain calls none .*--data noise"
+    ):
+        edgeq.quantize(module, example_inputs=(example,), data="zeroq")
+    model = edgeq.quantize(module, example_inputs=(example,), data="noise")
+    assert model.data == {"source": "noise", "images": 32, "seed": 0}
+
+
+def test_noise_has_the_range_of_an_example_that_varies() -> None:
+    module = Plain().eval()
+    x = torch.cat([x for (x,) in made(Noise(images=200), module, 5 + 3 * torch.randn(1, 2, 160).sign())])
+    assert math.isclose(float(x.mean()), 5, abs_tol=0.5) and math.isclose(float(x.std()), 3, rel_tol=0.05)
+    x = torch.cat([x for (x,) in made(Noise(images=200), module, torch.full((1, 2, 16), 7.0))])
+    assert math.isclose(float(x.mean()), 0, abs_tol=0.1) and math.isclose(float(x.std()), 1, rel_tol=0.05)
+
+
+class Indexed(nn.Module):
+    """A picture, a table of rows, and a norm behind both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        return self.head(F.relu(self.norm(x.index_select(0, table))))
+
+
+def test_integers_are_the_examples_in_another_order() -> None:
+    module = Indexed().eval()
+    module.norm.running_mean.copy_(torch.tensor([1.0, -2.0, 0.0, 3.0]))
+    table = torch.tensor([0, 3, 1, 3, 7])
+    with pytest.warns(EdgeqWarning, match="input 'table' holds integers"):
+        batches = made(Zeroq(images=16), module, torch.zeros(8, 4), table)
+    assert len(batches) == 2  # of eight rows each
+    assert all(sorted(t.tolist()) == sorted(table.tolist()) and t.dtype == table.dtype for _, t in batches)
+    rows = torch.cat([x.index_select(0, t) for x, t in batches])
+    assert (rows.mean(0) - module.norm.running_mean).abs().max() < 0.2
+
+
+def test_integers_alone_are_refused() -> None:
+    module = nn.Sequential(nn.Embedding(9, 4), nn.BatchNorm1d(5), nn.Linear(4, 2)).eval()
+    with pytest.raises(EdgeqError, match="takes integers alone"):
+        edgeq.quantize(module, example_inputs=(torch.zeros(1, 5, dtype=torch.long),), data="zeroq")
+
+
+def test_statistics_that_are_none_are_told() -> None:
+    module, example = trained(), torch.zeros(1, 3, 12, 12)
+    module.late.running_var[2] = -1.0
+    with pytest.raises(EdgeqError):  # its own answers are NaN, or the norm is named
+        made(Zeroq(images=2, steps=2), module, example)
+    untrained = Branches().eval()
+    with pytest.warns(EdgeqWarning, match="mean 0 and variance 1, as before any training"):
+        made(Zeroq(images=2, steps=2), untrained, example)
+
+
+class Cut(nn.Module):
+    """Its forward lets no gradient through."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.inner(x)
+
+
+def test_no_gradient_is_a_sentence() -> None:
+    with pytest.raises(EdgeqError, match="no gradient comes from its BatchNorms back to its inputs"):
+        made(Zeroq(images=2, steps=2), Cut(trained()).eval(), torch.zeros(1, 3, 12, 12))
+
+
+def test_a_rate_beyond_all_numbers_is_a_sentence() -> None:
+    with pytest.raises(EdgeqError, match=r"the distillation's loss is (nan|inf) at step \d+: lower its rate"):
+        made(Zeroq(images=2, steps=40, rate=1e30), trained(), torch.zeros(1, 3, 12, 12))
+
+
+@pytest.mark.parametrize(
+    ("data", "settings", "why"),
+    [
+        ("zeroq", ["data.speed=3"], "data source 'zeroq' has images, seed, steps, rate, batch"),
+        ("zeroq", ["data.images=0"], "use 1 or more images"),
+        ("zeroq", ["data.images=many"], "images is a string instead of a whole number"),
+        ("zerq", [], "zerq: no such folder or file; --data takes"),
+        (None, ["data.seed=1"], "is an option of made-up data: add --data noise or zeroq"),
+    ],
+)
+def test_what_no_source_takes_is_refused(data: str | None, settings: list[str], why: str) -> None:
+    with pytest.raises(EdgeqError, match=why):
+        edgeq.quantize(Plain().eval(), example_inputs=(torch.randn(1, 2, 16),), data=data, settings=settings)
