@@ -22,16 +22,14 @@ from edgeq.assembly import (
     assemble,
     capture_task,
     confirmed,
-    origin,
     plan_of,
     refuse_types,
     remembered,
     silent,
-    source_of,
+    supplied,
 )
 from edgeq.calib import written
 from edgeq.calib.calibrate import calibrate
-from edgeq.calib.data.sources import made
 from edgeq.calib.unlike import sentences
 from edgeq.calib.workspace import forget
 from edgeq.devices import open_device
@@ -107,8 +105,8 @@ def quantize(
     """One QDQ program for every runtime: capture, plan, calibrate and convert.
 
     task: a task, its file, or a network, which `example_inputs`, `calibration` and `evaluate` then belong to.
-    data: in the place of calibration: a folder of .npy or .npz files, one a batch, or one file of all (edgeq.calib.data.arrays);
-        or a source that makes batches up (edgeq.calib.data.sources), as "zeroq", with options among settings, as "data.seed=1".
+    data: in the place of calibration: .npy or .npz files (edgeq.calib.data.arrays), or a source that makes batches up
+        (edgeq.calib.data.sources), as "zeroq", with options among settings, as "data.seed=1".
     keep_float: patterns of layer keys or module paths, as "head" (and all in it) or "*.norm*", that stay in float.
     recipe: a name, a .toml file or a Recipe; settings: options of its steps, as "round.solver=gptq".
     A plan overrides target and recipe; a layer that it does not name gets its default, else `precision`.
@@ -122,26 +120,17 @@ def quantize(
     refuse_types(target=target, recipe=recipe, precision=precision, plan=plan, output=output, data=data)
     where = Path(output).absolute() if output is not None else None  # a task file may change the current folder
     recipe = recipe.absolute() if isinstance(recipe, Path) else recipe
-    plan = Path(plan).absolute() if isinstance(plan, (str, Path)) else plan
-    given = load_plan(plan) if isinstance(plan, Path) else plan
-    source, arrays, settings = source_of(data, (settings,) if isinstance(settings, str) else settings, given)
-    task = as_task(task, example_inputs, calibration, evaluate, arrays)
+    given = load_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
+    supply, settings = supplied(data, settings, given)
+    task = as_task(task, example_inputs, calibration, evaluate, supply.arrays)
     method = written.chosen(recipe) if given is None else written.planned(given, str(plan))
     method = written.changed(method, settings)
     chosen = backends.target(target if given is None else given.target)
     if where is not None:
         check_replaceable(where)
     progress("capture", 0, None)
-    distilled: list[tuple[Tensor, ...]] = []
-
-    def make(network: nn.Module | ExportedProgram, captured: Captured) -> list[tuple[Tensor, ...]]:
-        assert source is not None
-        distilled.extend(made(source, network, captured, where, progress))
-        return distilled
-
-    captured, batches = confirmed(task, make if source is not None else None)
-    planned = plan_of(captured, chosen, method, precision, given, keep_float)
-    planned = dataclasses.replace(planned, data=None if source is None else written.told(source))
+    captured, batches = confirmed(task, supply.maker(where, progress))
+    planned = plan_of(captured, chosen, method, precision, given, keep_float, supply.told)
     looked_at: list[Any] = []
     stream = None if batches is None else remembered(batches, looked_at)
     again = partial(annotate, captured, chosen, planned)
@@ -152,13 +141,18 @@ def quantize(
     planned = dataclasses.replace(planned, layers={**planned.layers, **dict.fromkeys(annotation.kept, "fp32")})
     progress("convert", 0, None)
     model = assemble(task, captured, annotation, resolved, planned)
-    model.data, model.distilled = origin(task, source, arrays), tuple(distilled)
+    model.data, model.distilled = supply.origin(task), tuple(supply.distilled)
     list(itertools.islice(stream or (), LOOKED_AT - len(looked_at)))  # what no step has read
-    flat = [leaves_like(captured.nested, raw, "calibration batch") for raw in looked_at] or [captured.example]
-    model.far = tuple(far(model, flat, captured.module))
-    for sentence in (*sentences(annotation), *model.far, *beyond_half(model, flat[0])):
+    for sentence in (*sentences(annotation), *_looked(model, captured, looked_at)):
         warnings.warn(sentence, EdgeqWarning, stacklevel=2)
     return model if where is None else _save(model, where, progress)
+
+
+def _looked(model: QuantizedModel, captured: Captured, batches: list[Any]) -> tuple[str, ...]:
+    """Sentences about what the program makes of the first calibration batches; those about its outputs stay with the model."""
+    flat = [leaves_like(captured.nested, raw, "calibration batch") for raw in batches] or [captured.example]
+    model.far = tuple(far(model, flat, captured.module))
+    return (*model.far, *beyond_half(model, flat[0]))
 
 
 def _save(model: QuantizedModel, where: Path, progress: Progress) -> QuantizedModel:

@@ -7,18 +7,19 @@ import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgeq.calib.data import sources
 from edgeq.calib.data.arrays import Arrays
 from edgeq.calib.data.batches import batches as checked
-from edgeq.calib.data.sources import Source
+from edgeq.calib.data.sources import Source, made
 from edgeq.calib.steps.ends import planned as ends
 from edgeq.calib.written import DATA_SET, sourced, told, written
 from edgeq.graph.annotate import Annotation, default_plan, followed, in_float
@@ -33,6 +34,9 @@ from edgeq.spec import EdgeqError, Progress, QuantPlan, Recipe, Target
 from edgeq.task import Task, batches, build, example, load_task
 
 LOOKED_AT = 2  # calibration batches on which the QDQ program is compared with the float network
+
+
+Make = Callable[[nn.Module | ExportedProgram, Captured], list[tuple[Tensor, ...]]]
 
 
 def silent(stage: str, done: int, total: int | None) -> None:
@@ -98,40 +102,63 @@ def _asked(network: nn.Module) -> int:
     return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in asked)
 
 
-def source_of(
-    data: str | Path | None, settings: Sequence[str], plan: QuantPlan | None
-) -> tuple[Source | None, Path | None, list[str]]:
-    """What `--data` names: a source of made-up batches, or a path of arrays; and the settings that are the recipe's.
+@dataclass
+class Supply:
+    """What takes the place of a task's calibration: a source of made-up batches, or a path of arrays; or nothing does.
 
-    Where it names nothing, the plan may name a source.
+    distilled: the batches that a source made, flat.
+    """
+
+    source: Source | None = None
+    arrays: Path | None = None
+    distilled: list[tuple[Tensor, ...]] = field(default_factory=list)
+
+    def maker(self, output: Path | None, progress: Progress) -> Make | None:
+        """Makes a source's batches for a network; None where there is no source."""
+        source = self.source
+        if source is None:
+            return None
+
+        def make(network: nn.Module | ExportedProgram, captured: Captured) -> list[tuple[Tensor, ...]]:
+            self.distilled = made(source, network, captured, output, progress)
+            return self.distilled
+
+        return make
+
+    @property
+    def told(self) -> dict[str, Any] | None:
+        """The source as plain data."""
+        return None if self.source is None else told(self.source)
+
+    def origin(self, task: Task) -> dict[str, Any] | None:
+        """Where calibration data comes from, as plain data; None where there is none."""
+        if self.arrays is not None:
+            return {"source": "arrays", "path": str(self.arrays)}
+        return self.told or (None if task.calibration is None else {"source": "calibration"})
+
+
+def supplied(
+    data: str | Path | None, settings: Sequence[str] | str, plan: QuantPlan | None
+) -> tuple[Supply, Sequence[str]]:
+    """What `--data` names, and the settings that are the recipe's; where it names nothing, the plan may name a source.
 
     Raises:
         EdgeqError: the source, the plan's too, has no such option; or options stand there without one.
     """
+    settings = (settings,) if isinstance(settings, str) else settings
     own = [each for each in settings if each.startswith(DATA_SET)]
     others = [each for each in settings if each not in own]
     if isinstance(data, str) and data in sources.names():
-        return sourced(data, {}, own, "--data"), None, others
+        return Supply(sourced(data, {}, own, "--data")), others
     if data is None and plan is not None and plan.data is not None:
         options = dict(plan.data)
-        return sourced(str(options.pop("source", "")), options, own, "the plan's data"), None, others
+        return Supply(sourced(str(options.pop("source", "")), options, own, "the plan's data")), others
     if own:
         raise EdgeqError(f"--set {own[0]}: is an option of made-up data: add --data {' or '.join(sources.names())}")
-    return None, None if data is None else Path(data).absolute(), others
+    return Supply(arrays=None if data is None else Path(data).absolute()), others
 
 
-def origin(task: Task, source: Source | None, arrays: Path | None) -> dict[str, Any] | None:
-    """Where calibration data comes from, as plain data: a source with its options, arrays, the task; None where there is none."""
-    if source is not None:
-        return told(source)
-    if arrays is not None:
-        return {"source": "arrays", "path": str(arrays)}
-    return None if task.calibration is None else {"source": "calibration"}
-
-
-def confirmed(
-    task: Task, make: Callable[[nn.Module | ExportedProgram, Captured], Iterable[Any]] | None = None
-) -> tuple[Captured, Iterator[Any] | None]:
+def confirmed(task: Task, make: Make | None = None) -> tuple[Captured, Iterator[Any] | None]:
     """The task's network as a graph that answers as the network does, and its calibration batches, where it has any.
 
     make: gives batches in the place of the task's.
@@ -159,13 +186,17 @@ def plan_of(
     precision: str,
     given: QuantPlan | None,
     keep_float: Sequence[str],
+    data: dict[str, Any] | None = None,
 ) -> QuantPlan:
-    """Which layer gets which precision: as a person's plan says, else as the target and the recipe do."""
+    """Which layer gets which precision: as a person's plan says, else as the target and the recipe do.
+
+    data: the source of made-up batches, as plain data.
+    """
     if given is None:
         plan = ends(captured, default_plan(captured, target, recipe.name, precision), recipe)
     else:
         plan = followed(captured, target, given, precision)
-    return dataclasses.replace(in_float(plan, keep_float), recipe=recipe.name, steps=written(recipe))
+    return dataclasses.replace(in_float(plan, keep_float), recipe=recipe.name, steps=written(recipe), data=data)
 
 
 def capture_task(task: Task, progress: Progress = silent) -> Captured:
