@@ -190,7 +190,11 @@ class QuantizedModel:
             name=self.name,
             task=self.task,
             task_sha256=self.task_sha256,
-            files={name: hash_of(part / name) for name in FILES if name != MANIFEST and (part / name).is_file()},
+            files={
+                name: hash_of(part / name)
+                for name in (*FILES, DISTILLED)
+                if name != MANIFEST and (part / name).is_file()
+            },
             artifacts={},
             versions=made_by,
             inputs=self.inputs,

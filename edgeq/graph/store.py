@@ -24,10 +24,10 @@ from edgeq.spec import EdgeqError, EdgeqWarning, QParams, TensorInfo
 MANIFEST = "manifest.json"
 FORMAT = 3
 SCHEMA = 1  # of the other files; each says so
-DISTILLED = "distilled.safetensors"  # where calibration data was made up
 FILES = (
-    MANIFEST, "plan.json", "qparams.json", "weights.safetensors", "program.pt2", "float.pt2", "golden.safetensors", DISTILLED,
+    MANIFEST, "plan.json", "qparams.json", "weights.safetensors", "program.pt2", "float.pt2", "golden.safetensors",
 )  # fmt: skip
+DISTILLED = "distilled.safetensors"  # beside them where calibration data was made up
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def read_manifest(root: Path) -> Manifest:
             f"run edgeq quantize {task if isinstance(task, str) else 'TASK.py'} -o {root} again"
         )
     manifest = fit(raw, Manifest, path)
-    if lacking := [name for name in FILES if name not in (MANIFEST, DISTILLED, *manifest.files)]:
+    if lacking := [name for name in FILES if name != MANIFEST and name not in manifest.files]:
         raise EdgeqError(f"{path}: has no hash of {lacking[0]}; quantize again")
     for name in (*manifest.files, *manifest.artifacts):
         plain_name(name, path)
@@ -213,7 +213,7 @@ def check_replaceable(folder: Path, marker: str = MANIFEST, what: str = "quantiz
 
 def exports(folder: Path) -> list[str]:
     """Names in a model folder of what other verbs than quantize put there, artefacts and what was found about them."""
-    return sorted(p.name for p in folder.iterdir() if p.name not in FILES) if folder.is_dir() else []
+    return sorted(p.name for p in folder.iterdir() if p.name not in (*FILES, DISTILLED)) if folder.is_dir() else []
 
 
 def write_json(path: Path, content: Any) -> None:
