@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import functools
 import json
 import math
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,12 @@ from torch import Tensor, nn
 import edgeq
 from edgeq.assembly import silent
 from edgeq.calib.data import sources
+from edgeq.calib.data.sources.genie import Genie, Swing
 from edgeq.calib.data.sources.noise import Noise
 from edgeq.calib.data.sources.zeroq import Zeroq
 from edgeq.calib.workspace import beside
 from edgeq.graph.capture import capture
+from edgeq.pages.thumbnails import thumbnails
 from edgeq.spec import EdgeqError, EdgeqWarning
 
 
@@ -104,16 +109,83 @@ def test_every_norm_sees_what_it_saw_in_training() -> None:
     """On branches, called twice, as a function, whatever the order they were made in; noise is far off."""
     module = trained()
     example = torch.zeros(1, 3, 12, 12)
-    distilled = distance(module, [x for (x,) in made(Zeroq(images=16), module, example)])
+    images = [x for (x,) in made(Zeroq(images=12), module, example)]
+    distilled = distance(module, images)
     noise = distance(module, [x for (x,) in made(Noise(images=16), module, example)])
     assert all(distilled[name] < 0.08 for name in distilled), distilled
     assert all(distilled[name] < noise[name] / 3 for name in distilled), (distilled, noise)
     taken: list[Tensor] = []
     module.tail.register_forward_hook(lambda m, args, result: taken.append(result))
     with torch.no_grad():
-        module(torch.cat([x for (x,) in made(Zeroq(images=16), module, example)]))
+        module(torch.cat(images))
     mean, std = taken[-1].mean((0, 2, 3)), taken[-1].std((0, 2, 3))
     assert ((mean - module.mean).abs() + (std - module.var.sqrt()).abs()).div(module.var.sqrt()).mean() < 0.08
+
+
+def test_genie_draws_what_every_norm_saw() -> None:
+    """Also 1-D signals of a length that no doubling gives; each seed draws others."""
+    module, example = trained(), torch.zeros(1, 3, 12, 12)
+    distilled = distance(module, [x for (x,) in made(Genie(images=16, steps=80), module, example)])
+    noise = distance(module, [x for (x,) in made(Noise(images=16), module, example)])
+    assert all(distilled[name] < noise[name] / 2 for name in distilled), (distilled, noise)
+    torch.manual_seed(0)
+    signal = nn.Sequential(nn.Conv1d(2, 4, 3, stride=2), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 2, 3)).eval()
+    signal[1].running_mean.copy_(torch.tensor([0.3, -0.2, 0.0, 0.1]))
+    drawn = [made(Genie(images=3, steps=3, seed=seed), signal, torch.zeros(1, 2, 13)) for seed in (0, 0, 1)]
+    assert all(x.shape == (1, 2, 13) for (x,) in drawn[0])
+    assert torch.equal(drawn[0][2][0], drawn[1][2][0]) and not torch.equal(drawn[0][2][0], drawn[2][2][0])
+
+
+def test_swing_shifts_strided_convolutions_alone() -> None:
+    """By a whole cell at most, edges mirrored; nine shifts of a picture, all of which occur."""
+    x, delta = torch.arange(36.0).view(1, 1, 6, 6), torch.zeros(1, 1, 1, 1) + 1
+    padded = F.pad(x, [1, 1, 1, 1], mode="reflect")
+    wanted = {(i, j): padded[:, :, i : i + 6, j : j + 6][:, :, ::2, ::2] for i in range(3) for j in range(3)}
+    found = set()
+    for seed in range(60):
+        with Swing(seed):
+            plain, strided = F.conv2d(x, delta), F.conv2d(x, delta, stride=2)
+        assert torch.equal(plain, x)
+        found |= {key for key, value in wanted.items() if torch.equal(strided, value)}
+    assert found == set(wanted)
+
+
+def test_genie_refuses_what_is_no_picture() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).eval()
+    with pytest.raises(EdgeqError, match="draws images and signals, and Sequential takes none: use --data zeroq"):
+        made(Genie(images=2), module, torch.zeros(1, 4))
+
+
+def pixels(file: bytes) -> np.ndarray:
+    """[H, W, 3] of an RGB file, by the PNG specification: chunks with their CRC, lines with filter 0."""
+    assert file[:8] == b"\x89PNG\r\n\x1a\n"
+    chunks, at = {}, 8
+    while at < len(file):
+        size, name = struct.unpack(">I", file[at : at + 4])[0], file[at + 4 : at + 8]
+        chunks[name] = file[at + 8 : at + 8 + size]
+        assert struct.unpack(">I", file[at + 8 + size : at + 12 + size])[0] == zlib.crc32(name + chunks[name])
+        at += 12 + size
+    width, height, *rest = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    assert rest == [8, 2, 0, 0, 0] and at == len(file) and name == b"IEND"
+    lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, 1 + 3 * width)
+    assert not lines[:, 0].any()
+    return lines[:, 1:].reshape(height, width, 3)
+
+
+def test_the_report_shows_what_was_made_up(tmp_path: Path) -> None:
+    """Pictures with their pixels, signals as curves; the command that makes them again."""
+    model = edgeq.quantize(
+        trained(), example_inputs=(torch.zeros(1, 3, 12, 12),), data="noise", settings=["data.images=5"], output=tmp_path / "out"
+    )  # fmt: skip
+    page = edgeq.report(model).read_text(encoding="utf-8")
+    assert page.count('<img src="data:image/png;base64,') == 5 and "made-up inputs (noise: images 5, seed 0)" in page
+    x = torch.rand(1, 3, 6, 5)
+    file = base64.b64decode(thumbnails([(x,)])[0].partition("base64,")[2])
+    image = pixels(file)
+    scaled = (x[0] - x.min()) / (x.max() - x.min())
+    assert np.abs(image / 255 - scaled.permute(1, 2, 0).numpy()).max() < 0.003
+    assert thumbnails([(torch.rand(1, 2, 30),)])[0].startswith("data:image/svg+xml;base64,")
+    assert thumbnails([]) == []
 
 
 def test_the_network_stays_as_it_was() -> None:
@@ -332,7 +404,7 @@ def test_a_rate_beyond_all_numbers_is_a_sentence() -> None:
         ("zeroq", ["data.images=0"], "use 1 or more images"),
         ("zeroq", ["data.images=many"], "images is a string instead of a whole number"),
         ("zerq", [], "zerq: no such folder or file; --data takes"),
-        (None, ["data.seed=1"], "is an option of made-up data: add --data noise or zeroq"),
+        (None, ["data.seed=1"], "is an option of made-up data: add --data genie or noise or zeroq"),
     ],
 )
 def test_what_no_source_takes_is_refused(data: str | None, settings: list[str], why: str) -> None:

@@ -34,6 +34,8 @@ SPELLINGS: Final = {
     ),
 }  # fmt: skip
 EPS: Final = 1e-5  # of a BatchNorm that says none
+VALUES: Final = 1 << 27  # that BatchNorms see at once: half a gigabyte of float32, and what stands around it
+ALONE: Final = 1 << 22  # likewise, up to which two threads wait for each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,14 @@ class Matching:
             )
         self.values = sum(x.numel() for xs in seen.inputs.values() for x in xs)  # that one batch's BatchNorms see
         self.stacked = subject.stackable()
+
+    def together(self, images: int) -> int:
+        """Batches to move together: those of so many images, or of as many as memory should hold where it is 0."""
+        return max(images // self.subject.first if images else VALUES // self.values, 1)
+
+    def parts(self, batches: int) -> int:
+        """Threads for a step on so many batches: two, where they would not wait for each other."""
+        return 2 if self.values * batches > ALONE else 1
 
     def gaps(self, batches: Sequence[Tensor]) -> list[Gap]:
         """Each BatchNorm's, of all batches together.

@@ -175,15 +175,17 @@ class Descent:
         loss: Callable[[int], Tensor],
         kept: Path | None,
         tell: Callable[[int, int], None],
+        rates: Mapping[str, float] | None = None,
     ) -> float:
         """Change `variables` in place; returns the last loss. kept: where it stands is kept, and taken up from, there.
 
         loss: of a step, whose number is all that it may draw random numbers from. tell: gets steps done, and of how many.
+        rates: of single variables, as a factor of the rate.
 
         Raises:
             EdgeqError: the loss is NaN or infinite.
         """
-        named = dict(variables)
+        named = {name: x.requires_grad_() for name, x in variables.items()}
         means = {name: torch.zeros_like(x) for name, x in named.items()}
         squares = {name: torch.zeros_like(x) for name, x in named.items()}
         state = {
@@ -205,7 +207,14 @@ class Descent:
                 with torch.no_grad():
                     for (name, x), slope in zip(named.items(), slopes, strict=True):
                         if slope is not None:
-                            _adam(x, slope, means[name], squares[name], at.step + 1, at.rate)
+                            _adam(
+                                x,
+                                slope,
+                                means[name],
+                                squares[name],
+                                at.step + 1,
+                                at.rate * (rates or {}).get(name, 1.0),
+                            )
                 at = self._next(at, value)
                 tell(at.step, self.steps)
                 if kept is not None and (at.done or time.monotonic() - saved >= EVERY):

@@ -53,9 +53,9 @@ Settings = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        metavar="zeroq|noise|PATH",
-        help="Calibrate on other inputs than calibration()'s: zeroq distils them out of the network's BatchNorms, noise is "
-        "weaker, both with --set data.seed=1, data.images=64; or PATH of .npy or .npz files, one a batch, or of one file.",
+        metavar="zeroq|genie|noise|PATH",
+        help="Calibrate on other inputs than calibration()'s: zeroq and genie distil them out of the network's BatchNorms, "
+        "noise is weaker, all with --set data.seed=1, data.images=64; or PATH of .npy or .npz files, one a batch, or of one.",
         show_default=False,
     ),
 ]

@@ -13,12 +13,14 @@ from typing import Any
 from torch import Tensor
 
 from edgeq import backends
+from edgeq.calib.data.sources import kind
 from edgeq.calib.recipes import RECIPES
-from edgeq.calib.written import written
+from edgeq.calib.written import told, written
 from edgeq.graph.capture import leaves_like
 from edgeq.graph.package import QuantizedModel
 from edgeq.graph.store import read_manifest, result
 from edgeq.pages import template, words
+from edgeq.pages.thumbnails import thumbnails
 from edgeq.run.coverage import coverage_json, program_counts
 from edgeq.run.files import exported, find, sizes
 from edgeq.run.source import task_of
@@ -60,6 +62,8 @@ def contents(model: QuantizedModel, task: str | Path | None = None) -> dict[str,
     return {
         "name": model.name,
         "plan": model.plan,
+        "origin": words.origin(model.data),
+        "pictures": thumbnails(model.distilled),
         "operators": counted["operators"],
         "macs": counted["macs"],
         "weight_only": sum(row["became"] == "int8 weights" for row in layers),
@@ -362,21 +366,25 @@ def _commands(model: QuantizedModel, runtimes: Sequence[Runtime]) -> list[str]:
 
 
 def _recipe(model: QuantizedModel) -> str:
-    """The options that give the same recipe again: its name, or the plan where it was changed."""
-    known = RECIPES.get(model.plan.recipe)
-    if known is not None and tuple(map(dict, model.plan.steps)) == tuple(map(dict, written(known))):
-        return f"--recipe {known.name} --target {model.plan.target}"
+    """The options that give the same recipe and data again: their names, or the plan where options were changed."""
+    known, data = RECIPES.get(model.plan.recipe), model.plan.data
+    usual = data is None or dict(data) == told(kind(data["source"])())
+    if usual and known is not None and tuple(map(dict, model.plan.steps)) == tuple(map(dict, written(known))):
+        made_up = f" --data {data['source']}" if data is not None else ""
+        return f"--recipe {known.name} --target {model.plan.target}{made_up}"
     return f"--plan {model.folder.name if model.folder else ''}/plan.json"
 
 
 def _batch(model: QuantizedModel, given: str | Path | None) -> tuple[Sequence[Tensor], str]:
     """Flat inputs for the statistics, and in words where they come from."""
     try:
-        if task := task_of(model, given):
+        if (task := task_of(model, given)) and (task.calibration is not None or not model.distilled):
             for raw in islice(batches(task), 1):
                 return leaves_like(example(task), raw, "the first calibration batch"), "the first calibration batch"
     except EdgeqError as error:
         if given is None:
             return model.golden, f"the synthetic golden input (the task's data is not there: {error})"
         raise
+    if model.distilled:
+        return model.distilled[0], "the first made-up calibration batch"
     return model.golden, "the synthetic golden input"

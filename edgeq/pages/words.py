@@ -355,4 +355,4 @@ def origin(data: Mapping[str, Any] | None) -> str:
     if data["source"] == "arrays":
         return f"calibrated on {data['path']}"
     options = ", ".join(f"{key} {value}" for key, value in data.items() if key != "source")
-    return f"calibrated on made-up inputs: {data['source']} ({options})"
+    return f"calibrated on made-up inputs ({data['source']}: {options})"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -20,9 +19,6 @@ from torch import Tensor
 from edgeq.calib.data.norms import Matching, input_loss
 from edgeq.calib.data.synthesis import Descent, Subject, count_in
 from edgeq.graph.ordered import parted
-
-ALONE: Final = 1 << 22  # values that BatchNorms see in one step, up to which two threads wait for each other
-VALUES: Final = 1 << 27  # that BatchNorms see at once: half a gigabyte of float32, and what stands around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +47,10 @@ class Zeroq:
         floats = subject.floats()
         matching = Matching(subject, "zeroq")
         start = subject.noise(self.images, self.seed)
-        most = self.batch // subject.first if self.batch else VALUES // max(matching.values, 1)
         made: list[tuple[Tensor, ...]] = []
-        for run in count_in(len(start), most):
+        for run in count_in(len(start), matching.together(self.batch)):
             inputs = [torch.stack(parts) for parts in zip(*start[run.start : run.stop], strict=True)]
-            moved = {f"input {i}": inputs[i].requires_grad_() for i in floats}
+            moved = {f"input {i}": inputs[i] for i in floats}
 
             def loss(step: int, inputs: list[Tensor] = inputs) -> Tensor:
                 gaps = sum((gap.loss() for gap in matching.gaps(inputs)), torch.zeros(()))
@@ -63,7 +58,7 @@ class Zeroq:
 
             stage = f"distil images {run.start * subject.first + 1} to {run.stop * subject.first}"
             kept = None if subject.kept is None else subject.kept(f"{run.start}")
-            with parted(2 if matching.values * len(run) > ALONE else 1):
+            with parted(matching.parts(len(run))):
                 Descent(self.rate, self.steps).run(moved, loss, kept, partial(subject.progress, stage))
             made += [tuple(x[i].detach().clone() for x in inputs) for i in range(len(run))]
         return made
