@@ -330,7 +330,7 @@ def test_without_a_batch_norm_is_a_sentence() -> None:
 
 def test_noise_has_the_range_of_an_example_that_varies() -> None:
     module = Plain().eval()
-    x = torch.cat([x for (x,) in made(Noise(images=200), module, 5 + 3 * torch.randn(1, 2, 160).sign())])
+    x = torch.cat([x for (x,) in made(Noise(images=200), module, 5 + 3 * torch.randn(1, 2, 160))])
     assert math.isclose(float(x.mean()), 5, abs_tol=0.5) and math.isclose(float(x.std()), 3, rel_tol=0.05)
     x = torch.cat([x for (x,) in made(Noise(images=200), module, torch.full((1, 2, 16), 7.0))])
     assert math.isclose(float(x.mean()), 0, abs_tol=0.1) and math.isclose(float(x.std()), 1, rel_tol=0.05)
@@ -393,8 +393,27 @@ def test_no_gradient_is_a_sentence() -> None:
 
 
 def test_a_rate_beyond_all_numbers_is_a_sentence() -> None:
+    signal = nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU()).eval()
+    signal[1].running_mean.fill_(0.5)
     with pytest.raises(EdgeqError, match=r"the distillation's loss is (nan|inf) at step \d+: lower its rate"):
-        made(Zeroq(images=2, steps=40, rate=1e30), trained(), torch.zeros(1, 3, 12, 12))
+        made(Zeroq(images=2, steps=40, rate=1e30), signal, torch.zeros(1, 2, 9))
+
+
+def test_pictures_stay_in_their_bounds() -> None:
+    """Those of the example where it varies, else a normalised picture's; a norm that reads pixels as they come knows better."""
+    module = trained()
+    x = torch.cat([x for (x,) in made(Zeroq(images=2, steps=20), module, torch.zeros(1, 3, 12, 12))])
+    assert float(x.abs().max()) <= 2.5
+    x = torch.cat([x for (x,) in made(Zeroq(images=2, steps=20), module, torch.rand(1, 3, 12, 12))])
+    assert float(x.min()) >= 0 and float(x.max()) <= 1
+    pixels = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 3)).eval()
+    pixels[0].running_mean.fill_(40.0)
+    pixels[0].running_var.fill_(100.0)
+    with pytest.warns(
+        EdgeqWarning, match=r"stays far from their training, most at '0' \(\d.* deviations\): give example_inputs"
+    ):
+        x = torch.cat([x for (x,) in made(Zeroq(images=2, steps=20), pixels, torch.zeros(1, 3, 12, 12))])
+    assert float(x.max()) > 5  # on its way
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ branches. Nothing is paired by order.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from edgeq.calib.data.synthesis import Subject, moments
+from edgeq.calib.data.synthesis import Subject, bounds, moments
 from edgeq.spec import EdgeqError, EdgeqWarning
 
 aten = torch.ops.aten
@@ -34,6 +35,7 @@ SPELLINGS: Final = {
     ),
 }  # fmt: skip
 EPS: Final = 1e-5  # of a BatchNorm that says none
+FAR: Final = 0.5  # deviations: noise is as far off
 VALUES: Final = 1 << 27  # that BatchNorms see at once: half a gigabyte of float32, and what stands around it
 ALONE: Final = 1 << 22  # likewise, up to which two threads wait for each other
 
@@ -128,6 +130,10 @@ class Gap:
         """Squared distance of both, summed over channels (ZeroQ's equation 3)."""
         return (self.mean - self.norm.mean).square().sum() + (self.std - self.norm.std).square().sum()
 
+    def deviations(self) -> float:
+        """Both distances in deviations of training, of the typical channel."""
+        return float((((self.mean - self.norm.mean).abs() + (self.std - self.norm.std).abs()) / self.norm.std).median())
+
 
 class Matching:
     """Runs made-up batches through the network and compares what its BatchNorms see with what they saw in training."""
@@ -139,8 +145,9 @@ class Matching:
             EdgeqError: there are none, or gradients do not come through. Warns where they look untrained.
         """
         self.subject, self.watch = subject, Watch(subject.network)
+        inputs = subject.noise_of(0)
         with torch.no_grad(), self.watch:
-            subject(subject.noise_of(0))
+            subject(inputs)
         seen = self.watch.seen
         if not seen.norms:
             raise EdgeqError(
@@ -158,7 +165,26 @@ class Matching:
                 stacklevel=1,
             )
         self.values = sum(x.numel() for xs in seen.inputs.values() for x in xs)  # that one batch's BatchNorms see
+        self.raw = {i for i, x in enumerate(inputs) if any(x is y for ys in seen.inputs.values() for y in ys)}
         self.stacked = subject.stackable()
+
+    def bounds(self, index: int) -> tuple[float, float]:
+        """Between which an input stays; a BatchNorm that reads it as it comes knows better than a constant example."""
+        return (-math.inf, math.inf) if index in self.raw else bounds(self.subject.captured.example[index])
+
+    def missed(self, batches: Sequence[Tensor]) -> None:
+        """Warn where what the BatchNorms see stays far from what they saw in training."""
+        with torch.no_grad():
+            gaps = self.gaps(batches)
+        worst = max(gaps, key=Gap.deviations)
+        if float(torch.tensor([gap.deviations() for gap in gaps]).median()) > FAR:
+            warnings.warn(
+                f"what the BatchNorms see of the made-up inputs stays far from their training, most at {worst.norm.name!r} "
+                f"({worst.deviations():.1f} deviations): give example_inputs() values as the network will see them, as their "
+                "range is where it begins, or more steps",
+                EdgeqWarning,
+                stacklevel=1,
+            )
 
     def together(self, images: int) -> int:
         """Batches to move together: those of so many images, or of as many as memory should hold where it is 0."""

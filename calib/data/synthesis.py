@@ -26,6 +26,8 @@ from edgeq.schema import fit
 from edgeq.spec import EdgeqError, EdgeqWarning, Progress
 
 EVERY: Final = 10.0  # seconds of steps that an interruption may cost
+FARTHEST: Final = 2.5  # pixels from 0 to 1 by ImageNet's means and deviations lie between −2.1 and 2.6
+CHANNELS: Final = (1, 3, 4)  # of pictures
 CLOSE: Final = 1e-3  # of an output's largest value: what examples stacked and alone may differ by
 
 
@@ -65,7 +67,7 @@ class Subject:
         return found
 
     def noise(self, images: int, seed: int) -> list[tuple[Tensor, ...]]:
-        """Batches of Gaussian noise with the mean and deviation of the example where that varies, else of 0 and 1.
+        """Batches of Gaussian noise with the mean, deviation and bounds of the example; see `moments` and `bounds`.
 
         Integers (indices, masks) are the example's in another order: none out of range, as many of each; said in a sentence.
         """
@@ -88,7 +90,7 @@ class Subject:
             for index, example in enumerate(self.captured.example):
                 if index in floats:
                     mean, std = moments(example)
-                    batch.append(torch.randn(example.shape, generator=generator) * std + mean)
+                    batch.append((torch.randn(example.shape, generator=generator) * std + mean).clamp(*bounds(example)))
                 else:
                     order = torch.randperm(example.numel(), generator=generator)
                     batch.append(example.flatten()[order].view(example.shape))
@@ -142,6 +144,18 @@ def moments(example: Tensor) -> tuple[float, float]:
     return (float(mean), float(std)) if varies else (0.0, 1.0)
 
 
+def bounds(example: Tensor) -> tuple[float, float]:
+    """Least and largest value of an input: the example's where it varies, else those of a picture in its deviations, or none.
+
+    Without them the few largest of the values that are moved freely are thrice a picture's, and every step of the grid too.
+    """
+    least, largest = float(example.min()), float(example.max())
+    if math.isfinite(largest - least) and largest > least:
+        return least, largest
+    picture = example.dim() == 4 and example.shape[1] in CHANNELS
+    return (-FARTHEST, FARTHEST) if picture else (-math.inf, math.inf)
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """Where gradient steps stand: of that many done, the rate, the least loss so far and the steps since it fell.
@@ -176,11 +190,12 @@ class Descent:
         kept: Path | None,
         tell: Callable[[int, int], None],
         rates: Mapping[str, float] | None = None,
+        limits: Mapping[str, tuple[float, float]] | None = None,
     ) -> float:
         """Change `variables` in place; returns the last loss. kept: where it stands is kept, and taken up from, there.
 
         loss: of a step, whose number is all that it may draw random numbers from. tell: gets steps done, and of how many.
-        rates: of single variables, as a factor of the rate.
+        rates: of single variables, as a factor of the rate. limits: between which each stays.
 
         Raises:
             EdgeqError: the loss is NaN or infinite.
@@ -207,14 +222,10 @@ class Descent:
                 with torch.no_grad():
                     for (name, x), slope in zip(named.items(), slopes, strict=True):
                         if slope is not None:
-                            _adam(
-                                x,
-                                slope,
-                                means[name],
-                                squares[name],
-                                at.step + 1,
-                                at.rate * (rates or {}).get(name, 1.0),
-                            )
+                            rate = at.rate * (rates or {}).get(name, 1.0)
+                            _adam(x, slope, means[name], squares[name], at.step + 1, rate)
+                            if limits is not None:
+                                x.clamp_(*limits[name])
                 at = self._next(at, value)
                 tell(at.step, self.steps)
                 if kept is not None and (at.done or time.monotonic() - saved >= EVERY):

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from edgeq.calib.data.norms import Matching, input_loss
-from edgeq.calib.data.synthesis import Descent, Subject, count_in, moments
+from edgeq.calib.data.synthesis import Descent, Subject, bounds, count_in, moments
 from edgeq.graph.ordered import parted
 from edgeq.spec import EdgeqError
 
@@ -100,6 +100,7 @@ class Genie:
                 Descent(self.rate, self.steps, PATIENCE).run(moved, loss, kept, partial(subject.progress, stage), rates)
                 with torch.no_grad():
                     found = current()
+                matching.missed(found)
             made += [tuple(x[i].detach().clone() for x in found) for i in range(len(run))]
         return made
 
@@ -116,6 +117,7 @@ class Drawing:
         """Weights as torch starts its layers: uniform, by their inputs."""
         first, self.channels, *self.sizes = example.shape
         self.shape, (self.mean, self.std) = (batches, *example.shape), moments(example)
+        self.bounds = bounds(example)
         self.least = [math.ceil(size / 4) for size in self.sizes]
         self.spread = CONVOLVE[len(self.sizes)]
         kernel, cells = [3] * len(self.sizes), math.prod(self.least)
@@ -146,7 +148,7 @@ class Drawing:
         x = F.interpolate(F.leaky_relu(x, SLOPE), self.sizes)
         x = torch.tanh(self.spread(x, of["convolution 2"], padding=1))
         x = F.batch_norm(x, None, None, training=True)
-        return (x * self.std + self.mean).view(self.shape)
+        return (x * self.std + self.mean).clamp(*self.bounds).view(self.shape)
 
 
 class Swing(TorchFunctionMode):

@@ -5,7 +5,8 @@ that the network keeps of its training.
 
 Ours: statistics are of all images together, as a BatchNorm's are (the authors' code takes them image by image); each BatchNorm is
 met where it is called, not paired with convolutions by order; the rate is halved, and ends, where the loss stays (the authors run
-500 steps at nearly one rate); an input that varies in the example has the example's mean and deviation, not 0 and 1.
+500 steps at nearly one rate); an input that varies in the example has the example's mean and deviation, not 0 and 1;
+no input leaves its bounds.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Zeroq:
         for run in count_in(len(start), matching.together(self.batch)):
             inputs = [torch.stack(parts) for parts in zip(*start[run.start : run.stop], strict=True)]
             moved = {f"input {i}": inputs[i] for i in floats}
+            limits = {f"input {i}": matching.bounds(i) for i in floats}
 
             def loss(step: int, inputs: list[Tensor] = inputs) -> Tensor:
                 gaps = sum((gap.loss() for gap in matching.gaps(inputs)), torch.zeros(()))
@@ -59,6 +61,7 @@ class Zeroq:
             stage = f"distil images {run.start * subject.first + 1} to {run.stop * subject.first}"
             kept = None if subject.kept is None else subject.kept(f"{run.start}")
             with parted(matching.parts(len(run))):
-                Descent(self.rate, self.steps).run(moved, loss, kept, partial(subject.progress, stage))
+                Descent(self.rate, self.steps).run(moved, loss, kept, partial(subject.progress, stage), limits=limits)
+                matching.missed(inputs)
             made += [tuple(x[i].detach().clone() for x in inputs) for i in range(len(run))]
         return made
