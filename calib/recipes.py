@@ -100,6 +100,15 @@ RECIPES: Final[dict[str, Recipe]] = {
             Round("comq", start="squant"),
         ),
         Recipe(
+            "brecq",
+            "adaround, then rounding learned block by block, each value by how much the network's output hangs on it",
+            "Li et al. 2021 (BRECQ), arXiv 2102.05426",
+            (
+                Ranges(), Scales("mse"), Round("adaround", start="squant"),
+                Reconstruct(extent="block", objectives=("fisher",), batch=8),
+            ),
+        ),
+        Recipe(
             "lidar-minmax",
             "channels equalised, extremes searched around for the least error in layers' outputs, biases corrected",
             f"{_ZHOU}, section 3.2",

@@ -110,7 +110,7 @@ def quick(recipe: Recipe) -> Recipe:
     fewer = {"adaround": ("round.solver=adaround:20",), "flexround": ("round.solver=flexround:20",)}.get(
         recipe.name, ()
     )
-    if recipe.name == "lidar-ptq":
+    if recipe.name in ("brecq", "lidar-ptq"):
         fewer = ("round.solver=adaround:20", "reconstruct.steps=4")
     return changed(recipe, fewer)
 

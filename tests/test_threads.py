@@ -138,12 +138,13 @@ def masks(outputs: tuple[Tensor, Tensor]) -> list[Tensor]:
     return [(outputs[0].abs().amax(1, keepdim=True) > outputs[0].abs().mean()).float(), torch.ones_like(outputs[1])]
 
 
-@pytest.mark.parametrize("recipe", ["lidar-ptq", "block", "flexround", "comq"])
+@pytest.mark.parametrize("recipe", ["lidar-ptq", "block", "brecq", "flexround", "comq"])
 def test_what_is_learned_is_the_same_for_any_number_of_threads(recipe: str) -> None:
     """Programs, bit for bit; without parts of their own `lidar-ptq` and `comq` differ here, the others on larger maps."""
     objectives = "mse,tgpl" if recipe == "lidar-ptq" else "mse"
     learning = ("reconstruct.steps=4", f"reconstruct.objectives={objectives}")
     chosen = changed(RECIPES["lidar-ptq"], learning) if recipe in ("lidar-ptq", "block") else RECIPES[recipe]
+    chosen = changed(chosen, ("reconstruct.steps=4",)) if recipe == "brecq" else chosen
     torch.manual_seed(0)
     network, generator = Learned().eval(), torch.Generator().manual_seed(1)
     shape = (1, 4, 64, 64)

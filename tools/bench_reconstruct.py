@@ -34,7 +34,9 @@ from edgeq.spec import Recipe
 from edgeq.task import Task, load_task
 
 NEAREST = dataclasses.replace(changed(RECIPES["adaround"], ("round.solver=nearest",)), name="nearest")
+BLOCK = dataclasses.replace(changed(RECIPES["brecq"], ("reconstruct.objectives=mse",)), name="brecq-mse")
 SQUANT = dataclasses.replace(changed(RECIPES["adaround"], ("round.solver=squant",)), name="squant")
+VARIANTS = {each.name: each for each in (NEAREST, SQUANT, BLOCK)}
 SOLVERS = ("nearest", "squant", "adaround", "gptq", "quantease", "flexround")
 HEADER = ("recipe", "top-1 %, each draw", "mean", "− float, points", "95 % interval, first draw", "seconds, each draw")
 
@@ -149,8 +151,8 @@ def right(predict: Callable[[Tensor], tuple[Tensor, ...]], subject: Subject) -> 
 
 
 def chosen(name: str) -> Recipe:
-    """A recipe of edgeq's, or `nearest` and `squant` as adaround's with another solver."""
-    return {"nearest": NEAREST, "squant": SQUANT}.get(name) or recipe(name)
+    """A recipe of edgeq's, or `nearest` and `squant` as adaround's with another solver, `brecq-mse` with another objective."""
+    return VARIANTS.get(name) or recipe(name)
 
 
 def rows(subject: Subject, recipes: Sequence[str], precision: str, draws: int) -> tuple[list[list[str]], float]:
@@ -182,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("network", choices=("resnet20", "mobilenet_v2"))
     parser.add_argument("--precision", action="append", help="default: w4a8 and w3a8")
-    parser.add_argument("--recipe", choices=("nearest", "squant", *RECIPES), action="append", help="repeat for several")
+    parser.add_argument("--recipe", choices=(*VARIANTS, *RECIPES), action="append", help="repeat for several")
     parser.add_argument("--draws", type=int, default=3, help="sets of calibration images")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
