@@ -23,6 +23,7 @@ import edgeq
 from edgeq.assembly import silent
 from edgeq.calib.data import sources
 from edgeq.calib.data.sources.genie import Genie, Swing
+from edgeq.calib.data.sources.layernorm import Layernorm
 from edgeq.calib.data.sources.noise import Noise
 from edgeq.calib.data.sources.zeroq import Zeroq
 from edgeq.calib.workspace import beside
@@ -321,11 +322,36 @@ def test_without_a_batch_norm_is_a_sentence() -> None:
     torch.manual_seed(0)
     module, example = Plain().eval(), torch.randn(1, 2, 16)
     with pytest.raises(
-        EdgeqError, match=r"goes by the statistics that BatchNorms keep .*, and Plain calls none .*--data noise"
+        EdgeqError,
+        match=r"goes by the statistics that BatchNorms keep .*, and Plain calls none .*--data layernorm .* or noise",
     ):
         edgeq.quantize(module, example_inputs=(example,), data="zeroq")
     model = edgeq.quantize(module, example_inputs=(example,), data="noise")
     assert model.data == {"source": "noise", "images": 32, "seed": 0}
+
+
+def test_layernorm_is_a_weaker_way() -> None:
+    """What each norm makes has, channel by channel, nearly mean 0 and deviation 1; of noise, channels stand still."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+    ).eval()
+
+    def off(source: Any) -> float:
+        """Mean distance from 0 and 1 over channels of both norms, in NumPy."""
+        with pytest.warns(EdgeqWarning, match="is weaker than real data or what BatchNorms keep"):
+            x = torch.cat([x for (x,) in made(source, module, torch.zeros(1, 5, 6))])
+        found = []
+        for norm in (1, 4):
+            with torch.no_grad():
+                y = module[:norm](x).numpy()
+            z = ((y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)).reshape(-1, 8)
+            found.append(np.abs(z.mean(0)) + np.abs(z.std(0) - 1))
+        return float(np.mean(found))
+
+    assert off(Layernorm(images=12)) < off(Noise(images=12)) / 2
+    with pytest.raises(EdgeqError, match="--data layernorm goes by LayerNorms, and Plain calls none"):
+        made(Layernorm(images=2), Plain().eval(), torch.zeros(1, 2, 16))
 
 
 def test_noise_has_the_range_of_an_example_that_varies() -> None:
@@ -423,7 +449,7 @@ def test_pictures_stay_in_their_bounds() -> None:
         ("zeroq", ["data.images=0"], "use 1 or more images"),
         ("zeroq", ["data.images=many"], "images is a string instead of a whole number"),
         ("zerq", [], "zerq: no such folder or file; --data takes"),
-        (None, ["data.seed=1"], "is an option of made-up data: add --data genie or noise or zeroq"),
+        (None, ["data.seed=1"], "is an option of made-up data: add --data genie or layernorm or noise or zeroq"),
     ],
 )
 def test_what_no_source_takes_is_refused(data: str | None, settings: list[str], why: str) -> None:

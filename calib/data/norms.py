@@ -1,4 +1,4 @@
-"""What every BatchNorm of the user's own network sees, beside what it saw in training.
+"""What every BatchNorm of the user's own network sees, beside what it saw in training; inputs are moved until both agree.
 
 Each is met where it is called, in the user's own forward: a module's or a function's, one that is called twice, one behind
 branches. Nothing is paired by order.
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from edgeq.calib.data.synthesis import Subject, bounds, moments
+from edgeq.calib.data.synthesis import Descent, Subject, bounds, count_in, moments
+from edgeq.graph.ordered import parted
 from edgeq.spec import EdgeqError, EdgeqWarning
 
 aten = torch.ops.aten
@@ -34,6 +35,7 @@ SPELLINGS: Final = {
         "input", "weight", "bias", "running_mean", "running_var", "momentum", "eps",
     ),
 }  # fmt: skip
+TOKENS: Final = (F.layer_norm, torch.layer_norm, aten.layer_norm.default)
 EPS: Final = 1e-5  # of a BatchNorm that says none
 FAR: Final = 0.5  # deviations: noise is as far off
 VALUES: Final = 1 << 27  # that BatchNorms see at once: half a gigabyte of float32, and what stands around it
@@ -42,7 +44,7 @@ ALONE: Final = 1 << 22  # likewise, up to which two threads wait for each other
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A BatchNorm's statistics of training, [C] each: mean, and deviation with its eps."""
+    """A BatchNorm's statistics of training, [C] each: mean, and deviation with its eps; 0 and 1 of a LayerNorm."""
 
     name: str
     mean: Tensor
@@ -64,10 +66,12 @@ class Watch(TorchFunctionMode):
     A module that has running statistics and writes its arithmetic out, as frozen ones do, is met by its input.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        """Hooks wait for the body. network: whose buffers give names."""
+    def __init__(self, network: nn.Module, *, tokens: bool = False) -> None:
+        """Hooks wait for the body. network: whose buffers give names. tokens: LayerNorms instead, by their results."""
         super().__init__()
-        self.names = {id(b): name.rpartition(".")[0] for name, b in network.named_buffers()}
+        self.tokens = tokens
+        held = (*network.named_buffers(), *network.named_parameters())
+        self.names = {id(b): name.rpartition(".")[0] for name, b in held}
         self.written_out = [
             m for m in network.modules()
             if isinstance(getattr(m, "running_mean", None), Tensor) and isinstance(getattr(m, "running_var", None), Tensor)
@@ -89,7 +93,9 @@ class Watch(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in SPELLINGS:
+        if self.tokens and func in TOKENS:
+            self._meet_tokens(*args, **(kwargs or {}))
+        elif func in SPELLINGS and not self.tokens:
             given = {**dict(zip(SPELLINGS[func], args, strict=False)), **(kwargs or {})}
             if given.get("running_mean") is not None and not given.get("training", False):
                 self.functions.add(id(given["running_mean"]))
@@ -99,10 +105,21 @@ class Watch(TorchFunctionMode):
     def _called(self, module: Any, args: Any, result: Any) -> None:
         """A module with running statistics that no function took: it is its own arithmetic."""
         mean = module.running_mean
-        if id(mean) in self.functions or not args or not isinstance(args[0], Tensor):
+        if self.tokens or id(mean) in self.functions or not args or not isinstance(args[0], Tensor):
             return
         if args[0].dim() > 1 and args[0].shape[1] == mean.numel():
             self._meet(args[0], mean, module.running_var, float(getattr(module, "eps", EPS)))
+
+    def _meet_tokens(
+        self, input: Tensor, normalized_shape: Any, weight: Tensor | None = None, *more: Any, **others: Any
+    ) -> None:
+        """What a LayerNorm makes before gain and offset, [tokens, C]."""
+        x = F.layer_norm(input, normalized_shape).flatten(input.dim() - len(normalized_shape)).flatten(0, -2)
+        key = len(self.seen.norms) if weight is None else id(weight)
+        if key not in self.seen.norms:
+            name = self.names.get(key) or f"LayerNorm {len(self.seen.norms)}"
+            self.seen.norms[key] = Norm(name, torch.zeros(x.shape[1]), torch.ones(x.shape[1]), EPS)
+        self.seen.inputs.setdefault(key, []).append(x)
 
     def _meet(self, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> None:
         key = id(mean)
@@ -138,24 +155,20 @@ class Gap:
 class Matching:
     """Runs made-up batches through the network and compares what its BatchNorms see with what they saw in training."""
 
-    def __init__(self, subject: Subject, source: str) -> None:
-        """Look which BatchNorms there are, by one run on noise. source: its name, for sentences.
+    def __init__(self, subject: Subject, source: str, *, tokens: bool = False) -> None:
+        """Look which BatchNorms there are, by one run on noise. source: its name, for sentences. tokens: see Watch.
 
         Raises:
             EdgeqError: there are none, or gradients do not come through. Warns where they look untrained.
         """
-        self.subject, self.watch = subject, Watch(subject.network)
+        self.subject, self.watch = subject, Watch(subject.network, tokens=tokens)
         inputs = subject.noise_of(0)
         with torch.no_grad(), self.watch:
             subject(inputs)
         seen = self.watch.seen
         if not seen.norms:
-            raise EdgeqError(
-                f"--data {source} goes by the statistics that BatchNorms keep of their training, and "
-                f"{type(subject.network).__name__} calls none (or they were folded): calibrate it on real data, or on --data "
-                "noise, which is weaker, as nothing says what the network's layers are used to"
-            )
-        if all(
+            raise EdgeqError(_none(source, type(subject.network).__name__, tokens))
+        if not tokens and all(
             bool((n.mean == 0).all()) and bool(((n.std**2 - n.eps - 1).abs() < 1e-6).all()) for n in seen.norms.values()
         ):
             warnings.warn(
@@ -186,6 +199,26 @@ class Matching:
                 stacklevel=1,
             )
 
+    def moved(self, images: int, seed: int, steps: int, rate: float, batch: int) -> list[tuple[Tensor, ...]]:
+        """Flat batches: noise whose floats were moved until the norms agree. batch: images moved together, see `together`."""
+        floats, examples = self.subject.floats(), self.subject.captured.example
+        start = self.subject.noise(images, seed)
+        made: list[tuple[Tensor, ...]] = []
+        for run in count_in(len(start), self.together(batch)):
+            inputs = [torch.stack(parts) for parts in zip(*start[run.start : run.stop], strict=True)]
+            moving = {f"input {i}": inputs[i] for i in floats}
+            limits = {f"input {i}": self.bounds(i) for i in floats}
+
+            def loss(step: int, inputs: list[Tensor] = inputs) -> Tensor:
+                gaps = sum((gap.loss() for gap in self.gaps(inputs)), torch.zeros(()))
+                return gaps + sum(input_loss(inputs[i], examples[i]) for i in floats)
+
+            with parted(self.parts(len(run))):
+                Descent(rate, steps).run(moving, loss, *self.subject.told(run), limits=limits)
+                self.missed(inputs)
+            made += [tuple(x[i].detach().clone() for x in inputs) for i in range(len(run))]
+        return made
+
     def together(self, images: int) -> int:
         """Batches to move together: those of so many images, or of as many as memory should hold where it is 0."""
         return max(images // self.subject.first if images else VALUES // self.values, 1)
@@ -215,6 +248,17 @@ class Matching:
                 "forward under torch.no_grad, or rounds?): calibrate it on real data, or on --data noise, which is weaker"
             )
         return seen
+
+
+def _none(source: str, network: str, tokens: bool) -> str:
+    """That a network has no norms to go by, and what can be done."""
+    if tokens:
+        return f"--data {source} goes by LayerNorms, and {network} calls none: calibrate it on real data, or on --data noise"
+    return (
+        f"--data {source} goes by the statistics that BatchNorms keep of their training, and {network} calls none (or they were "
+        "folded): calibrate it on real data, or on --data layernorm (a transformer) or noise, which are weaker, as nothing says "
+        "what the network's layers are used to"
+    )
 
 
 def _pooled(runs: Sequence[Sequence[Tensor]], eps: float) -> tuple[Tensor, Tensor]:

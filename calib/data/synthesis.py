@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,6 +98,11 @@ class Subject:
             made.append(tuple(batch))
         return made
 
+    def told(self, run: range) -> tuple[Path | None, Callable[[int, int], None]]:
+        """Where a run of batches keeps where it stands, and what tells its progress."""
+        stage = f"distil images {run.start * self.first + 1} to {run.stop * self.first}"
+        return None if self.kept is None else self.kept(f"{run.start}"), partial(self.progress, stage)
+
     def stackable(self) -> bool:
         """Whether the user's module answers for two batches at once what it answers for each."""
         one, other = self.noise_of(0), self.noise_of(1)
@@ -135,6 +141,15 @@ class Subject:
                 f"{type(self.network).__name__}: its own forward fails on made-up inputs{line_of(error)}: "
                 f"{type(error).__name__}: {error}: calibrate it on real data"
             ) from error
+
+
+def weaker(source: str, why: str) -> None:
+    """Warn that a source says less than statistics of training do."""
+    warnings.warn(
+        f"--data {source} is weaker than real data or what BatchNorms keep, as {why}: look at the accuracy before you rely on it",
+        EdgeqWarning,
+        stacklevel=1,
+    )
 
 
 def moments(example: Tensor) -> tuple[float, float]:

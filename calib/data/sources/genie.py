@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import torch
@@ -93,11 +92,9 @@ class Genie:
                     gaps = sum((gap.loss() for gap in matching.gaps(images)), torch.zeros(()))
                 return gaps + sum(input_loss(images[i], examples[i]) for i in floats)
 
-            stage = f"distil images {run.start * subject.first + 1} to {run.stop * subject.first}"
-            kept = None if subject.kept is None else subject.kept(f"{run.start}")
             rates = {name: 1.0 if name.startswith("latents") else OF_WEIGHTS for name in moved}
             with parted(matching.parts(len(run))):
-                Descent(self.rate, self.steps, PATIENCE).run(moved, loss, kept, partial(subject.progress, stage), rates)
+                Descent(self.rate, self.steps, PATIENCE).run(moved, loss, *subject.told(run), rates)
                 with torch.no_grad():
                     found = current()
                 matching.missed(found)

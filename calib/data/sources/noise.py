@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from edgeq.calib.data.synthesis import Subject
+from edgeq.calib.data.synthesis import Subject, weaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,4 +23,5 @@ class Noise:
 
     def make(self, subject: Subject) -> list[tuple[Tensor, ...]]:
         """The batches that all other sources start from."""
+        weaker("noise", "nothing of the network's training is in it")
         return subject.noise(self.images, self.seed)

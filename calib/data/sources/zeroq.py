@@ -12,14 +12,11 @@ no input leaves its bounds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from torch import Tensor
 
-from edgeq.calib.data.norms import Matching, input_loss
-from edgeq.calib.data.synthesis import Descent, Subject, count_in
-from edgeq.graph.ordered import parted
+from edgeq.calib.data.norms import Matching
+from edgeq.calib.data.synthesis import Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +42,4 @@ class Zeroq:
 
     def make(self, subject: Subject) -> list[tuple[Tensor, ...]]:
         """Flat batches; see the module."""
-        floats = subject.floats()
-        matching = Matching(subject, "zeroq")
-        start = subject.noise(self.images, self.seed)
-        made: list[tuple[Tensor, ...]] = []
-        for run in count_in(len(start), matching.together(self.batch)):
-            inputs = [torch.stack(parts) for parts in zip(*start[run.start : run.stop], strict=True)]
-            moved = {f"input {i}": inputs[i] for i in floats}
-            limits = {f"input {i}": matching.bounds(i) for i in floats}
-
-            def loss(step: int, inputs: list[Tensor] = inputs) -> Tensor:
-                gaps = sum((gap.loss() for gap in matching.gaps(inputs)), torch.zeros(()))
-                return gaps + sum(input_loss(inputs[i], subject.captured.example[i]) for i in floats)
-
-            stage = f"distil images {run.start * subject.first + 1} to {run.stop * subject.first}"
-            kept = None if subject.kept is None else subject.kept(f"{run.start}")
-            with parted(matching.parts(len(run))):
-                Descent(self.rate, self.steps).run(moved, loss, kept, partial(subject.progress, stage), limits=limits)
-                matching.missed(inputs)
-            made += [tuple(x[i].detach().clone() for x in inputs) for i in range(len(run))]
-        return made
+        return Matching(subject, "zeroq").moved(self.images, self.seed, self.steps, self.rate, self.batch)
