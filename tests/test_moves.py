@@ -73,6 +73,13 @@ MOVES: dict[str, Move] = {
     "amax": lambda x: x.amax((2, 3), keepdim=True),
     "adaptive maximum": lambda x: F.adaptive_max_pool2d(x, 1),
     "adaptive maximum, windows": lambda x: F.adaptive_max_pool2d(x, (2, 4)),
+    "max_pool1d": lambda x: F.max_pool1d(x.flatten(2), 5, 4, 2).view(1, 8, 4, 4),
+    "avg_pool1d": lambda x: F.avg_pool1d(x.flatten(2), 4, 4).view(1, 8, 4, 4),
+    "adaptive average, 1-D": lambda x: F.adaptive_avg_pool1d(x.flatten(2), 1).unsqueeze(-1),
+    "max_pool3d": lambda x: F.max_pool3d(x.unsqueeze(1), 3, 2, 1).squeeze(1),
+    "max_pool3d, depth": lambda x: F.max_pool3d(x.unsqueeze(1), (2, 1, 1)).squeeze(1),
+    "avg_pool3d": lambda x: F.avg_pool3d(x.unsqueeze(1), 2).squeeze(1),
+    "adaptive average, 3-D": lambda x: F.adaptive_avg_pool3d(x.view(1, 8, 2, 4, 8), 1).flatten(3),
     "adaptive average, windows": lambda x: F.adaptive_avg_pool2d(x, (4, 2)),
 }
 

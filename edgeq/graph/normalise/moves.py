@@ -271,6 +271,47 @@ def _adaptive(draft: _Draft, node: Node, x: Node) -> Node | None:
     return x if window == [1, 1] else draft.call(aten.avg_pool2d.default, x, window, window)
 
 
+def _pool(draft: _Draft, node: Node, x: Node) -> Node | None:
+    """A pool of one or three axes as pools of two, over height and width, then over depth; to one value it is a mean.
+
+    None where its windows are of unlike sizes, or divide by unlike counts.
+    """
+    name, axes = str(node.target), 1 if "1d" in str(node.target) else 3
+    shape = list(value(x).shape)
+    batch, channels = ([1, *shape][-axes - 2 :])[:2]
+    depth, height, width = [1, 1, *shape[-axes:]][-3:]
+
+    def each(given: Any, alone: int) -> list[int]:
+        return [alone] * (3 - axes) + (_several(given) * axes)[:axes]
+
+    if "adaptive" in name:
+        after = [1, 1, *value(node).shape[-axes:]][-3:]
+        if after == [1, 1, 1]:
+            flat = draft.shaped(x, [batch, channels, depth, height * width])
+            return draft.shaped(draft.call(aten.mean.dim, flat, [2, 3], True), value(node).shape)
+        if any(b % a for b, a in zip((depth, height, width), after, strict=True)):
+            return None
+        window = stride = [b // a for b, a in zip((depth, height, width), after, strict=True)]
+        padding, behind = [0, 0, 0], []
+    else:
+        window, padding = each(node.args[1], 1), each(node_arg(node, 3, 0), 0)
+        stride = each(node_arg(node, 2, None) or node.args[1], 1)
+        behind = [each(node_arg(node, 4, 1), 1), node_arg(node, 5, False)] if "max" in name else []
+        unlike = node_arg(node, 4, False) or (any(padding) and not node_arg(node, 5, True)) or node_arg(node, 6, None)
+        if not behind and unlike:
+            return None
+    pool = aten.max_pool2d.default if "max" in name else aten.avg_pool2d.default
+    for lead, at in (([batch, channels * depth, height, width], (1, 2)), ([batch, channels, depth, -1], (0,))):
+        if any(window[i] != 1 or stride[i] != 1 for i in at):
+            sizes = [
+                ([numbers[i] for i in at] + [alone])[:2] for numbers, alone in ((window, 1), (stride, 1), (padding, 0))
+            ]
+            more = [([behind[0][i] for i in at] + [1])[:2], behind[1]] if behind else []
+            lead[-1] = lead[-1] if lead[-1] > 0 else value(x).numel() // math.prod(lead[:-1])
+            x = draft.call(pool, draft.shaped(x, lead), *sizes, *more)
+    return draft.shaped(x, value(node).shape)
+
+
 def fewer_axes(module: GraphModule, node: Node) -> None:
     """A permute of more than five axes without those of size 1, and with neighbours that stay neighbours as one.
 
@@ -345,6 +386,14 @@ PADS: Final[dict[Any, str]] = {
     **dict.fromkeys((aten.reflection_pad1d.default, aten.reflection_pad2d.default), "reflect"),
     **dict.fromkeys((aten.replication_pad1d.default, aten.replication_pad2d.default), "replicate"),
 }
+POOLS: Final = (
+    aten.max_pool1d.default,
+    aten.avg_pool1d.default,
+    aten.adaptive_avg_pool1d.default,
+    aten.max_pool3d.default,
+    aten.avg_pool3d.default,
+    aten.adaptive_avg_pool3d.default,
+)
 SINGLE: Final[dict[Any, Callable[[_Draft, Node, Node], Node | None]]] = {
     aten.narrow.default: _narrow,
     aten.select.int: _select,
@@ -364,4 +413,5 @@ SINGLE: Final[dict[Any, Callable[[_Draft, Node, Node], Node | None]]] = {
     **dict.fromkeys(PADS, _pad),
     aten.amax.default: _largest,
     aten.adaptive_avg_pool2d.default: _adaptive,
+    **dict.fromkeys(POOLS, _pool),
 }
