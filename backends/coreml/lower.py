@@ -138,6 +138,7 @@ def _decompositions() -> dict[Any, Any]:
         aten.lerp.Scalar: _lerp,
         aten.lerp.Tensor: _lerp,
         aten.upsample_bilinear2d.vec: _bilinear,
+        aten.upsample_bicubic2d.vec: _bicubic,
     }
 
 
@@ -157,6 +158,32 @@ def _shares(size: int, factor: float) -> Tensor:
     """What each of `size` pixels gives to each of those made of them, float32 [made, size]: a hat around its place."""
     at = ((torch.arange(int(size * factor), dtype=torch.float32) + 0.5) * (1 / factor) - 0.5).clamp(0, size - 1)
     return torch.relu(1 - (at[:, None] - torch.arange(size, dtype=torch.float32)).abs())
+
+
+def _bicubic(x: Tensor, size: Sequence[int] | None, corners: bool, factors: Sequence[float] | None = None) -> Tensor:
+    """The converter has no bicubic: two products with the shares of each pixel."""
+    before = x.shape[-2:]
+    after = size if size is not None else [int(n * f) for n, f in zip(before, factors or (), strict=True)]
+    steps = [1 / f for f in factors] if factors is not None else [n / m for n, m in zip(before, after, strict=True)]
+    if corners:
+        steps = [(n - 1) / max(m - 1, 1) for n, m in zip(before, after, strict=True)]
+    shift = 0.0 if corners else 0.5
+    down, across = (_cubic_shares(*each, shift) for each in zip(before, after, steps, strict=True))
+    return down @ (x @ across.T)
+
+
+def _cubic_shares(size: int, made: int, step: float, shift: float) -> Tensor:
+    """What each of `size` pixels gives to each of `made`, float32 [made, size]: Keys' cubic (a = -0.75), the border repeated."""
+    at = (torch.arange(made, dtype=torch.float32) + shift) * step - shift
+    low, a = at.floor(), -0.75
+    part = at - low
+    shares = torch.zeros(made, size)
+    for place, far in ((-1, 1 + part), (0, part), (1, 1 - part), (2, 2 - part)):
+        near = ((a + 2) * far - (a + 3)) * far * far + 1
+        share = near if place in (0, 1) else ((far - 5) * far + 8) * far * a - 4 * a
+        taken = (low + place).clamp(0, size - 1)
+        shares = shares + share[:, None] * torch.relu(1 - (taken[:, None] - torch.arange(size)).abs())
+    return shares
 
 
 def _softplus(x: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Any:

@@ -203,6 +203,22 @@ def test_core_ml_takes_bilinear_factors_that_sizes_are_no_ratio_of(tmp_path: Pat
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_core_ml_enlarges_by_cubics_as_torch_does(tmp_path: Path) -> None:
+    """coremltools has no bicubic; factors that are no ratio of sizes, sizes, smaller ones, corners that stay."""
+    ways: list[dict[str, Any]] = [
+        {"scale_factor": 4},
+        {"scale_factor": (1.3, 0.6)},
+        {"size": (5, 11)},
+        {"size": (18, 1)},
+    ]
+    every = [dict(way, align_corners=corners) for way in ways for corners in (False, True)]
+    net = Net(lambda x: tuple(F.interpolate(x, mode="bicubic", **way) for way in every))
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 9, 7), dtype=np.float32))
+    artifact = backends.backend("coreml").lower(float_program(capture(net.eval(), (x,)))[0], tmp_path, compute="fp32")
+    for got, wanted in zip(backends.backend("coreml").load(artifact.path)([x]), net(x), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3, 4, 5])
 def test_islands_of_tvm_in_every_rank(rank: int, tmp_path: Path) -> None:
     """What the importer lacks, or takes and computes otherwise, on random shapes."""
