@@ -68,6 +68,25 @@ def test_a_record_is_the_same_again_goes_on_and_tells_what_moved(run: Any, tmp_p
     assert code == 2 and "was recorded by other code" in said and "Traceback" not in said
 
 
+def test_what_learns_is_recorded_short_under_a_name_that_tells_it(
+    record: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, frames = tmp_path / "short.json", list[int]()
+    quantize = api.quantize
+    monkeypatch.setattr(
+        api, "quantize", lambda task, **o: (frames.append(len(list(task.calibration()))), quantize(task, **o))[1]
+    )
+    options = ["--network", "small", "--recipe", "lidar-ptq", "--recipe", "minmax", "--to", "litert", "--frames", "2"]
+    settings = ["--set", "round.solver=squant", "--set", "reconstruct.steps=3"]
+    monkeypatch.setattr("sys.argv", ["record.py", str(path), *options, *settings])
+    assert record.main() == 0
+    told = [
+        "small/lidar-ptq, round.solver=squant, reconstruct.steps=3, 2 frames",
+        "small/minmax, round.solver=squant, 2 frames",
+    ]
+    assert list(json.loads(path.read_text())["pairs"]) == told and frames == [2, 2]
+
+
 def test_the_smallest_change_moves_its_own_hash_alone(record: Any) -> None:
     model = api.quantize(record.small(), recipe="minmax")
     kept = record.resolved(model)

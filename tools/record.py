@@ -3,9 +3,10 @@
 python tools/record.py before.json                        # then change the code
 python tools/record.py after.json --against before.json   # 1 where a hash differs, and which
 
---network, --recipe and --to (repeatable) take some alone. A record is written pair by pair, and the same command goes on where it
-was interrupted, as long as the code is the same. `small` is made here; the others are examples/, whose weights and data must
-be there: a pair that lacks them is named, and the exit code is 2.
+--network, --recipe and --to (repeatable) take some alone. What learns on a detector takes a quarter of an hour; --frames and
+--set shorten it: --network pointpillars --recipe lidar-ptq --frames 2 --set round.solver=adaround:5 --set reconstruct.steps=4.
+A record is written pair by pair, and the same command goes on where it was interrupted, as long as the code is the same. `small`
+is made here; the others are examples/, whose weights and data must be there: a pair that lacks them is named, exit code 2.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from edgeq.calib.calibrate import needs
 from edgeq.calib.needs import DATA, NEIGHBOURS, SEEN
 from edgeq.calib.objectives.tgpl import HOOK
 from edgeq.calib.recipes import RECIPES
+from edgeq.calib.steps import name_of
+from edgeq.calib.written import changed
 from edgeq.devices import host
 from edgeq.graph.package import QuantizedModel
 from edgeq.graph.store import hash_of
@@ -122,12 +126,35 @@ def written(model: QuantizedModel, to: Sequence[str]) -> Row:
     return made
 
 
-def row(task: Task, recipe: str, to: Sequence[str]) -> Row:
+def shortened(task: Task, frames: int | None) -> Task:
+    """The task with its first `frames` calibration batches alone; None: all."""
+    calibration = task.calibration
+    if frames is None or calibration is None:
+        return task
+    return replace(task, calibration=lambda: islice(iter(calibration()), frames))
+
+
+def chosen(name: str, settings: Sequence[str]) -> Recipe:
+    """The recipe with those settings that it has a step for; its name tells them.
+
+    Raises:
+        EdgeqError: one means nothing there.
+    """
+    steps = {name_of(step) for step in RECIPES[name].steps}
+    return changed(RECIPES[name], [each for each in settings if each.partition(".")[0] in steps])
+
+
+def row(task: Task, recipe: Recipe, to: Sequence[str]) -> Row:
     """What a pair gives."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
         model = api.quantize(task, recipe=recipe, output=Path(folder) / "model")
         return {**resolved(model), "artifacts": written(model, to)}
+
+
+def key_of(network: str, recipe: Recipe, frames: int | None) -> str:
+    """What a pair is called in a record."""
+    return f"{network}/{recipe.name}" + ("" if frames is None else f", {frames} frames")
 
 
 def head() -> Row:
@@ -146,7 +173,9 @@ def head() -> Row:
     }
 
 
-def recorded(path: Path, networks: Sequence[str], recipes: Sequence[str], to: Sequence[str]) -> tuple[Row, list[str]]:
+def recorded(
+    path: Path, networks: Sequence[str], recipes: Sequence[Recipe], to: Sequence[str], frames: int | None = None
+) -> tuple[Row, list[str]]:
     """The record at `path` with every pair asked for, and a sentence for each that could not be had.
 
     Raises:
@@ -158,9 +187,9 @@ def recorded(path: Path, networks: Sequence[str], recipes: Sequence[str], to: Se
         raise ValueError(f"{path}: was recorded by other code, packages or another machine; name a new file")
     missing = []
     for network in networks:
-        task = NETWORKS[network]()
-        for recipe in (name for name in recipes if applies(RECIPES[name], task)):
-            key = f"{network}/{recipe}"
+        task = shortened(NETWORKS[network](), frames)
+        for recipe in (each for each in recipes if applies(each, task)):
+            key = key_of(network, recipe, frames)
             known: Row = record["pairs"].get(key, {"artifacts": {}})
             if set(to) <= known["artifacts"].keys():
                 continue
@@ -213,13 +242,15 @@ def main() -> int:
     parser.add_argument("--against", type=Path, help="an earlier record")
     parser.add_argument("--network", action="append", choices=NETWORKS)
     parser.add_argument("--recipe", action="append", choices=RECIPES)
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="an option of a recipe's step")
+    parser.add_argument("--frames", type=int, help="so many calibration batches, instead of all")
     parser.add_argument("--to", action="append", choices=backends.RUNTIMES)
     given = parser.parse_args()
-    networks, recipes = given.network or list(NETWORKS), given.recipe or list(RECIPES)
+    networks, recipes = given.network or list(NETWORKS), [chosen(r, given.settings) for r in given.recipe or RECIPES]
     to = given.to or list(backends.RUNTIMES)
     before = json.loads(given.against.read_text()) if given.against else None
     try:
-        record, missing = recorded(given.record, networks, recipes, to)
+        record, missing = recorded(given.record, networks, recipes, to, given.frames)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -227,7 +258,7 @@ def main() -> int:
         print(f"not recorded: {sentence}", file=sys.stderr)
     differing: list[str] = []
     if before is not None:
-        keys = [f"{network}/{recipe}" for network in networks for recipe in recipes]
+        keys = [key_of(network, recipe, given.frames) for network in networks for recipe in recipes]
         differing = moved(before, record, keys, to)
         both = [key for key in keys if key in before["pairs"] and key in record["pairs"]]
         print("\n".join(differing) if differing else f"nothing moved in {len(both)} pairs")
