@@ -113,7 +113,8 @@ def _refuse(recipe: Recipe, annotation: Annotation, *, given: bool) -> None:
     if not given:
         raise EdgeqError(
             f"recipe {recipe.name!r} needs calibration batches: add calibration() to the task file, or give "
-            "quantize(…, calibration=[batch, …]); precision w8 (weights only) needs none with most recipes"
+            "quantize(…, calibration=[batch, …]), or let --data zeroq make them out of the network; "
+            "precision w8 (weights only) needs none with most recipes"
         )
     tables = [
         key for key, (_, p) in annotation.weight_only.items() if p.weight is not None and p.weight.table is not None

@@ -221,6 +221,16 @@ class Written(nn.Module):
         return (x - self.running_mean[:, None, None]) * (self.running_var[:, None, None] + 1e-5).rsqrt()
 
 
+def test_an_exported_program_is_met_by_its_operators() -> None:
+    """No module is left of its norms; the pictures are those of the module."""
+    module, example = trained(), torch.zeros(1, 3, 12, 12)
+    program = torch.export.export(module, (example,))
+    source, captured = Zeroq(images=2, steps=4), capture(module, (example,))
+    found = sources.made(source, program, captured, None, silent)
+    wanted = sources.made(source, module, captured, None, silent)
+    assert all(torch.allclose(a, b, atol=1e-3) for (a,), (b,) in zip(found, wanted, strict=True))
+
+
 def test_a_frozen_norm_and_a_batch_of_one() -> None:
     """Statistics are pooled over pictures that go through the network one by one."""
     torch.manual_seed(1)
@@ -394,7 +404,7 @@ def test_integers_alone_are_refused() -> None:
 def test_statistics_that_are_none_are_told() -> None:
     module, example = trained(), torch.zeros(1, 3, 12, 12)
     module.late.running_var[2] = -1.0
-    with pytest.raises(EdgeqError):  # its own answers are NaN, or the norm is named
+    with pytest.raises(EdgeqError, match="late: its running statistics are NaN, infinite or negative"):
         made(Zeroq(images=2, steps=2), module, example)
     untrained = Branches().eval()
     with pytest.warns(EdgeqWarning, match="mean 0 and variance 1, as before any training"):

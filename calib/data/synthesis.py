@@ -136,6 +136,8 @@ class Subject:
         args, kwargs = arguments(self.network, nested)
         try:
             return self.network(*args, **kwargs)
+        except EdgeqError:  # of what looks on
+            raise
         except (Exception, SystemExit) as error:
             raise EdgeqError(
                 f"{type(self.network).__name__}: its own forward fails on made-up inputs{line_of(error)}: "
