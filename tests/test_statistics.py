@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from edgeq import api, backends
 from edgeq.calib.calibrate import calibrate
 from edgeq.calib.data.observation import Statistics
 from edgeq.calib.recipes import recipe
+from edgeq.calib.solvers import squant
 from edgeq.graph.annotate import annotate, default_plan, in_float
 from edgeq.graph.capture import capture
 from edgeq.graph.numbers import Resolved
@@ -54,6 +56,23 @@ def test_a_second_plan_takes_no_batch_and_gets_the_same_numbers(network: type[nn
             _, alone = calibrate(captured, annotation, recipe(name), Batches(network), api.silent)
             assert same(resolved, alone), (plan.layers, name)
     assert set(taken) == {5}, "one pass for eight calibrations"
+
+
+def test_a_second_plan_rounds_what_is_new_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounded, solve = list[int](), squant.solve
+    monkeypatch.setattr(squant, "solve", lambda p, start: (rounded.append(start.codes.numel()), solve(p, start))[1])
+    captured, target, kept = capture(seeded(Neck), inputs(Neck)), backends.target("simulated"), Statistics()
+    layers, counts = default_plan(captured, target, "default"), list[int]()
+    weighted = next(key for key in layers.layers if "conv2d" in key)
+    four = dataclasses.replace(layers, layers={**layers.layers, weighted: "w4a8"})
+    for plan in (layers, layers, four, layers):
+        annotation = annotate(captured, target, plan)
+        rounded.clear()
+        _, resolved = calibrate(captured, annotation, recipe("default"), Batches(Neck), api.silent, statistics=kept)
+        counts.append(len(rounded))
+        _, alone = calibrate(captured, annotation, recipe("default"), Batches(Neck), api.silent)
+        assert same(resolved, alone)
+    assert counts[0] > 1 and counts[1:] == [0, 1, 0]
 
 
 def test_what_was_not_seen_costs_a_pass() -> None:

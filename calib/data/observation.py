@@ -16,6 +16,7 @@ from edgeq.calib.ranges.observe import Observer
 from edgeq.calib.unlike import Looked
 from edgeq.graph.annotate import Annotation
 from edgeq.graph.capture import Captured, flatten
+from edgeq.graph.coded import Coded
 from edgeq.spec import Progress
 
 # of the values that an operator reads: a result below it says nothing
@@ -27,11 +28,13 @@ Spool = Callable[[int, tuple[Tensor, ...], tuple[Tensor, ...]], None]
 class Statistics:
     """What float passes saw of a captured network, kept so that another plan for it needs none of its own.
 
-    seen: tensor → its observer, of every tensor that a plan so far could quantize. looked: first batches.
+    seen: tensor → its observer, of every tensor that a plan so far could quantize. looked: first batches. rounded: codes that
+    solvers found without data, by a hash of what they began with.
     """
 
     seen: dict[Node, Observer] = field(default_factory=dict)
     looked: Looked | None = None
+    rounded: dict[str, Coded] = field(default_factory=dict)
 
     def serves(self, wanted: Iterable[Node], histogram: bool) -> bool:
         """Whether all of `wanted` was seen, with histograms where they are needed."""

@@ -23,7 +23,8 @@ Solve = Callable[["Problem", "Coded"], "Coded"]
 @dataclass(frozen=True, slots=True)
 class Solver:
     """`solve(problem, start)` gives codes for a layer, and scales where it moves them too. sums: it reads sums over the data.
-    tables: it takes codes that stand for a table's values; others reckon with neighbouring integers.
+    tables: it takes codes that stand for a table's values; others reckon with neighbouring integers. kept: what it finds without
+    data is worth keeping for another plan that begins alike.
 
     Whoever calls it keeps, channel by channel, what the problem's error says is better.
     """
@@ -31,6 +32,7 @@ class Solver:
     solve: Solve
     sums: bool = False
     tables: bool = False
+    kept: bool = False
 
 
 def names() -> list[str]:

@@ -19,7 +19,7 @@ from edgeq.spec import Grid
 
 def solver(option: str) -> Solver:
     """Takes no option."""
-    return Solver(plain(solve, option, "squant"))
+    return Solver(plain(solve, option, "squant"), kept=True)
 
 
 def solve(problem: Problem, start: Coded) -> Coded:

@@ -7,6 +7,7 @@ layer by layer in forward order, with inputs from the quantized layers before, t
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from torch.fx import Node
 
 from edgeq.calib.bench import Bench
 from edgeq.calib.cells import cell_mass
+from edgeq.calib.data.observation import Statistics
 from edgeq.calib.floats import Floats
 from edgeq.calib.gram import Gram, rows_of, share_to_sample
 from edgeq.calib.layers import WeightedLayer
@@ -75,11 +77,12 @@ class Round:
 
     def run(self, bench: Bench) -> Round | None:
         """Codes that need no data; the rest is found on the walk."""
-        first = solver(self.start if self.learns else self.solver)
+        name = self.start if self.learns else self.solver
+        first = solver(name)
         for x in bench.layers.values():
             start = bench.resolved.weights[x.key]
             if x.grid.table is None or first.tables:
-                bench.resolved.weights[x.key] = first.solve(Problem(x.weight, x.axis, start), start)
+                bench.resolved.weights[x.key] = _found(bench.statistics, name, x, start)
         return self if self.learns else None
 
     def layer(self, walk: Walk, node: Node) -> Errors:
@@ -158,3 +161,17 @@ class Round:
             return None
         group = walk.numbers.groups.get(x.node)
         return cell_mass(output, 0.0 if group is None else walk.numbers.qparams(group.output).step)
+
+
+def _found(kept: Statistics | None, name: str, x: WeightedLayer, start: Coded) -> Coded:
+    """What the solver called `name` makes of `start` without data, or made of it for another plan."""
+    by, problem = solver(name), Problem(x.weight, x.axis, start)
+    if kept is None or not by.kept:
+        return by.solve(problem, start)
+    told = hashlib.sha256(repr((name, x.axis, start.grid, x.weight.shape, start.scale.shape)).encode())
+    for tensor in (x.weight, start.codes, start.scale, start.zero):
+        told.update(b"" if tensor is None else tensor.detach().contiguous().numpy().tobytes())
+    key = told.hexdigest()
+    if key not in kept.rounded:
+        kept.rounded[key] = by.solve(problem, start)
+    return kept.rounded[key]
