@@ -288,6 +288,11 @@ def test_the_folder_says_where_its_data_came_from(tmp_path: Path) -> None:
     loaded = edgeq.load(out)
     assert len(loaded.distilled) == 3 and loaded.data == told
     assert all(torch.equal(a, b) for (a,), (b,) in zip(loaded.distilled, model.distilled, strict=True))
+    manifest = json.loads((out / "manifest.json").read_text())
+    for wrong in ({"seed": 0}, {"source": 3}, {"source": "arrays"}):
+        (out / "manifest.json").write_text(json.dumps({**manifest, "data": wrong}))
+        with pytest.raises(EdgeqError, match=r"manifest.json: data does not say where"):
+            edgeq.load(out)
     with safe_open(out / "distilled.safetensors", framework="np") as file:
         assert file.get_tensor("input_0").shape == (3, 1, 3, 12, 12)
 

@@ -75,6 +75,11 @@ def read_manifest(root: Path) -> Manifest:
         raise EdgeqError(f"{path}: has no hash of {lacking[0]}; quantize again")
     for name in (*manifest.files, *manifest.artifacts):
         plain_name(name, path)
+    told = manifest.data or {"source": "calibration"}
+    if not isinstance(told.get("source"), str) or (
+        told["source"] == "arrays" and not isinstance(told.get("path"), str)
+    ):
+        raise EdgeqError(f"{path}: data does not say where calibration data came from; quantize again")
     for info in (*manifest.inputs, *manifest.outputs):
         if info.qparams is not None and (wrong := wrong_numbers(info.qparams)):
             raise EdgeqError(f"{path}: {info.name}: {wrong}; quantize again")
