@@ -18,7 +18,7 @@ from edgeq.calib.recipes import RECIPES
 from edgeq.calib.view import View
 from edgeq.calib.workspace import beside
 from edgeq.calib.written import changed
-from edgeq.spec import EdgeqError, Recipe
+from edgeq.spec import EdgeqError
 from edgeq.task import Task
 
 FRAMES = 8
@@ -61,9 +61,9 @@ def frame(seed: int) -> Tensor:
     return 2 * torch.randn(1, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def task(network: nn.Module, make: Any = frame, count: int = FRAMES) -> Task:
+def task(network: nn.Module) -> Task:
     network = network.eval()
-    return Task("net", lambda: network, lambda: (make(0),), lambda: [(make(i),) for i in range(count)])
+    return Task("net", lambda: network, lambda: (frame(0),), lambda: [(frame(i),) for i in range(FRAMES)])
 
 
 def weights(
@@ -143,36 +143,11 @@ def test_the_weights_do_not_depend_on_how_many_frames_are_looked_at_together(mon
         np.testing.assert_allclose(one, three, rtol=1e-4, atol=1e-6 * one.max())
 
 
-class Picky(nn.Module):
-    """A residual block of eight channels, of which the head reads one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(2)
-        self.narrow, self.widen = nn.Conv2d(8, 4, 3, 1, 1), nn.Conv2d(4, 8, 1)
-        self.head = nn.Conv2d(8, 4, 1)
-        with torch.no_grad():
-            self.head.weight[:, 1:] = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[1, 8, 8, 8] → [1, 4, 8, 8]."""
-        answer: Tensor = self.head(F.relu(x + self.widen(F.relu(self.narrow(x)))))
-        return answer
-
-
-def image(seed: int) -> Tensor:
-    return torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
-def learned(recipe: Recipe, **options: Any) -> Any:
-    return api.quantize(task(Picky(), image, 6), recipe=recipe, target="simulated", precision="w3a8", **options)
-
-
-def objective(name: str) -> Recipe:
-    return changed(
-        RECIPES["brecq"],
-        ("round.solver=squant", "reconstruct.steps=60", "reconstruct.batch=4", f"reconstruct.objectives={name}"),
-    )
+def learned(name: str, **options: Any) -> Any:
+    """Two layers by one objective."""
+    settings = ("round.solver=nearest", "reconstruct.steps=100", f"reconstruct.objectives={name}")
+    chosen = changed(RECIPES["brecq"], settings)
+    return api.quantize(task(Two()), recipe=chosen, target="simulated", precision="w3a8", **options)
 
 
 def constants(model: Any) -> dict[str, bytes]:
@@ -187,11 +162,11 @@ def test_what_was_learned_for_one_objective_does_not_serve_another(tmp_path: Pat
 
     out = tmp_path / "model"
     with pytest.raises(KeyboardInterrupt):
-        learned(objective("mse"), output=out, progress=interrupted)
+        learned("mse", output=out, progress=interrupted)
     assert len(list(beside(out).glob("span-*"))) >= 1
-    whole = constants(learned(objective("fisher")))
-    assert constants(learned(objective("fisher"), output=out)) == whole
-    assert constants(learned(objective("mse"))) != whole
+    whole = constants(learned("fisher"))
+    assert constants(learned("fisher", output=out)) == whole
+    assert constants(learned("mse")) != whole
 
 
 class Named(nn.Module):
