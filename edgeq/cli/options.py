@@ -54,7 +54,8 @@ Data = Annotated[
     str | None,
     typer.Option(
         metavar="zeroq|genie|layernorm|noise|PATH",
-        help="Calibrate on other inputs than calibration()'s: zeroq and genie distil them out of the network's BatchNorms, "
+        help="Calibrate on other inputs than calibration()'s: zeroq (and, slower, genie) distils them from the network's "
+        "BatchNorms, "
         "layernorm and noise are weaker (options: --set data.seed=1, data.images=64); or PATH of .npy or .npz files, one a "
         "batch, or of one such file.",
         show_default=False,

@@ -6,7 +6,8 @@ cell (swing convolution): a stride else looks at the same cells in every step, a
 
 Ours: the generator is the authors' (256 latents, 128 and 64 channels, two doublings of the size), for signals and volumes too;
 both rates are halved together where the loss stays, after some hundred steps instead of the authors' 4,000 on a GPU; what is no
-image, as a vector beside it, is moved by itself as `zeroq` does.
+image, as a vector beside it, is moved by itself as `zeroq` does. After so few steps the images span less than real ones, and real
+inputs are clipped: on ResNet-20 it is below `zeroq` at eight bits (docs/results.md).
 """
 
 from __future__ import annotations
