@@ -136,3 +136,25 @@ def test_arrays_that_are_too_few_are_a_sentence(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", np.zeros((1, 3, 8, 8), np.float32))
     with pytest.raises(EdgeqError, match=r"a\.npz: holds 1 arrays, and the network takes 2"):
         quantized(tmp_path, [(torch.zeros(1, 3, 8, 8), torch.zeros(1, 5))], Two().eval())
+
+
+def test_one_file_of_all_is_parted_into_batches(tmp_path: Path) -> None:
+    """By the example's first axis, in order, each input of its own size; other numbers of batches are a sentence."""
+    random = np.random.default_rng(0)
+    image, vector = (random.normal(size=shape).astype(np.float32) for shape in ((6, 3, 8, 8), (3, 5)))
+    example = (torch.zeros(2, 3, 8, 8), torch.zeros(1, 5))
+    np.savez(tmp_path / "all.npz", image, vector)
+    batches = list(Arrays(tmp_path / "all.npz", example))
+    assert len(batches) == 3
+    assert all(np.array_equal(x.numpy(), image[2 * i : 2 * i + 2]) for i, (x, _) in enumerate(batches))
+    assert all(np.array_equal(y.numpy(), vector[i : i + 1]) for i, (_, y) in enumerate(batches))
+    np.save(tmp_path / "one.npy", vector)
+    assert [x.shape for (x,) in Arrays(tmp_path / "one.npy", (torch.zeros(1, 5),))] == [(1, 5)] * 3
+    np.savez(tmp_path / "all.npz", image, vector[:2])
+    with pytest.raises(
+        EdgeqError, match=r"all.npz: holds 3 batches of 'arr_0', 2 batches of 'arr_1': save as many of each"
+    ):
+        list(Arrays(tmp_path / "all.npz", example))
+    np.savez(tmp_path / "all.npz", image[:5], vector)
+    with pytest.raises(EdgeqError, match=r"shape \(5, 3, 8, 8\), and the network takes \(2, 3, 8, 8\)"):
+        list(Arrays(tmp_path / "all.npz", example))
