@@ -6,8 +6,8 @@ loss against float's own output has no gradient at float's own output. Ours: the
 predictive distribution, E over y ~ p(y | x) of (∂ log p(y | x) / ∂z)² (Martens 2020, arXiv 1412.1193, section 5), for each frame
 at its float values. y is a class where the network has one output [N, C] for N examples, whose softmax (or itself, behind a
 softmax) is p. Else p is normal around each output, with its root mean square over all frames as deviation: the squared error
-at the outputs. Ours too: not labels are drawn, of which nearly all say nothing where the network is sure, but signs s, with the
-gradient of Σ (√p ∘ s − (√p · s) p) ∘ log p in the label's place, whose square has the same expectation.
+at the outputs. Ours too: not labels are drawn, of which nearly all say nothing where the network is sure, but signs s, with
+Σ √p ∘ s ∘ log p in the place of a label's log p: the square of its gradient has the same expectation.
 """
 
 from __future__ import annotations
@@ -117,9 +117,7 @@ class Fisher(Objective):
         signs = _signs(output.detach(), frames, f"fisher {index} {draw}")
         if index == self.classes:
             likely = output.clamp(min=torch.finfo(output.dtype).tiny).log() if self.softened else output.log_softmax(1)
-            root = (likely.detach() / 2).exp()
-            label = root * signs - (root * signs).sum(1, keepdim=True) * root.square()
-            return (label * likely).sum()
+            return ((likely.detach() / 2).exp() * signs * likely).sum()
         power, count = self.power[index]
         return (signs * output).sum() * (count / power) ** 0.5 if power > 0 else output.sum() * 0
 
