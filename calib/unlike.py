@@ -245,10 +245,14 @@ class Unlike:
                 value = values[node][index]
                 return on_grid(value, self._grid(node)) if node in reach else value
 
+            made: dict[Node, Tensor] = {}
+
+            def inside(node: Node, made: dict[Node, Tensor] = made, read: Callable[[Node], Tensor] = read) -> Tensor:
+                return made[node] if node in made else read(node)
+
             with torch.no_grad():
-                made = {group.node: floats.node(group.node, read)}
-                if group.output is not group.node:
-                    made[group.output] = floats.node(group.output, made.__getitem__)
+                for node in group.nodes:
+                    made[node] = floats.node(node, inside)
             got.append(made[group.output])
         a, b = torch.stack(values[group.output]), torch.stack(got)
         ignored = QUIET * self._grid(group.output).step ** 2

@@ -19,7 +19,7 @@ class Ways:
         self.annotation = annotation
         self.output = captured.module.graph.output_node()
         self.makers = {g.output: g for g in annotation.groups}
-        self.integer = {n for g in annotation.groups for n in (g.node, g.output)}
+        self.integer = {n for g in annotation.groups for n in g.nodes}
         self.readers: dict[Node, list[Group]] = {}
         for group in annotation.groups:
             for source in dict.fromkeys(group.inputs):

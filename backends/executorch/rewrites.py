@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from edgeq.backends.executorch.spelled import SPELLED
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, IntegerOp, coded_weight, read
 from edgeq.graph.kinds import named, role_of, weights_of
 from edgeq.graph.limits import xnnpack_average
@@ -119,6 +121,8 @@ def _operator(editor: _Editor, node: Node) -> None:
         _row(editor, node)
     elif node.target is aten.conv3d.default and value(node).dim() == 5:
         _volume(editor, node)
+    elif node.target in SPELLED:
+        editor.replace(node, SPELLED[node.target](partial(editor.call, node), node))
 
 
 def _rows_of_softmax(editor: _Editor, node: Node) -> None:

@@ -36,5 +36,6 @@ TARGET = Target(
         OpSupport("slice", shared_scale=True, constraint="step 1", limits=("xnnpack_slice",)),
         OpSupport("upsample_nearest", shared_scale=True, constraint="whole factors, 4-D", limits=("xnnpack_upsample",)),
         *(OpSupport(kind, shared_scale=True) for kind in ("cat", "gather", "pad", "permute", "reshape", *CLIPS)),
+        *(OpSupport(kind, "table") for kind in ("sigmoid", "tanh", "curve")),
     ),
 )

@@ -34,7 +34,7 @@ from edgeq.backends.litert.metadata import (
 from edgeq.backends.litert.operators import Emitter
 from edgeq.backends.litert.parts import Perm, Value
 from edgeq.backends.litert.run import LAST, SHIFT, described, ports
-from edgeq.graph.arithmetic.litert_reference import LIMITED
+from edgeq.graph.arithmetic.litert_reference import LIMITED, MISSING
 from edgeq.graph.integer import DEQUANTIZE, QUANTIZE, IntegerOp, IntegerProgram, members, read, tensor_qparams, without
 from edgeq.graph.ops import node_arg, value
 from edgeq.spec import Artifact, EdgeqError, OpPlacement, QParams, TensorInfo
@@ -70,7 +70,7 @@ def lower(
     Raises:
         EdgeqError: an operator has no LiteRT form, or the litert packages are missing.
     """
-    integers = without(read(program, layers), limited=LIMITED)
+    integers = without(read(program, layers), MISSING, LIMITED)
     walk = _Walk(integers, io, layers, outputs, preprocessing, channels_last)
     data = walk.write()
     problems = check(data, integers, walk.renamed)

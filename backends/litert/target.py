@@ -34,6 +34,7 @@ TARGET = Target(
         OpSupport("softmax", fixed_output=(1 / 256, -128)),
         OpSupport("sigmoid", fixed_output=(1 / 256, -128)),
         OpSupport("tanh", fixed_output=(1 / 128, 0)),
+        OpSupport("curve", "table"),
     ),
     kernels=(("reference", "litert_reference"), ("builtin", "litert_builtin"), ("xnnpack", "litert_xnnpack")),
     arm=(("litert_builtin", "litert_builtin_arm"), ("litert_xnnpack", "litert_xnnpack_arm")),

@@ -144,6 +144,8 @@ def kernel(op: IntegerOp, xs: Sequence[Shape], out: Shape, machine: Machine) -> 
 
 
 def _tables(op: IntegerOp) -> tuple[Array, ...]:
+    if op.entries is not None:
+        return (op.entries.to(torch.int8).numpy(),)
     if op.kind == "avg_pool2d":
         return (ratio(op).numpy(),)
     if op.kind == "upsample_nearest":
@@ -213,6 +215,13 @@ def _pointwise(
 ) -> None:
     lanes = _lanes(machine, op)
     _flat_map(T, math.prod(out), to, lanes, lambda i, n: _scaled(T, machine, op, _at(T, ins[0], i, n), n))
+
+
+def _look_up(
+    T: Any, machine: Machine, op: IntegerOp, xs: Sequence[Shape], out: Shape, ins: Any, tables: Any, to: Any
+) -> None:
+    lowest = op.input_qparams[0].qmin
+    _flat_map(T, math.prod(out), to, 1, lambda i, n: tables[0][T.cast(ins[0][i], "int32") - lowest])
 
 
 def _cat(
@@ -430,6 +439,9 @@ KERNELS: dict[str, Callable[..., None]] = {
     "relu6": _pointwise,
     "clamp": _pointwise,
     "requantize": _pointwise,
+    "sigmoid": _look_up,
+    "tanh": _look_up,
+    "curve": _look_up,
     "reshape": _move(_reshape),
     "permute": _move(_permute),
     "slice": _move(_slice),

@@ -24,6 +24,7 @@ TARGET = Target(
         *(OpSupport(kind) for kind in ("cat", "max_pool2d", "avg_pool2d", "mean", *CLIPS)),
         OpSupport("gather", shared_scale=True),
         *(OpSupport(kind) for kind in ("reshape", "permute", "slice", "pad", "upsample_nearest", "requantize")),
+        *(OpSupport(kind) for kind in ("sigmoid", "tanh", "curve")),
     ),
 )
 

@@ -16,12 +16,14 @@ from operator import getitem
 from torch.fx import Node
 
 from edgeq.graph.capture import Captured
+from edgeq.graph.curves import Curve, curves
 from edgeq.graph.kinds import KINDS, named, role_of, weights_of
 from edgeq.graph.limits import LIMITS
 from edgeq.graph.ops import OPERATORS, data_inputs, integral, kind_of, node_arg, value
 from edgeq.spec import EdgeqError, Grid, OpSupport, Precision, QParams, QuantPlan, Target, precision
 
 HALVES = named("layer", "product")  # what float16 makes faster; everything between them stays float32
+FLOAT_INPUT = "its input is computed in float, so quantizing it would cost accuracy and save nothing"
 Apart = frozenset[tuple[str, Node]]  # (layer key, input)
 
 
@@ -30,6 +32,7 @@ class Group:
     """One operator (with its fused activation) that computes from integers to integers.
 
     node: the operator; output: the node whose value is quantized (the activation where one is fused).
+    curve: of a curve, all its operators, of which `node` and `output` are the last.
     """
 
     key: str
@@ -39,6 +42,12 @@ class Group:
     inputs: tuple[Node, ...]
     precision: Precision
     support: OpSupport
+    curve: tuple[Node, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All that it computes, in order."""
+        return self.curve or tuple(dict.fromkeys((self.node, self.output)))
 
 
 @dataclass(slots=True)
@@ -120,8 +129,10 @@ def default_plan(captured: Captured, target: Target, recipe: str, name: str = "w
     layers = {}
     nodes = {n.name: n for n in captured.module.graph.nodes}
     wanted = precision(name)
+    chained = {n for c in curves(captured.module.graph, lambda n: True).values() for n in c.nodes}
     for node_name, key in captured.keys.items():
         kind = None if integral(nodes[node_name]) else kind_of(nodes[node_name])
+        kind = "curve" if kind is None and nodes[node_name] in chained else kind
         row = target.support(kind)
         if wanted.dtype == "float16":
             allowed = kind in HALVES
@@ -207,8 +218,21 @@ def annotate(
     weight_only: dict[str, tuple[Node, Precision]] = {}
     halves: list[Node] = []
     islands: dict[str, str] = {}
+    chains = _chains(captured, target, plan)
+    inside = {n for chain in chains.values() for n in chain.nodes[:-1]}
     for node in graph.nodes:
-        if node.op != "call_function" or node.target is getitem or node in fused or integral(node):
+        if node.op != "call_function" or node.target is getitem or node in fused | inside or integral(node):
+            continue
+        if node in chains:
+            key, chain = captured.keys[node.name], chains[node]
+            wanted = precision(plan.layers[key])
+            reason = kept.get(key) or _no_curve(chain, by_output)
+            if reason is not None:
+                islands.update((captured.keys[n.name], reason) for n in chain.nodes)
+                continue
+            support = _support(key, "curve", wanted, target)
+            groups.append(Group(key, "curve", node, node, (chain.source,), wanted, support, chain.nodes))
+            by_output[node] = groups[-1]
             continue
         key, kind = captured.keys[node.name], kind_of(node)
         wanted = precision(plan.layers.get(key, "fp32"))
@@ -235,9 +259,27 @@ def annotate(
         group = Group(key, kind, node, output, data_inputs(node, kind), wanted, support)
         groups.append(group)
         by_output[output] = group
-    groups = _prune(groups, islands)
+    groups = _prune(captured, groups, islands)
     tensors, apart = _tensors(groups, apart)
     return Annotation(tuple(groups), tensors, weight_only, tuple(halves), islands, apart, kept)
+
+
+def _chains(captured: Captured, target: Target, plan: QuantPlan) -> dict[Node, Curve]:
+    """Last operator → curve of those that the plan has in integers, and that are no kind of their own."""
+
+    def asked(node: Node) -> str | None:
+        name = plan.layers.get(captured.keys.get(node.name, ""), "fp32")
+        return None if precision(name).activation is None else name
+
+    if target.support("curve") is None:
+        return {}
+    found = curves(captured.module.graph, asked)
+    return {n: c for n, c in found.items() if len(c.nodes) > 1 or kind_of(n) is None}
+
+
+def _no_curve(curve: Curve, integers: dict[Node, Group]) -> str | None:
+    """Why a curve does not become a table; None where it does."""
+    return None if curve.source in integers else FLOAT_INPUT
 
 
 def _support(key: str, kind: str | None, wanted: Precision, target: Target) -> OpSupport:
@@ -282,7 +324,7 @@ def _obstacle(node: Node, kind: str, support: OpSupport, integers: dict[Node, Gr
     elif any(s.op == "get_attr" for s in sources):
         return "it reads a constant"
     elif not KINDS[kind].enters and any(s not in integers and s.op != "placeholder" for s in sources):
-        return "its input is computed in float, so quantizing it would cost accuracy and save nothing"
+        return FLOAT_INPUT
     return None
 
 
@@ -295,11 +337,17 @@ def _fused_output(node: Node, support: OpSupport) -> Node:
     return node
 
 
-def _prune(groups: list[Group], islands: dict[str, str]) -> list[Group]:
-    """Leave out data movement between the network's inputs and float operators: nothing to gain."""
+def _prune(captured: Captured, groups: list[Group], islands: dict[str, str]) -> list[Group]:
+    """Leave out what gains nothing: data movement between the network's inputs and float operators, and curves of which
+    nobody computes anything in integers."""
     kept = list(groups)
     changed = True
     while changed:
+        served = _served(kept)
+        alone = [g for g in kept if role_of(g.kind) == "curve" and g.output not in served]
+        for group in alone:
+            islands.update(dict.fromkeys(_keys(group, captured), "nothing computes in integers with what it gives"))
+            kept.remove(group)
         reading = {i for g in kept for i in g.inputs}
         outputs = {g.output for g in kept}
         idle = [
@@ -309,11 +357,24 @@ def _prune(groups: list[Group], islands: dict[str, str]) -> list[Group]:
             and not any(i in outputs for i in g.inputs)
             and role_of(g.kind) in ("move", "pick")
         ]
-        changed = bool(idle)
+        changed = bool(idle or alone)
         for group in idle:
             islands[group.key] = "it moves float data between float operators"
             kept.remove(group)
     return kept
+
+
+def _served(groups: list[Group]) -> set[Node]:
+    """Tensors that an operator computes with in integers, however they are moved, joined, clipped or bent before it does."""
+    found: set[Node] = set()
+    for group in reversed(groups):
+        if role_of(group.kind) not in ("move", "pick", "join", "clip", "curve") or group.output in found:
+            found.update(group.inputs)
+    return found
+
+
+def _keys(group: Group, captured: Captured) -> tuple[str, ...]:
+    return tuple(captured.keys[n.name] for n in group.nodes if n.name in captured.keys)
 
 
 def _tensors(groups: list[Group], apart: Apart) -> tuple[Tensors, Apart]:

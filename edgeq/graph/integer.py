@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 
 from edgeq.graph.blocks import DEQUANTIZE_BLOCKS
 from edgeq.graph.coded import Coded, along
+from edgeq.graph.curves import Curve, behind, entries
 from edgeq.graph.kinds import role_of, weights_of
 from edgeq.graph.limits import LIMITS
 from edgeq.graph.ops import (
@@ -53,6 +54,7 @@ class IntegerOp:
     attrs: ConvAttrs of a convolution, else None: read `node` (the aten call) instead.
     low, high: clip bounds of the output integers; a fused activation has narrowed them.
     table: the program's input that a gather picks its rows by, flattened; its scales before and after are the same.
+    entries: of a curve its output for each input from the lowest on, int64; None where that is no number.
     """
 
     name: str
@@ -70,6 +72,7 @@ class IntegerOp:
     attrs: Any = None
     absorbed: tuple[str, ...] = ()
     table: Node | None = None
+    entries: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +184,9 @@ def _group(module: GraphModule, quantize: Node, labels: Mapping[str, str]) -> In
         return IntegerOp(
             quantize.name, layer, "requantize", node, (source.name,), numbers, out, low, high, absorbed=(node.name,)
         )
+    chain = behind(node, DEQUANTIZE)
+    if chain is not None and (len(chain.nodes) > 1 or kind is None or role_of(kind) == "curve"):
+        return _curve(module, quantize, chain, kind, labels)
     inner = node.args[0] if role_of(kind) == "clip" else None
     if kind is not None and isinstance(inner, Node) and inner.target is not DEQUANTIZE and len(inner.users) == 1:
         inner_kind = kind_of(inner)
@@ -219,6 +225,28 @@ def _group(module: GraphModule, quantize: Node, labels: Mapping[str, str]) -> In
         conv_attrs(node, kind) if "conv" in kind else None,
         tuple(absorbed),
         table(node) if kind == "gather" else None,
+    )
+
+
+def _curve(
+    module: GraphModule, quantize: Node, chain: Curve, kind: str | None, labels: Mapping[str, str]
+) -> IntegerOp | None:
+    """A curve between two grids; None where it is a float island that stands between integers."""
+    node, given, made = chain.nodes[-1], tensor_qparams(chain.source), tensor_qparams(quantize)
+    if len(node.users) != 1 or (labels and quantize.name not in labels):
+        return None
+    return IntegerOp(
+        quantize.name,
+        labels.get(quantize.name, quantize.name),
+        kind if kind is not None and len(chain.nodes) == 1 else "curve",
+        node,
+        (chain.source.all_input_nodes[0].name,),
+        (given,),
+        made,
+        made.qmin,
+        made.qmax,
+        absorbed=tuple(n.name for n in chain.nodes),
+        entries=entries(module, chain, given, made, DEQUANTIZE),
     )
 
 

@@ -60,8 +60,9 @@ KINDS: Final[dict[str, Kind]] = {
         Kind("relu", "clip"),
         Kind("relu6", "clip"),
         Kind("clamp", "clip"),
-        Kind("sigmoid", "curve", enters=True),
-        Kind("tanh", "curve", enters=True),
+        Kind("sigmoid", "curve"),
+        Kind("tanh", "curve"),
+        Kind("curve", "curve"),  # any other, of one operator or several (edgeq.graph.curves)
         Kind("softmax", "normal", enters=True),
         Kind("reshape", "move", keeps_grid=True),
         Kind("permute", "move", keeps_grid=True),

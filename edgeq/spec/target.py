@@ -8,7 +8,7 @@ from typing import Literal
 from edgeq.spec.grid import Grid
 from edgeq.spec.precision import Precision, named, precision
 
-Status = Literal["integer", "eligible", "float island"]
+Status = Literal["integer", "table", "eligible", "float island"]
 Side = Grid | Literal["any", "any per channel"] | None  # None: no weights, or floats
 Pair = tuple[Side, Side]  # grids of weights and of activations
 
@@ -25,7 +25,8 @@ class OpSupport:
     """One row of a target's table: an operator kind its kernels compute from integers to integers.
 
     kind: edgeq's name of the operator (`conv2d`, `add`, ...; see edgeq.graph.kinds).
-    status: `integer` when the kernel sums in integers on every device, `eligible` when the device decides; of pairs whose
+    status: `integer` when the kernel sums in integers on every device, `eligible` when the device decides, `table` where a
+        function is computed in float between two integers, so that its 256 inputs tell all of it; of pairs whose
         activations are no integers it is a float island, whose weights alone are stored as integers.
     pairs: grids of weights and activations that the kernel takes together; anything else is refused.
     fused: activations (`relu`, `relu6`, `clamp`) the kernel applies for free as clip bounds.

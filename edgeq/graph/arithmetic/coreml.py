@@ -23,6 +23,7 @@ from edgeq.graph.kinds import weights_of
 from edgeq.graph.ops import ConvAttrs, clip_bounds, data_inputs, kind_of
 from edgeq.spec import EdgeqError, QParams
 
+MISSING = frozenset({"curve"})  # several operators in float, though between integers
 # an operator with a finite constant beyond LARGEST stays in float32 (coremltools, fp16_overflow in passes/defs/quantization.py)
 LARGEST, INFINITE = 65504.0, 1e38
 # constants of fewer elements never become zero (_check_underflow_to_zero there)
@@ -126,4 +127,4 @@ def _activation(op: IntegerOp, real: Tensor) -> Tensor:
     return real.clamp(low, high)
 
 
-KERNELS = Kernels(compute, quantize=quantize)
+KERNELS = Kernels(compute, MISSING, quantize=quantize)

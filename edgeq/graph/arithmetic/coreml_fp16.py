@@ -28,6 +28,7 @@ def arguments(target: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 KERNELS = Kernels(
     partial(coreml.compute, half=True),
+    coreml.MISSING,
     quantize=partial(coreml.quantize, half=True),
     widen=partial(coreml.dequantize, half=True),
     constant=constant,

@@ -18,6 +18,8 @@ from edgeq.spec import QParams
 
 def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     """The output of `op` on integer `inputs`, every kind and width; torch layout."""
+    if role_of(op.kind) == "curve":
+        return looked_up(op, inputs[0])
     if role_of(op.kind) == "layer":
         assert op.weight_scale is not None
         unit = op.weight_scale.double() * op.input_qparams[0].step
@@ -26,6 +28,13 @@ def compute(op: IntegerOp, inputs: Sequence[Tensor]) -> Tensor:
     else:
         real = apply(op, [dequantize(x, q) for x, q in zip(inputs, op.input_qparams, strict=True)])
     return to_integers(real, op)
+
+
+def looked_up(op: IntegerOp, x: Tensor) -> Tensor:
+    """A curve's output by its table."""
+    assert op.entries is not None, f"{op.layer} has a pole"
+    out = op.output_qparams
+    return op.entries.to(holds(out.qmin, out.qmax))[x.long() - op.input_qparams[0].qmin]
 
 
 def apply(op: IntegerOp, reals: Sequence[Tensor]) -> Tensor:

@@ -26,6 +26,7 @@ FIXED_OUTPUT = {
     "sigmoid": QParams((1 / 256,), (-128,)),
     "tanh": QParams((1 / 128,), (0,)),
 }
+MISSING = frozenset({"curve"})  # computed in float, though between integers
 LIMITED = {  # kind → what its operator cannot say (edgeq.graph.limits), so that it is an island between integers
     "avg_pool2d": "litert_average",
     "max_pool2d": "litert_max_pool",
@@ -326,4 +327,4 @@ BY_KIND: dict[str, Kernel] = {
 }
 
 
-KERNELS = Kernels(compute, limited=LIMITED, quantize=quantize)
+KERNELS = Kernels(compute, MISSING, LIMITED, quantize)

@@ -52,4 +52,4 @@ def _refused(op: IntegerOp, inputs: Sequence[Tensor]) -> bool:
 _RESCALING = reference.rescaling(convert)
 
 
-KERNELS = Kernels(compute, limited=reference.LIMITED)
+KERNELS = Kernels(compute, reference.MISSING, reference.LIMITED)

@@ -23,7 +23,7 @@ from edgeq.graph.kinds import role_of
 from edgeq.graph.ops import clip_bounds, kind_of
 from edgeq.spec import EdgeqError, QParams
 
-MISSING = frozenset({"softmax", "sigmoid", "tanh", "matmul"})  # computed in float, though between integers
+MISSING = frozenset({"softmax", "sigmoid", "tanh", "curve", "matmul"})  # computed in float, though between integers
 LIMITED = {"avg_pool2d": "xnnpack_average"}  # kind → what its rewrite cannot say (edgeq.graph.limits)
 ADD_BITS = 20  # bits of the larger multiplier of an addition
 
