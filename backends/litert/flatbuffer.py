@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeq.backends.litert.versions import SINCE, lowest, newest
+from edgeq.backends.litert.versions import lowest, newest, since
 from edgeq.spec import EdgeqError
 
 ALIGNMENT = (
@@ -105,7 +105,7 @@ class ModelWriter:
         """Append a builtin operator. `options` are the fields of its options table, `table` the table's name."""
         op = self.schema.OperatorT()
         version = lowest(code, [self.tensors[i] for i in inputs], [self.tensors[i] for i in outputs], options)
-        self.runtimes.add(SINCE[code][version])
+        self.runtimes.add(since(code, version))
         op.opcodeIndex = self.code(getattr(self.schema.BuiltinOperator, code), b"", version)
         op.inputs = np.asarray(inputs, np.int32)
         op.outputs = np.asarray(outputs, np.int32)

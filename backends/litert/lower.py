@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from edgeq.backends.litert import islands
+from edgeq.backends.litert import curves, islands
 from edgeq.backends.litert.flatbuffer import ModelWriter, schema
 from edgeq.backends.litert.metadata import (
     CHANNELS_LAST,
@@ -70,7 +70,7 @@ def lower(
     Raises:
         EdgeqError: an operator has no LiteRT form, or the litert packages are missing.
     """
-    integers = without(read(program, layers), MISSING, LIMITED)
+    integers = without(read(program, layers), MISSING, LIMITED, keep=curves.expressible)
     walk = _Walk(integers, io, layers, outputs, preprocessing, channels_last)
     data = walk.write()
     problems = check(data, integers, walk.renamed)
@@ -136,6 +136,7 @@ class _Walk:
         self.emitter = Emitter(self.writer)
         self.values: dict[Node, Value] = {}  # int8, by quantize node (or placeholder)
         self.floats: dict[Node, int] = {}  # float tensors, by node (or by the int8 value's node, dequantized)
+        self.widened: dict[int, int] = {}  # int8 tensors → float ones that curves read, axes lying alike
         self.islands: list[Node] = []
         self.origins: dict[str, tuple[str, ...]] = {}  # tensor of an island → layers that its operator computes
         self.renamed: dict[
@@ -284,9 +285,22 @@ class _Walk:
     def _integer(self, op: IntegerOp) -> Value:
         by_name = {n.name: n for n in self.graph.nodes}
         inputs = [self.values[by_name[name]] for name in op.inputs]
+        if op.kind == "curve":
+            return self._curve(op, inputs[0])
         if op.table is not None:
             return self.emitter.gather(op, inputs[0], self.floats[op.table])
         return self.emitter.emit(op, inputs)
+
+    def _curve(self, op: IntegerOp, x: Value) -> Value:
+        """A curve in float between two converting operators, its axes as they lie."""
+        stored = [x.shape[a] for a in x.perm]
+        if x.index not in self.widened:
+            self.widened[x.index] = self.writer.tensor(f"{op.name}_float", stored, "float32")
+            self.writer.operator("DEQUANTIZE", [x.index], [self.widened[x.index]], table="DequantizeOptions")
+        made = self.emitter._value(op.name, x.shape, x.perm, op.output_qparams)
+        found = curves.emit(self.writer, self.program.module, op, self.widened[x.index], stored)
+        self.writer.operator("QUANTIZE", [found], [made.index], table="QuantizeOptions")
+        return made
 
     def _output(self, node: Node) -> int:
         if node.target is not DEQUANTIZE:

@@ -41,9 +41,45 @@ SINCE: Mapping[str, Mapping[int, str]] = {
     "TRANSPOSE_CONV": {3: "2.3.0", 4: "2.13.0"},
 }
 
+# operator → first runtime that had it in float, all of version 1
+FLOATS: Mapping[str, str] = {
+    "ABS": "1.13.0",
+    "ADD": "1.5.0",
+    "COS": "1.14.0",
+    "DIV": "1.6.0",
+    "EXP": "1.7.0",
+    "FLOOR": "1.9.0",
+    "GELU": "2.9.0",
+    "HARD_SWISH": "1.15.0",
+    "LEAKY_RELU": "1.13.1",
+    "LOG": "1.14.0",
+    "LOGISTIC": "1.14.0",
+    "MAXIMUM": "1.14.0",
+    "MINIMUM": "1.14.0",
+    "MUL": "1.5.0",
+    "NEG": "1.9.0",
+    "POW": "1.10.0",
+    "RELU": "1.5.0",
+    "RELU6": "1.5.0",
+    "RELU_N1_TO_1": "1.5.0",
+    "RSQRT": "1.10.0",
+    "SIN": "1.9.0",
+    "SQRT": "1.10.0",
+    "SQUARE": "1.12.0",
+    "SUB": "1.6.0",
+    "TANH": "1.14.0",
+}
+
+
+def since(code: str, version: int) -> str:
+    """The first runtime that has a version of builtin `code`."""
+    return FLOATS[code] if version == 1 and code in FLOATS else SINCE[code][version]
+
 
 def lowest(code: str, inputs: Sequence[Any], outputs: Sequence[Any], options: Mapping[str, Any]) -> int:
     """The lowest version of builtin `code` that means this operator; inputs, outputs: its tensors, schema objects TensorT."""
+    if code in FLOATS and not any(t.quantization is not None and len(t.quantization.scale) for t in outputs):
+        return 1
     rank = max((len(t.shape) for t in inputs), default=0)
     spread = rank > 4 and len({tuple(t.shape) for t in inputs[:2]}) > 1
     higher = {

@@ -6,7 +6,7 @@ such group; whatever is left over is a float island.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -102,15 +102,21 @@ def read(program: ExportedProgram, labels: Mapping[str, str] = {}) -> IntegerPro
 
 
 def without(
-    program: IntegerProgram, kinds: Set[str] = frozenset(), limited: Mapping[str, str] = MappingProxyType({})
+    program: IntegerProgram,
+    kinds: Set[str] = frozenset(),
+    limited: Mapping[str, str] = MappingProxyType({}),
+    keep: Callable[[IntegerOp], bool] = lambda op: False,
 ) -> IntegerProgram:
     """`program` for a runtime that has no integer kernels of `kinds`: such an operator between two integers is an island.
 
     limited: kind → the name of what its kernel cannot take (edgeq.graph.limits); an operator beyond that is an island too.
+    keep: which of the operators of `kinds` stay.
     """
 
     def beyond(op: IntegerOp) -> bool:
-        return op.kind in kinds or (op.kind in limited and LIMITS[limited[op.kind]](op.node) is not None)
+        return (op.kind in kinds and not keep(op)) or (
+            op.kind in limited and LIMITS[limited[op.kind]](op.node) is not None
+        )
 
     ops = {name: op for name, op in program.ops.items() if not beyond(op)}
     return IntegerProgram(program.module, ops, _floats(program.module, ops))
