@@ -43,7 +43,9 @@ def differences(stored: Stored, program: IntegerProgram, target: Target) -> Iter
     """A few words for each layer whose numbers a file does not hold. target: of the runtime, whose kernels may fix scales."""
     half = stored.half
     weighted = [op for op in program.ops.values() if op.weight is not None and op.weight_scale is not None]
-    weights = _Found([_occurrences(w) for w in stored.weights], [_occurrences(_weight(op)) for op in weighted])
+    tables = [op.entries.numpy() for op in program.ops.values() if op.entries is not None and len(op.entries) == 256]
+    expected = [_occurrences(w) for w in (*map(_weight, weighted), *tables)]
+    weights = _Found([_occurrences(w) for w in stored.weights], expected)
     runs = [_rounded(ratio, half) for ratio in stored.ratios]
     scales = _Found([run.tobytes() for run in runs], [_rounded(_scale(op), half).tobytes() for op in weighted])
     biases = None if stored.biases is None else [b.reshape(-1) for b in stored.biases]

@@ -45,7 +45,8 @@ from edgeq.run.condition import conditions, holding
 from edgeq.run.count import count as count_instructions
 from edgeq.run.count import counts_json
 from edgeq.run.count import kept as keep_counts
-from edgeq.run.coverage import coverage_json
+from edgeq.run.coverage import coverage_json, tabled
+from edgeq.run.curves import noted
 from edgeq.run.diff import diff as diff_folders
 from edgeq.run.distance import far
 from edgeq.run.each import each, succeeded
@@ -209,12 +210,14 @@ def export(
             export(model, to, folder=folder, float_twin=True)
     with lowering(to):
         artifact = engine.lower(program, where, name=name, layers=labels, **options)
+    artifact = artifact if float_twin else tabled(artifact, model, engine.target)
     try:
         run_once(artifact, model.golden)
     except EdgeqError:
         _remove(artifact.path)
         (where / f"{name}.json").unlink(missing_ok=True)
         raise
+    artifact = artifact if float_twin else noted(artifact, model)
     put(artifact, model, name)
     return artifact
 

@@ -138,7 +138,7 @@ def _everywhere(model: QuantizedModel, batches: int, progress: Progress) -> tupl
                 "float": floating,
                 "speedup_interval": latency["backends"][name].get("speedup_interval"),
             },
-            **{k: row[k] for k in ("integer_ops", "eligible_ops", "float_ops")},
+            **{k: row[k] for k in ("integer_ops", "table_ops", "eligible_ops", "float_ops")},
         }
     return parity, rows
 

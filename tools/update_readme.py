@@ -36,7 +36,7 @@ def table(found: Found) -> str:
         int8, floating, gain = speed(times[name])
         parity = [plain(row["max_lsb"]), share(row["exact_share"])]
         timed = [number(int8), number(floating), "–" if gain is None else f"{gain:.2f}×"]
-        counts = " / ".join(str(row[key]) for key in ("integer_ops", "eligible_ops", "float_ops"))
+        counts = " / ".join(str(row[key]) for key in ("integer_ops", "table_ops", "eligible_ops", "float_ops"))
         rows.append([title(name), *parity, *_values(metrics, row["metric"]), *timed, counts])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*lines, "", _where(found)])

@@ -59,7 +59,11 @@ class Chain:
 
     def clamp(self, x: Operand, low: float | None, high: float | None) -> int:
         """x within its bounds, by the operator that has them where one has."""
-        names = {(0.0, None): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
+        names: dict[tuple[float | None, float | None], str] = {
+            (0.0, None): "RELU",
+            (0.0, 6.0): "RELU6",
+            (-1.0, 1.0): "RELU_N1_TO_1",
+        }
         if (low, high) in names:
             return self.call(names[low, high], x)
         found = x
@@ -89,7 +93,8 @@ def members(op: IntegerOp) -> list[Node]:
 
 def emit(writer: ModelWriter, module: GraphModule, op: IntegerOp, x: int, shape: Sequence[int]) -> int:
     """Append the curve's operators behind float tensor `x` of stored `shape`; returns the tensor of its values."""
-    chain, held = Chain(writer, module, op.name, shape), {}
+    chain = Chain(writer, module, op.name, shape)
+    held: dict[Node, int] = {}
 
     def look(argument: Any) -> Operand:
         if not isinstance(argument, Node):

@@ -121,18 +121,19 @@ def behind(last: Node, reads: object) -> Curve | None:
 def values(module: GraphModule, curve: Curve, x: Tensor, reads: object = None) -> Tensor:
     """What the curve makes of `x`, of any shape, in the precision of `x`. reads: what stands for `x`, beside its source."""
     held: dict[Node, Any] = {}
+    one: Any = None  # the operator that reads
 
     def look(node: Node) -> Any:
         if node.op == "get_attr":
             number = constant(module, node)
-            return number.to(x.dtype).reshape(()) if number.is_floating_point() else number.reshape(())
+            number = number.to(x.dtype) if number.is_floating_point() else number
+            return number.reshape(1 if one is torch.ops.aten.prelu.default else ())
         return x if node is curve.source or node.target is reads else held[node]
 
     with torch.no_grad():
         for node in curve.nodes:
+            one = node.target
             args, kwargs = torch.fx.map_arg((node.args, node.kwargs), look)
-            if node.target is torch.ops.aten.prelu.default:
-                args = (args[0], args[1].reshape(1))
             held[node] = node.target(*args, **kwargs)  # type: ignore[operator] # an aten operator
     found: Tensor = held[curve.nodes[-1]]
     return found

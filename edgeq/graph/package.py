@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -129,9 +130,13 @@ class QuantizedModel:
     def _float(self) -> GraphModule:
         return unlift(self.twin)
 
-    def simulate(self, inputs: Sequence[Tensor] | Tensor, arithmetic: str) -> tuple[Tensor, ...]:
-        """Outputs on flat `inputs` with exact integer sums and the rounding of kernel set `arithmetic`."""
-        return simulate(self.integers, (inputs,) if isinstance(inputs, Tensor) else inputs, arithmetic)
+    def simulate(
+        self, inputs: Sequence[Tensor] | Tensor, arithmetic: str, tables: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> tuple[Tensor, ...]:
+        """Outputs on flat `inputs` with exact integer sums and the rounding of kernel set `arithmetic`; tables: see
+        edgeq.graph.simulate."""
+        batch = (inputs,) if isinstance(inputs, Tensor) else inputs
+        return simulate(self.integers, batch, arithmetic, tables=tables)
 
     def qdq(self, inputs: Sequence[Tensor] | Tensor) -> tuple[Tensor, ...]:
         """Outputs of the QDQ program itself, in float32: quantization simulated, kernels not.

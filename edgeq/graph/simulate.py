@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,17 +23,19 @@ def simulate(
     *,
     watch: Callable[[Node, Tensor], None] | None = None,
     enters: Callable[[Node, Tensor], None] | None = None,
+    tables: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[Tensor, ...]:
     """Run `program` on flat `inputs` as the kernel set `arithmetic` would.
 
     Integer operators go through edgeq.graph.arithmetic.<arithmetic>, but for the kinds that are missing there
     and what is beyond its kernels; these and other float islands run in torch float32.
     watch: called with every quantize node and its int8 value, in order. enters: called with every quantize node that no
-    integer operator computes and the float value that it takes. Returns the outputs, float where the program
+    integer operator computes and the float value that it takes. tables: name of a curve's operator → what it gives for each
+    input from the lowest on, where that is known of the runtime itself. Returns the outputs, float where the program
     dequantizes them.
     """
     rule: Kernels = import_module(f"edgeq.graph.arithmetic.{arithmetic}").KERNELS
-    program = without(program, rule.missing, rule.limited)
+    program = without(program, rule.missing, rule.limited, keep=lambda op: op.name in tables)
     needed = _needed(program)
     values: dict[Node, Any] = {}
     feed = iter(inputs)
@@ -51,6 +54,9 @@ def simulate(
                     if enters is not None:
                         enters(node, values[node.args[0]])
                     values[node] = rule.quantize(values[node.args[0]], tensor_qparams(node))
+                elif op.name in tables:
+                    codes = values[by_name[op.inputs[0]]]
+                    values[node] = tables[op.name].to(codes.dtype)[codes.long() - op.input_qparams[0].qmin]
                 elif op.table is not None:  # every kernel set copies rows alike
                     rows = values[by_name[op.inputs[0]]].index_select(0, values[op.table].flatten())
                     values[node] = rows.clamp(op.low, op.high)

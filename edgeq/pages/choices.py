@@ -55,7 +55,11 @@ def _targets(targets: Mapping[str, Found]) -> Table:
     """Operator kinds × targets."""
     table = aligned("operator", *targets, left=(0,), centre=range(1, 1 + len(targets)))
     kinds = list(dict.fromkeys(op["kind"] for target in targets.values() for op in target["ops"]))
-    marks = {"integer": Text("●", style="green"), "eligible": Text("○", style="cyan")}
+    marks = {
+        "integer": Text("●", style="green"),
+        "table": Text("◐", style="green"),
+        "eligible": Text("○", style="cyan"),
+    }
     for kind in kinds:
         cells = []
         for target in targets.values():

@@ -8,8 +8,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 FIGURES = (
-    "max_lsb", "exact_share", "qdq_lsb", "sqnr_db", "integer_ops", "eligible_ops", "float_ops", "integer_macs",
-    "eligible_macs", "float_macs", "size_bytes",
+    "max_lsb", "exact_share", "qdq_lsb", "sqnr_db", "integer_ops", "table_ops", "eligible_ops", "float_ops",
+    "integer_macs", "table_macs", "eligible_macs", "float_macs", "size_bytes",
 )  # fmt: skip
 
 

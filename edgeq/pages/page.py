@@ -30,7 +30,7 @@ from edgeq.task import batches, example
 
 Found = Mapping[str, Any]
 Bar = tuple[str, str, float, str, float]
-STATUSES = ("integer", "eligible", "float island")
+STATUSES = ("integer", "table", "eligible", "float island")
 SLOWEST = 12  # bars shown before the rest is folded away
 WORST = 5  # tensors named under the error plot
 AXIS_DB = 60.0  # top of the error plot: int8 reaches about 50 dB, so this is "nothing lost"

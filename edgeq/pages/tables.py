@@ -44,7 +44,7 @@ from edgeq.pages.words import (
 )
 
 Found = Mapping[str, Any]
-STYLE = {"integer": "green", "eligible": "cyan", "float island": "yellow"}
+STYLE = {"integer": "green", "table": "green", "eligible": "cyan", "float island": "yellow"}
 VERDICTS = {"faster": "green", "slower": "bold yellow", "no difference seen": "dim", "too few runs": "dim"}
 HALF = 0.5  # LSB: where an integer is another one
 SHOWN = 10  # slowest operators listed; the page has all
@@ -65,12 +65,12 @@ def demo_table(found: Found) -> list[RenderableType]:
             number(int8),
             number(floating),
             _gain(gain),
-            "/".join(plain(row.get(k)) for k in ("integer_ops", "eligible_ops", "float_ops")),
+            "/".join(plain(row.get(k)) for k in ("integer_ops", "table_ops", "eligible_ops", "float_ops")),
         )
     accuracy = _accuracy(found["float_metric"], found["qdq_metric"], {n: r["metric"] for n, r in rows.items()})
     legend = (
         "LSB, equal: the artefact against its runtime's own simulation; to QDQ: LSB from\n"
-        "the float QDQ program; layers: integer/eligible (the device decides)/float"
+        "the float QDQ program; layers: integer/table/eligible/float"
     )
     return [
         *_warnings(latency),
@@ -98,11 +98,11 @@ def lidar_table(found: Found) -> list[RenderableType]:
             number(int8),
             number(floating),
             _gain(gain),
-            "/".join(plain(row.get(k)) for k in ("integer_ops", "eligible_ops", "float_ops")),
+            "/".join(plain(row.get(k)) for k in ("integer_ops", "table_ops", "eligible_ops", "float_ops")),
         )
     legend = (
         "LSB, equal: the artefact against its runtime's own simulation; AP: vehicles, in\n"
-        "the artefact's own boxes; layers: integer/eligible (the device decides)/float"
+        "the artefact's own boxes; layers: integer/table/eligible/float"
     )
     frames = found["frames"]
     bundles = [(title(name), str(row["bundle"])) for name, row in rows.items() if row.get("bundle")]

@@ -11,7 +11,7 @@ from edgeq import backends
 
 NOTHING = "–"
 FLOAT_NOISE = 1e-4  # of a step: what float32 rounds in a few operators on values of up to 127 steps
-ORDER = {"float island": 0, "eligible": 1, "integer": 2}  # what a reader must see first
+ORDER = {"float island": 0, "eligible": 1, "table": 2, "integer": 3}  # what a reader must see first
 
 
 def title(backend: str) -> str:
@@ -69,7 +69,12 @@ def sized(row: Mapping[str, Any]) -> str:
 def layered(row: Mapping[str, Any]) -> str:
     """What a runtime does with the network's layers, and what a converter put beside them:
     `4 of 7 layers in integers (83 % of multiply-accumulates), 3 in float; 29 inserted beside them: 29 TRANSPOSE`."""
-    kinds = (("integer", "in integers"), ("eligible", "eligible for integers"), ("float", "in float"))
+    kinds = (
+        ("integer", "in integers"),
+        ("table", "as tables between them"),
+        ("eligible", "eligible for integers"),
+        ("float", "in float"),
+    )
     of = sum(row[f"{kind}_ops"] for kind, _ in kinds)
     work = sum(row[f"{kind}_macs"] for kind, _ in kinds)
     said: list[str] = []

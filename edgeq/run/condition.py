@@ -19,7 +19,8 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "==": operator.eq,
 }
 COUNTS = (
-    "integer_ops", "eligible_ops", "float_ops", "integer_macs", "eligible_macs", "float_macs", "size_bytes",
+    "integer_ops", "table_ops", "eligible_ops", "float_ops",
+    "integer_macs", "table_macs", "eligible_macs", "float_macs", "size_bytes",
 )  # fmt: skip
 NAMES: dict[str, tuple[str, ...]] = {
     "export": (*COUNTS, "float_size_bytes"),

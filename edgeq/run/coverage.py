@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edgeq import backends
+from edgeq.graph.integer import members
 from edgeq.graph.package import QuantizedModel
 from edgeq.graph.work import Layer
-from edgeq.spec import Artifact, OpPlacement, Status
+from edgeq.spec import Artifact, OpPlacement, Status, Target
 
-WORST: tuple[Status, ...] = ("float island", "eligible", "integer")
+WORST: tuple[Status, ...] = ("float island", "eligible", "table", "integer")
+TABLE = "in float between two integers, so that a table of its inputs is all of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +26,11 @@ class Counts:
     """
 
     integer_ops: int
+    table_ops: int
     eligible_ops: int
     float_ops: int
     integer_macs: int
+    table_macs: int
     eligible_macs: int
     float_macs: int
     inserted: dict[str, int]
@@ -49,10 +53,25 @@ def counts(artifact: Artifact, model: QuantizedModel) -> Counts:
         work[status] += layer.macs
     beside = Counter(row.kind for row in artifact.coverage if inserted(row))
     return Counts(
-        ops["integer"], ops["eligible"], ops["float island"],
-        work["integer"], work["eligible"], work["float island"],
+        ops["integer"], ops["table"], ops["eligible"], ops["float island"],
+        work["integer"], work["table"], work["eligible"], work["float island"],
         dict(beside.most_common()),
     )  # fmt: skip
+
+
+def tabled(artifact: Artifact, model: QuantizedModel, target: Target) -> Artifact:
+    """`artifact` with the rows of its curves as `table` where its runtime computes them in float: the float operators that
+    belong to such layers alone, and what converts to float and back for them."""
+    ops = model.integers.ops.values()
+    kinds = {op.kind: target.support(op.kind) for op in ops}
+    curves = {op.name for op in ops if (row := kinds[op.kind]) is not None and row.status == "table"}
+    keys = {key for name in curves for key in members(model.integers, model.labels).get(name, ())}
+
+    def judged(row: OpPlacement) -> OpPlacement:
+        own = row.status != "integer" and bool(row.layers) and keys >= {*row.layers}
+        return replace(row, status="table", reason=TABLE if not row.inserted else row.reason) if own else row
+
+    return replace(artifact, coverage=tuple(map(judged, artifact.coverage)))
 
 
 def inserted(row: OpPlacement) -> bool:

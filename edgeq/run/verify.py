@@ -18,6 +18,7 @@ from edgeq.graph.far import apart, sqnr_db
 from edgeq.graph.integer import tensor_qparams
 from edgeq.graph.package import QuantizedModel
 from edgeq.run.coverage import coverage_json
+from edgeq.run.curves import Tried, tried
 from edgeq.run.files import size
 from edgeq.run.metric import evaluate
 from edgeq.run.place import Batch, Place
@@ -50,6 +51,7 @@ class KernelParity:
     arithmetic: str
     outputs: tuple[OutputParity, ...]
     metric: dict[str, float] | None
+    curves: Tried
     metric_error: str = ""  # why the task's evaluate() gave none
 
     @property
@@ -134,9 +136,10 @@ def verify(
         stage = f"verify {artifact.backend} {kernels}".rstrip()
         progress(stage, 0, len(inputs))
         got = place.answers(artifact, inputs, kernels=kernels, threads=threads)
+        curves = tried(model, artifact.backend, place, kernels, threads)
         wanted = []
         for done, batch in enumerate(inputs, start=1):
-            wanted.append(model.simulate(batch, arithmetic))
+            wanted.append(model.simulate(batch, arithmetic, curves.tables))
             progress(stage, done, len(inputs))
         outputs = tuple(
             _compare(info, read[i], *[[run[i] for run in runs] for runs in (got, wanted, qdq, floats)])
@@ -148,7 +151,7 @@ def verify(
                 metric = evaluate(task, place.predict(artifact, kernels=kernels, threads=threads))
             except EdgeqError as error:  # the parity is found, and is kept
                 why = str(error) if "evaluate()" in str(error) else f"evaluate() failed: {error}"
-        reports.append(KernelParity(kernels or "default", arithmetic, outputs, metric, why))
+        reports.append(KernelParity(kernels or "default", arithmetic, outputs, metric, curves, why))
     return Parity(artifact.backend, tuple(reports), len(inputs))
 
 
@@ -231,12 +234,14 @@ def first_parting(
     islands: dict[str, Tensor] = {}  # quantize nodes behind a float island, and what they round
     from edgeq.graph.simulate import simulate
 
+    tables = tried(model, backend, place, kernels).tables
     simulate(
         model.integers,
         batch,
         arithmetic,
         watch=lambda node, q: wanted.__setitem__(node.name, q),
         enters=lambda node, x: islands.__setitem__(node.name, x),
+        tables=tables,
     )
     keys = cuts(model)
     ops = model.integers.ops
@@ -306,6 +311,7 @@ def parity_json(parity: Parity, artifact: Artifact, model: QuantizedModel) -> di
                 "max_lsb": k.max_lsb,
                 "exact_share": k.exact_share,
                 "qdq_lsb": k.qdq_lsb,
+                "curves": k.curves.told(),
                 "outputs": [dataclasses.asdict(o) for o in k.outputs],
             }
             for k in parity.kernels
