@@ -24,6 +24,7 @@ from edgeq.calib.ways import Ways
 from edgeq.graph.annotate import Annotation, Apart, Group
 from edgeq.graph.capture import Captured
 from edgeq.graph.coded import on_grid
+from edgeq.graph.curves import Curve, entries
 from edgeq.graph.far import FAR_DB, LOST_DB, lost
 from edgeq.graph.kinds import role_of, weights_of
 from edgeq.graph.legal import CONVERTS
@@ -98,12 +99,22 @@ class Unlike:
 
     def find(self) -> None:
         """Fill `floats` and `apart` with what is to change first."""
-        for look in (self._sets, self._ends, self._inside):
+        for look in (self._poles, self._sets, self._ends, self._inside):
             look()
             if self.floats or self.apart:
                 return
 
     # ---------------------------------------------------------------- what is looked at
+
+    def _poles(self) -> None:
+        """Curves that are no number somewhere on their input's grid, whoever asked for them."""
+        for group in self.annotation.groups:
+            if group.kind == "curve":
+                curve, given = Curve(group.inputs[0], group.nodes), self._grid(group.inputs[0])
+                if entries(self.captured.module, curve, given, self._grid(group.output)) is None:
+                    ends = [given.step * (end - given.zero) for end in (given.qmin, given.qmax)]
+                    why = f"it has a pole, or is no real number, somewhere from {ends[0]:.3g} to {ends[1]:.3g}, its input's range"
+                    self.floats[group.key] = why
 
     def _sets(self) -> None:
         """Whatever joins tensors on one scale."""

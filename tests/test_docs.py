@@ -160,6 +160,7 @@ DEMO: dict[str, Any] = {
             "metric": {"top1_agreement": 0.9375, "logit_sqnr_db": 20.96},
             "latency_ms": {"int8": int8, "float": floating},
             "integer_ops": 66,
+            "table_ops": 0,
             "eligible_ops": 0,
             "float_ops": 1,
         }
@@ -175,9 +176,9 @@ DEMO: dict[str, Any] = {
 def test_demo_table_invents_nothing(tool: Any) -> None:
     written = tool("update_readme").table(DEMO)
     lines = written.splitlines()
-    assert "| LiteRT | 0 | 100 % | 0.9375 | 21.0 | 10.0 | 25.0 | 2.50× | 66 / 0 / 1 |" in lines
-    assert "| TVM | 1 | 99.99 % | 0.9375 | 21.0 | 30.0 | 20.0 | 0.67× | 66 / 0 / 1 |" in lines
-    assert "| Core ML | 0 | 100 % | 0.9375 | 21.0 | – | – | – | 66 / 0 / 1 |" in lines
+    assert "| LiteRT | 0 | 100 % | 0.9375 | 21.0 | 10.0 | 25.0 | 2.50× | 66 / 0 / 0 / 1 |" in lines
+    assert "| TVM | 1 | 99.99 % | 0.9375 | 21.0 | 30.0 | 20.0 | 0.67× | 66 / 0 / 0 / 1 |" in lines
+    assert "| Core ML | 0 | 100 % | 0.9375 | 21.0 | – | – | – | 66 / 0 / 0 / 1 |" in lines
     assert "| float network |  |  | 1 | ∞ |  |  |  |  |" in lines
     assert lines[-1] == "SomeNet on Some CPU, 4 cores with avx2 and avx_vnni; edgeq 9.9, torch 9.9."
 

@@ -21,7 +21,7 @@ from edgeq.pages.words import decibel, join, medians, number, plain, share, spee
 Found = Mapping[str, Any]
 PICTURE = README.parent / "docs" / "images" / "report.png"
 SCREEN = (1280, 800)  # pixels of the page that the picture shows
-HEAD = ("int8 ms", "float ms", "speedup", "integer / eligible / float layers")
+HEAD = ("int8 ms", "float ms", "speedup", "integer / table / eligible / float layers")
 
 
 def table(found: Found) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from edgeq.backends.tvm import bundle, moves, origins, sums, tuning
+from edgeq.backends.tvm import boundary, bundle, moves, origins, sums, tuning
 from edgeq.backends.tvm.decompositions import rewritten
 from edgeq.backends.tvm.floats import schedule_floats
 from edgeq.backends.tvm.geometry import geometry
@@ -326,7 +326,7 @@ class _Emitter:
         source = node.args[0]
         assert isinstance(source, Node)
         shape = tuple(value(source).shape)
-        function = moves.quantize(shape, tensor_qparams(node), self.device)
+        function = boundary.quantize(shape, tensor_qparams(node), self.device)
         return self._call(function, "quantize", node.name, [self._real(source)], moves.lying(shape), "int8")
 
     def _real(self, node: Node) -> Any:
@@ -341,7 +341,7 @@ class _Emitter:
             assert node.target is DEQUANTIZE
             (source,) = node.all_input_nodes
             shape = tuple(value(source).shape)
-            function = moves.dequantize(shape, tensor_qparams(node))
+            function = boundary.dequantize(shape, tensor_qparams(node))
             stored = self._stored(source.name)
             self.floats[node] = self._call(function, "dequantize", node.name, [stored], shape, "float32")
         return self.floats[node]

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -37,7 +36,7 @@ def _logical(index: Sequence[Any]) -> list[Any]:
     return [index[0], index[3], index[1], index[2]] if len(index) == 4 else list(index)
 
 
-def _offset(index: Sequence[Any], shape: Shape) -> Any:
+def offset(index: Sequence[Any], shape: Shape) -> Any:
     """Place in memory of torch's index into a value of torch shape `shape`."""
     place: Any = 0
     for i, n in zip(lying(tuple(index)), lying(shape), strict=True):
@@ -67,7 +66,7 @@ def _flat_map(T: Any, size: int, out: Any, lanes: int, body: Callable[[Any, int]
             store_all(T, out, place, body(place, width), width)
 
 
-def _each(T: Any, shape: Shape, body: Callable[[list[Any]], None]) -> None:
+def each(T: Any, shape: Shape, body: Callable[[list[Any]], None]) -> None:
     """body(torch index) for every element of a value of torch shape `shape`, in the order of memory."""
     memory = lying(shape)
     with tasks(T, math.prod(memory[:-1]), math.prod(shape) >= WORTH // 4) as outer:
@@ -80,7 +79,7 @@ def _at(T: Any, buffer: Any, start: Any, lanes: int) -> Any:
     return buffer[T.ramp(start, 1, lanes) if lanes > 1 else start]
 
 
-def _shifted(T: Any, stored: Any, qparams: QParams, lanes: int) -> Any:
+def shifted(T: Any, stored: Any, qparams: QParams, lanes: int) -> Any:
     """int32 value − zero point."""
     wide = T.cast(stored, f"int32x{lanes}" if lanes > 1 else "int32")
     return wide - spread(T, T.int32(qparams.zero), lanes)
@@ -90,7 +89,7 @@ def _scaled(T: Any, machine: Machine, op: IntegerOp, stored: Any, lanes: int, in
     """One int8 input brought to the output's numbers; itself where they are the same."""
     if _same(op, index):
         return stored
-    total = _shifted(T, stored, op.input_qparams[index], lanes)
+    total = shifted(T, stored, op.input_qparams[index], lanes)
     return machine.requantize(T, total, spread(T, T.float32(float(ratio(op, index))), lanes), op, lanes)
 
 
@@ -170,8 +169,8 @@ def _add(
         def every(v: int) -> Any:
             return spread(T, T.int32(v), lanes)
 
-        total = _shifted(T, a, op.input_qparams[0], lanes) * every(first)
-        total = total + _shifted(T, b, op.input_qparams[1], lanes) * every(second)
+        total = shifted(T, a, op.input_qparams[0], lanes) * every(first)
+        total = total + shifted(T, b, op.input_qparams[1], lanes) * every(second)
         scaled = T.shift_right(total + every(1 << (shift - 1)), every(shift))
         scaled = scaled + every(op.output_qparams.zero)
         clipped = T.min(T.max(scaled, every(op.low)), every(op.high))
@@ -186,7 +185,7 @@ def _mul(
     m = float(ratio(op))
 
     def body(a: Any, b: Any, lanes: int) -> Any:
-        total = _shifted(T, a, op.input_qparams[0], lanes) * _shifted(T, b, op.input_qparams[1], lanes)
+        total = shifted(T, a, op.input_qparams[0], lanes) * shifted(T, b, op.input_qparams[1], lanes)
         return machine.requantize(T, total, spread(T, T.float32(m), lanes), op, lanes)
 
     _pairwise(T, machine.floats(machine.flat), xs, out, ins, to, body)
@@ -203,11 +202,11 @@ def _pairwise(
     def element(index: list[Any]) -> None:
         def picked(buffer: Any, shape: Shape) -> Any:
             tail = index[len(index) - len(shape) :]
-            return buffer[_offset([i if n > 1 else 0 for i, n in zip(tail, shape, strict=True)], shape)]
+            return buffer[offset([i if n > 1 else 0 for i, n in zip(tail, shape, strict=True)], shape)]
 
-        T.buffer_store(to, body(picked(ins[0], xs[0]), picked(ins[1], xs[1]), 1), [_offset(index, out)])
+        T.buffer_store(to, body(picked(ins[0], xs[0]), picked(ins[1], xs[1]), 1), [offset(index, out)])
 
-    _each(T, out, element)
+    each(T, out, element)
 
 
 def _pointwise(
@@ -233,9 +232,9 @@ def _cat(
 
         def element(index: list[Any], k: int = k, source: Any = buffer, x: Shape = shape, start: int = start) -> None:
             place = [i + start if a == axis else i for a, i in enumerate(index)]
-            T.buffer_store(to, _scaled(T, machine, op, source[_offset(index, x)], 1, k), [_offset(place, out)])
+            T.buffer_store(to, _scaled(T, machine, op, source[offset(index, x)], 1, k), [offset(place, out)])
 
-        _each(T, shape, element)
+        each(T, shape, element)
         start += shape[axis]
 
 
@@ -247,12 +246,12 @@ def _move(source: Callable[[Any, IntegerOp, Shape, Shape, list[Any], Any], tuple
     ) -> None:
         def element(index: list[Any]) -> None:
             origin, inside = source(T, op, xs[0], out, index, tables)
-            taken = ins[0][_offset(origin, xs[0])]
+            taken = ins[0][offset(origin, xs[0])]
             if inside is not None:
                 taken = T.if_then_else(inside, taken, T.int8(op.input_qparams[0].zero))
-            T.buffer_store(to, _scaled(T, machine, op, taken, 1), [_offset(index, out)])
+            T.buffer_store(to, _scaled(T, machine, op, taken, 1), [offset(index, out)])
 
-        _each(T, out, element)
+        each(T, out, element)
 
     return emit
 
@@ -330,7 +329,7 @@ def _avg_pool(
     kernel, stride, padding, _ = pool_attrs(op.node)
 
     def fold(total: Any, stored: Any, lanes: int) -> Any:
-        return total + _shifted(T, stored, op.input_qparams[0], lanes)
+        return total + shifted(T, stored, op.input_qparams[0], lanes)
 
     def finish(total: Any, spot: Any, lanes: int) -> Any:
         return machine.requantize(T, total, spread(T, tables[0][spot], lanes), op, lanes)
@@ -395,7 +394,7 @@ def _mean(
                 T.buffer_store(total, _wide(T, 0, "int32", lanes), [every])
                 with T.serial(0, height * width) as p:
                     stored = _at(T, ins[0], (n * height * width + p) * channels + channel, lanes)
-                    T.buffer_store(total, total[every] + _shifted(T, stored, op.input_qparams[0], lanes), [every])
+                    T.buffer_store(total, total[every] + shifted(T, stored, op.input_qparams[0], lanes), [every])
                 store_all(
                     T,
                     to,
@@ -416,15 +415,15 @@ def _mean(
         with T.serial(0, math.prod(x[a] for a in axes)) as r:
             inner = dict(zip(axes, _split(r, tuple(x[a] for a in axes)), strict=True))
             outer = dict(zip(kept, [index[a] for a in kept] if keep else index, strict=True))
-            stored = ins[0][_offset([inner[a] if a in inner else outer[a] for a in range(len(x))], x)]
-            T.buffer_store(total, total[0] + _shifted(T, stored, op.input_qparams[0], 1), [0])
-        T.buffer_store(to, machine.requantize(T, total[0], m, op, 1), [_offset(index, out)])
+            stored = ins[0][offset([inner[a] if a in inner else outer[a] for a in range(len(x))], x)]
+            T.buffer_store(total, total[0] + shifted(T, stored, op.input_qparams[0], 1), [0])
+        T.buffer_store(to, machine.requantize(T, total[0], m, op, 1), [offset(index, out)])
 
     if not out:  # everything folded into one number
         with T.serial(0, 1):
             element([])
         return
-    _each(T, out, element)
+    each(T, out, element)
 
 
 KERNELS: dict[str, Callable[..., None]] = {
@@ -467,44 +466,3 @@ def gather(op: IntegerOp, x: Shape, places: Shape, dtype: str, machine: Machine)
 
     out = (count, *x[1:])
     return prim_func("gather", [("x", lying(x), "int8"), ("table", places, dtype), ("out", lying(out), "int8")], body)
-
-
-def quantize(shape: Shape, qparams: QParams, machine: Machine) -> Any:
-    """PrimFunc float32 [torch layout] → int8 [memory layout]: round half even of x·float32(1/scale), as torch does."""
-    inverse = float(np.float32(1.0 / qparams.step))
-    zero_point = qparams.zero
-
-    def body(T: Any, buffers: list[Any]) -> None:
-        x, out = (flat(T, b) for b in buffers)
-
-        def element(index: list[Any]) -> None:
-            scaled = x[_row_major(index, shape)] * T.float32(inverse)
-            low, high = T.float32(qparams.qmin - zero_point), T.float32(qparams.qmax - zero_point)
-            integer = machine.rounded(T, T.min(T.max(scaled, low), high), 1) + zero_point
-            T.buffer_store(out, T.cast(integer, "int8"), [_offset(index, shape)])
-
-        _each(T, shape, element)
-
-    return prim_func("quantize", [("x", shape, "float32"), ("out", lying(shape), "int8")], body)
-
-
-def dequantize(shape: Shape, qparams: QParams) -> Any:
-    """PrimFunc int8 [memory layout] → float32 [torch layout]: (q − zero point)·scale."""
-
-    def body(T: Any, buffers: list[Any]) -> None:
-        x, out = (flat(T, b) for b in buffers)
-
-        def element(index: list[Any]) -> None:
-            real = T.cast(_shifted(T, x[_offset(index, shape)], qparams, 1), "float32") * T.float32(qparams.step)
-            T.buffer_store(out, real, [_row_major(index, shape)])
-
-        _each(T, shape, element)
-
-    return prim_func("dequantize", [("x", lying(shape), "int8"), ("out", shape, "float32")], body)
-
-
-def _row_major(index: Sequence[Any], shape: Shape) -> Any:
-    place: Any = 0
-    for i, n in zip(index, shape, strict=True):
-        place = place * n + i
-    return place

@@ -219,20 +219,17 @@ def annotate(
     halves: list[Node] = []
     islands: dict[str, str] = {}
     chains = _chains(captured, target, plan)
-    inside = {n for chain in chains.values() for n in chain.nodes[:-1]}
+    fused |= {n for chain in chains.values() for n in chain.nodes[:-1]}
     for node in graph.nodes:
-        if node.op != "call_function" or node.target is getitem or node in fused | inside or integral(node):
+        if node.op != "call_function" or node.target is getitem or node in fused or integral(node):
             continue
         if node in chains:
-            key, chain = captured.keys[node.name], chains[node]
-            wanted = precision(plan.layers[key])
-            reason = kept.get(key) or _no_curve(chain, by_output)
-            if reason is not None:
-                islands.update((captured.keys[n.name], reason) for n in chain.nodes)
-                continue
-            support = _support(key, "curve", wanted, target)
-            groups.append(Group(key, "curve", node, node, (chain.source,), wanted, support, chain.nodes))
-            by_output[node] = groups[-1]
+            made = _curve(chains[node], captured, target, plan, kept, by_output)
+            if isinstance(made, str):
+                islands.update((captured.keys[n.name], made) for n in chains[node].nodes)
+            else:
+                groups.append(made)
+                by_output[node] = made
             continue
         key, kind = captured.keys[node.name], kind_of(node)
         wanted = precision(plan.layers.get(key, "fp32"))
@@ -277,9 +274,21 @@ def _chains(captured: Captured, target: Target, plan: QuantPlan) -> dict[Node, C
     return {n: c for n, c in found.items() if len(c.nodes) > 1 or kind_of(n) is None}
 
 
-def _no_curve(curve: Curve, integers: dict[Node, Group]) -> str | None:
-    """Why a curve does not become a table; None where it does."""
-    return None if curve.source in integers else FLOAT_INPUT
+def _curve(
+    curve: Curve,
+    captured: Captured,
+    target: Target,
+    plan: QuantPlan,
+    kept: Mapping[str, str],
+    integers: Mapping[Node, Group],
+) -> Group | str:
+    """A curve between two grids, or why it stays in float."""
+    last = curve.nodes[-1]
+    key = captured.keys[last.name]
+    if key in kept or curve.source not in integers:
+        return kept.get(key, FLOAT_INPUT)
+    wanted = precision(plan.layers[key])
+    return Group(key, "curve", last, last, (curve.source,), wanted, _support(key, "curve", wanted, target), curve.nodes)
 
 
 def _support(key: str, kind: str | None, wanted: Precision, target: Target) -> OpSupport:

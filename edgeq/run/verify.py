@@ -17,6 +17,7 @@ from edgeq.graph.excerpt import cuts, excerpt
 from edgeq.graph.far import apart, sqnr_db
 from edgeq.graph.integer import tensor_qparams
 from edgeq.graph.package import QuantizedModel
+from edgeq.graph.simulate import simulate
 from edgeq.run.coverage import coverage_json
 from edgeq.run.curves import Tried, tried
 from edgeq.run.files import size
@@ -232,16 +233,13 @@ def first_parting(
     arithmetic = dict(engine.target.kernel_sets(place.info.abi))[kernels]
     wanted: dict[str, Tensor] = {}
     islands: dict[str, Tensor] = {}  # quantize nodes behind a float island, and what they round
-    from edgeq.graph.simulate import simulate
-
-    tables = tried(model, backend, place, kernels).tables
     simulate(
         model.integers,
         batch,
         arithmetic,
         watch=lambda node, q: wanted.__setitem__(node.name, q),
         enters=lambda node, x: islands.__setitem__(node.name, x),
-        tables=tables,
+        tables=tried(model, backend, place, kernels).tables,
     )
     keys = cuts(model)
     ops = model.integers.ops

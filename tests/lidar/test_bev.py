@@ -64,7 +64,7 @@ def found_by_demo(minmax: float | None = 0.7514, lidar_ptq: float | None = 0.780
         return {
             "artifact": f"demo-out/{name}/model", "max_lsb": lsb, "exact_share": None if lsb is None else 1.0,
             "qdq_lsb": 2, "metric": None if lsb is None else {"vehicle_ap": 0.7803},
-            "latency_ms": {"int8": int8, "float": floating}, "integer_ops": 34, "eligible_ops": 0, "float_ops": 2,
+            "latency_ms": {"int8": int8, "float": floating}, "integer_ops": 34, "table_ops": 0, "eligible_ops": 0, "float_ops": 2,
             "bundle": f"demo-out/bundles/{name}",
         }  # fmt: skip
 
