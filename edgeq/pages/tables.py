@@ -16,6 +16,7 @@ from edgeq.pages.words import (
     NOTHING,
     ap,
     compared,
+    curves,
     decibel,
     differing,
     duration,
@@ -204,6 +205,9 @@ def parity_table(found: Found) -> list[RenderableType]:
     ]
     if any(o["equivalent"] for r in found["backends"].values() for k in r["kernels"].values() for o in k["outputs"]):
         parts.append(Text("* the output is computed in float: LSB is 1/255 of its range", style="dim"))
+    for name, row in found["backends"].items():
+        if said := curves(row).get("said"):
+            parts.append(Text(f"{title(name)}, {said}", style="dim"))
     parts.append(Text("max LSB, equal: against the runtime's own simulation; SQNR: against float", style="dim"))
     parts.extend(partings)
     unexplained = [row["max_lsb"] for row in found["backends"].values() if "first_parting" not in row]

@@ -183,6 +183,13 @@ def medians(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"backends": found}
 
 
+def curves(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the kernels that an app gets make of a network's curves; empty where that is not told."""
+    sets = list(row["kernels"].values())
+    found: Mapping[str, Any] = sets[-1].get("curves", {}) if sets else {}
+    return found
+
+
 def parity(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(mark, sentence) of how far backends' artefacts are from their simulations; what was not compared is left out."""
     known = {name: dict(row) for name, row in rows.items() if row["exact_share"] is not None}
@@ -202,6 +209,9 @@ def parity(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     if near:
         said.append(("good", f"Within 1 LSB of its simulation: {join(near)}."))
     for name, row in known.items():
+        tried = curves(row)
+        if tried.get("said"):
+            said.append(("good" if tried["worst"] <= 1 else "warn", f"{title(name)}, {tried['said']}."))
         parting = row.get("first_parting") or {}
         if parting.get("tie") is not None:
             mark = "good" if parting["tie"] < FLOAT_NOISE else "warn"

@@ -34,9 +34,10 @@ class Tried:
     worst: int = 0
     why: str = ""  # they could not be tried
 
-    def told(self) -> dict[str, int]:
+    def told(self) -> dict[str, int | str]:
         """As plain data, the tables left out."""
-        return {"curves": self.curves, "tried": self.tried, "differing": self.differing, "worst": self.worst}
+        numbers = {"curves": self.curves, "tried": self.tried, "differing": self.differing, "worst": self.worst}
+        return {**numbers, "said": self.words()}
 
     def words(self) -> str:
         """`12 curves, all 3,072 inputs tried: equal to their tables`; empty where there are none."""
