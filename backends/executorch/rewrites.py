@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from edgeq.backends.executorch.spelled import SPELLED
+from edgeq.graph.curves import smooth
 from edgeq.graph.integer import DEQUANTIZE, DEQUANTIZE_CHANNEL, QUANTIZE, IntegerOp, coded_weight, read
 from edgeq.graph.kinds import named, role_of, weights_of
 from edgeq.graph.limits import xnnpack_average
@@ -121,7 +122,7 @@ def _operator(editor: _Editor, node: Node) -> None:
         _row(editor, node)
     elif node.target is aten.conv3d.default and value(node).dim() == 5:
         _volume(editor, node)
-    elif node.target in SPELLED:
+    elif node.target in SPELLED and smooth(node):
         editor.replace(node, SPELLED[node.target](partial(editor.call, node), node))
 
 

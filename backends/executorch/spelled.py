@@ -23,7 +23,7 @@ def _softplus(call: Call, x: Any, beta: float = 1) -> Any:
 
 
 def softplus(call: Call, node: Node) -> Any:
-    """aten.softplus; beyond its threshold the two agree in float32."""
+    """aten.softplus of a threshold beyond which the two agree in float32."""
     return _softplus(call, node.args[0], node_arg(node, 1, 1))
 
 

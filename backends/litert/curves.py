@@ -15,6 +15,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgeq.backends.litert.flatbuffer import ModelWriter
+from edgeq.graph.curves import smooth
 from edgeq.graph.integer import DEQUANTIZE, IntegerOp
 from edgeq.graph.ops import clip_bounds, constant, kind_of, node_arg
 
@@ -83,7 +84,7 @@ class Chain:
 
 def expressible(op: IntegerOp) -> bool:
     """Whether all of a curve's operators have a form here."""
-    return all(node.target in FORMS for node in members(op))
+    return all(node.target in FORMS and smooth(node) for node in members(op))
 
 
 def members(op: IntegerOp) -> list[Node]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from edgeq.graph.kinds import role_of
-from edgeq.graph.ops import aten_name, constant, kind_of, value
+from edgeq.graph.ops import aten_name, constant, kind_of, node_arg, value
 from edgeq.spec import QParams
 
 POINTWISE: Final = frozenset((
@@ -28,6 +28,7 @@ POINTWISE: Final = frozenset((
     *("floor", "ceil", "trunc", "pow", "add", "sub", "rsub", "mul", "div", "maximum", "minimum"),
     *("where", "gt", "ge", "lt", "le"),
 ))  # fmt: skip
+SMOOTH: Final = 15.0  # exp(-15) is below the last bit of what it is added to in float32
 NUMBERS: Final = 16  # bits of the widest input that a table is made for
 
 
@@ -96,6 +97,11 @@ def _takes(node: Node) -> bool:
 
 def _sources(node: Node) -> list[Node]:
     return [n for n in node.all_input_nodes if n.op != "get_attr"]
+
+
+def smooth(node: Node) -> bool:
+    """Whether a softplus is one all along: beyond a low threshold torch's is its input itself."""
+    return node.target is not torch.ops.aten.softplus.default or float(node_arg(node, 2, 20)) >= SMOOTH
 
 
 def behind(last: Node, reads: object) -> Curve | None:

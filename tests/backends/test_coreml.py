@@ -421,7 +421,7 @@ def test_there_is_no_latency_where_core_ml_does_not_run(monkeypatch: pytest.Monk
 
 
 def test_what_is_eligible_goes_by_kind_and_not_by_neighbours(tmp_path: Path) -> None:
-    """Curves between two quantized convolutions read and write int8, and are float all the same."""
+    """Curves between two quantized convolutions read and write int8, and are computed in float all the same."""
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 1), nn.LeakyReLU(0.1), nn.Conv2d(8, 8, 1),
         nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(8, 4, 1),
@@ -430,5 +430,6 @@ def test_what_is_eligible_goes_by_kind_and_not_by_neighbours(tmp_path: Path) -> 
     model = edgeq.quantize(edgeq.Task("curves", net.eval, lambda: batch, lambda: [batch]))
     rows = edgeq.export(model, "coreml", folder=tmp_path).coverage
     assert [r.kind for r in rows if r.status == "eligible"] == ["conv"] * 4
-    floats = {layer for r in rows if r.status == "float island" for layer in r.layers}
-    assert floats == {key for key in model.twin_labels.values() if "conv2d" not in key}
+    placed = {s: {layer for r in rows if r.status == s for layer in r.layers} for s in ("table", "float island")}
+    curves = {key for key in model.twin_labels.values() if "conv2d" not in key and "upsample" not in key}
+    assert placed == {"table": curves, "float island": {k for k in model.twin_labels.values() if "upsample" in k}}
