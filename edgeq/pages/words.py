@@ -185,7 +185,7 @@ def medians(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def curves(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the kernels that an app gets make of a network's curves; empty where that is not told."""
-    sets = list(row["kernels"].values())
+    sets = list(row.get("kernels", {}).values())
     found: Mapping[str, Any] = sets[-1].get("curves", {}) if sets else {}
     return found
 

@@ -248,7 +248,7 @@ def test_the_terminal_says_the_same_in_eighty_columns() -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "…" not in text
     words = " ".join(text.split())
-    for wanted in ("float 78.2", "minmax 75.1 (−3.1)", "lidar-ptq 78.0 (−0.2)", "agreement 97.3", "1.69×", "34/0/2", "78.0",
+    for wanted in ("float 78.2", "minmax 75.1 (−3.1)", "lidar-ptq 78.0 (−0.2)", "agreement 97.3", "1.69×", "34/0/0/2", "78.0",
                    "demo-out/report.html", "demo-out/bundles/tvm", "TVM: int8 is slower than float here"):  # fmt: skip
         assert wanted in words, wanted
     assert text.index("slower than float") < text.index("runtime")
