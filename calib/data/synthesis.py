@@ -145,6 +145,15 @@ class Subject:
             ) from error
 
 
+def sensible(images: int, seed: int, steps: int, rate: float, batch: int) -> None:
+    """Raise ValueError where an option of a source that descends has no meaning."""
+    if images < 1 or seed < 0 or steps < 1 or batch < 0 or not rate > 0:
+        raise ValueError(
+            f"{images} images from seed {seed}, {steps} steps of rate {rate:g}, batch {batch}: use "
+            "1 or more images and steps, a rate above 0, and a seed and a batch of 0 or more"
+        )
+
+
 def weaker(source: str, why: str) -> None:
     """Warn that a source says less than statistics of training do."""
     warnings.warn(

@@ -50,9 +50,7 @@ def curves(graph: Graph, alike: Callable[[Node], Hashable | None]) -> dict[Node,
         root = _roots(graph, alike, ends)
         reached: dict[Node, set[Node]] = {}
         for node in reversed(root):
-            inside = [
-                u for u in node.users if root.get(u) is root[node] and node not in ends and root.get(node) is not u
-            ]
+            inside = [u for u in node.users if root.get(u) is root[node] and node not in ends]
             outside = len(inside) < len(node.users) or not inside
             reached[node] = {node} if outside else set().union(*(reached[u] for u in inside))
         new = {n for n, to in reached.items() if to == {n} or len(to) > 1} - ends

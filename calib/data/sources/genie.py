@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from edgeq.calib.data.norms import Matching, input_loss
-from edgeq.calib.data.synthesis import Descent, Subject, bounds, count_in, moments
+from edgeq.calib.data.synthesis import Descent, Subject, bounds, count_in, moments, sensible
 from edgeq.graph.ordered import parted
 from edgeq.spec import EdgeqError
 
@@ -56,11 +56,7 @@ class Genie:
 
     def __post_init__(self) -> None:
         """Raise ValueError where an option has no meaning."""
-        if self.images < 1 or self.seed < 0 or self.steps < 1 or self.batch < 0 or not self.rate > 0:
-            raise ValueError(
-                f"{self.images} images from seed {self.seed}, {self.steps} steps of rate {self.rate:g}, batch {self.batch}: use "
-                "1 or more images and steps, a rate above 0, and a seed and a batch of 0 or more"
-            )
+        sensible(self.images, self.seed, self.steps, self.rate, self.batch)
 
     def make(self, subject: Subject) -> list[tuple[Tensor, ...]]:
         """Flat batches; see the module.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from edgeq.calib.data.norms import Matching
-from edgeq.calib.data.synthesis import Subject, weaker
+from edgeq.calib.data.synthesis import Subject, sensible, weaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,7 @@ class Layernorm:
 
     def __post_init__(self) -> None:
         """Raise ValueError where an option has no meaning."""
-        if self.images < 1 or self.seed < 0 or self.steps < 1 or self.batch < 0 or not self.rate > 0:
-            raise ValueError(
-                f"{self.images} images from seed {self.seed}, {self.steps} steps of rate {self.rate:g}, batch {self.batch}: use "
-                "1 or more images and steps, a rate above 0, and a seed and a batch of 0 or more"
-            )
+        sensible(self.images, self.seed, self.steps, self.rate, self.batch)
 
     def make(self, subject: Subject) -> list[tuple[Tensor, ...]]:
         """Flat batches; see the module."""
