@@ -138,7 +138,7 @@ def default_plan(captured: Captured, target: Target, recipe: str, name: str = "w
             allowed = kind in HALVES
         else:  # how many bits is for annotate to refuse
             allowed = row is not None and row.computes(integers=wanted.activation is not None)
-            allowed = allowed and not _leftover(nodes[node_name], wanted)
+            allowed = allowed and not leftover(nodes[node_name], wanted)
         layers[key] = name if allowed else "fp32"
     return QuantPlan(target.name, recipe, layers)
 
@@ -441,7 +441,7 @@ def _check_half(key: str, kind: str | None, target: Target) -> None:
         raise EdgeqError(f"plan: layer {key!r} asks for fp16, which target {target.name} does not compute; use fp32")
 
 
-def _leftover(node: Node, wanted: Precision) -> int:
+def leftover(node: Node, wanted: Precision) -> int:
     """How many of a layer's inputs are left where its weights are cut into groups."""
     if wanted.weight is None or wanted.weight.tile.over != "group":
         return 0
@@ -460,7 +460,7 @@ def _check_weight_only(key: str, node: Node, wanted: Precision, target: Target) 
             f"plan: layer {key!r} asks for {wanted.name}, but target {target.name} stores weight-only int8 for "
             f"{', '.join(target.weight_only) or 'no operator'}; use fp32 or w8a8"
         )
-    if _leftover(node, wanted):
+    if leftover(node, wanted):
         raise EdgeqError(
             f"plan: layer {key!r} asks for {wanted.name}, but its inputs are no multiple of the group; use another size or none"
         )

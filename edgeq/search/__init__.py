@@ -1,0 +1,1 @@
+"""A mixed-precision search: which layer gets which precision, by what that costs as measured and what it hurts."""
