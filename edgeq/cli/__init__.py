@@ -8,10 +8,10 @@ import sys
 
 import typer
 
-from edgeq.cli import lidar
+from edgeq.cli import lidar, search
 from edgeq.cli.verbs import app
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "search"]
 
 app.add_typer(lidar.app, name="lidar")
 

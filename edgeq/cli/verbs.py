@@ -288,7 +288,7 @@ def profile(
             threads=threads,
             warmup=warmup,
             runs=runs,
-            cores=_cores(cores),
+            cores=cores_of(cores),
             trace=trace,
             fail_if=fail_if or (),
             progress=progress,
@@ -369,7 +369,7 @@ def _resumable() -> Iterator[None]:
         raise
 
 
-def _cores(text: str | None) -> list[int]:
+def cores_of(text: str | None) -> list[int]:
     """`4,5` as numbers."""
     try:
         return [int(part) for part in text.split(",")] if text else []

@@ -108,7 +108,10 @@ class Bench:
         given = [predict(frame) for frame in self.frames]
         ratios = []
         for wanted, got in zip(zip(*self.floats, strict=True), zip(*given, strict=True), strict=True):
-            want, have = torch.stack(wanted).double(), torch.stack([t.reshape(w.shape) for t, w in zip(got, wanted, strict=True)])
+            want, have = (
+                torch.stack(wanted).double(),
+                torch.stack([t.reshape(w.shape) for t, w in zip(got, wanted, strict=True)]),
+            )
             if (power := float(want.square().sum())) > 0:
                 ratios.append(float((have.double() - want).square().sum()) / power)
         return sum(ratios) / len(ratios) if ratios else 0.0

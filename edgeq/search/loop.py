@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,10 @@ from edgeq.search.space import FLOAT, Choice, Space
 from edgeq.search.trial import Trial, Trials
 from edgeq.spec import EdgeqError, Progress
 
-HARM, HEARD = 0.5, 0.05  # how far a layer's harm may lie from what was measured of it alone, and a plan's from its layers' sum
+HARM, HEARD = (
+    0.5,
+    0.05,
+)  # how far a layer's harm may lie from what was measured of it alone, and a plan's from its layers' sum
 MARGIN = 0.005  # of a budget, left for what two measurements of one plan differ by
 TIE = 1e-3  # weight of the cost beside the harm, which decides between plans that hurt alike
 NARROW = 1.05  # two bounds of a bisection that are no further apart are one
@@ -40,8 +43,11 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """best: the plan that was asked for. front: trials that no other beats in both, the cheapest first. trials: all, in the order
-    in which they were made. repeated: the cost of the best one, measured once more. stable: the last solution had been measured."""
+    """What a search found.
+
+    best: the plan that was asked for. front: trials that no other beats in both, the cheapest first. trials: all, in the order in
+    which they were made. repeated: the cost of the best one, measured once more. stable: the last solution had been measured.
+    """
 
     best: Trial
     front: tuple[Trial, ...]
@@ -49,13 +55,16 @@ class Outcome:
     uniform: Mapping[str, Trial]
     repeated: float | None
     stable: bool
-    costs: Costs | None = field(default=None, repr=False)
+    costs: Costs | None = field(repr=False)
+    harm: Linear = field(repr=False)
 
     @property
     def errors(self) -> list[float]:
         """Of each plan whose cost was predicted before it was measured: how far off that was, relative."""
         return [
-            abs(t.predicted - t.cost) / t.cost for t in self.trials if t.predicted is not None and t.cost is not None and t.cost
+            abs(t.predicted - t.cost) / t.cost
+            for t in self.trials
+            if t.predicted is not None and t.cost is not None and t.cost
         ]
 
 
@@ -71,7 +80,8 @@ class Search:
         self.failed: list[Choice] = []
         least = max((harm for harm in harms.values()), default=0.0) * 1e-4
         self.harms = Belief(
-            {_pair(*key): harm for key, harm in harms.items()}, {_pair(*key): HARM * harm + least for key, harm in harms.items()}
+            {_pair(*key): harm for key, harm in harms.items()},
+            {_pair(*key): HARM * harm + least for key, harm in harms.items()},
         )
         self.costs: Costs | None = None
         self.uniform: dict[str, Trial] = {}
@@ -80,8 +90,8 @@ class Search:
         """Search.
 
         Raises:
-            DeviceLost: the device went away; the same search goes on from there. EdgeqError: no plan is within what was asked for,
-                or every plan is.
+            DeviceLost: the device went away; the same search goes on from there. EdgeqError: no plan is within what was asked
+                for, or every plan is.
         """
         self._begin()
         stable = self._within_drop() if self.wanted.drop is not None else self._within_budget()
@@ -89,15 +99,28 @@ class Search:
         best = self._best()
         self.progress("measure the winner again", 0, None)
         return Outcome(
-            best, self.front(), tuple(self.done.values()), self.uniform, self.trials.again(best.choice), stable, self.costs
+            best,
+            self.front(),
+            tuple(self.done.values()),
+            self.uniform,
+            self.trials.again(best.choice),
+            stable,
+            self.costs,
+            self.harm,
         )
 
     def score(self, trial: Trial) -> float:
-        """How good a plan is, the higher the better: by the metric, else by the outputs' error."""
+        """How good a plan is, the higher the better: by the metric, else by the outputs' error.
+
+        A plan is no better than float: above that it is lucky on these data, and the outputs' error decides.
+        """
         name = self.metric
         if name is None or trial.metric is None:
             return -trial.noise
-        return -trial.metric[name] if self.wanted.lower else trial.metric[name]
+        sign, floating = -1.0 if self.wanted.lower else 1.0, self.uniform.get(FLOAT)
+        told = sign * trial.metric[name]
+        most = sign * floating.metric[name] if floating is not None and floating.metric is not None else math.inf
+        return min(told, most)
 
     @property
     def metric(self) -> str | None:
@@ -115,10 +138,15 @@ class Search:
 
     def _begin(self) -> None:
         """Measure the uniform plans, and ask whether there is anything to search between them."""
-        names = self.space.precisions
-        for name in dict.fromkeys(("w8a8", FLOAT, *names)):
-            if name in names:
-                self.uniform[name] = self._try(self.space.uniform(name), f"{name} everywhere")
+        for name in sorted(self.space.precisions, key=lambda name: (name != "w8a8", name != FLOAT)):
+            said = f"{name} everywhere" if name != "w8a8" else "int8 everywhere"
+            try:
+                self.uniform[name] = self._try(self.space.uniform(name), said)
+            except EdgeqError as error:
+                if type(error) is not EdgeqError or name in ("w8a8", FLOAT):
+                    raise
+                self.progress(f"{said}: left out ({error})", 1, 1)
+                self.space = self.space.without(name)
         self._check_metric()
         if all(trial.cost is not None for trial in self.uniform.values()):
             self.costs = Costs(self.space, {name: trial.measured for name, trial in self.uniform.items()})
@@ -127,8 +155,8 @@ class Search:
         budget, floating = self.wanted.budget, self.uniform.get(FLOAT)
         if budget is not None and floating is not None and floating.cost is not None and budget >= floating.cost:
             raise EdgeqError(
-                f"the float network takes {_told(floating)}, which is within the budget of {budget:g}: there is nothing to search "
-                "for; export it in fp32, or give a smaller budget"
+                f"the float network takes {_told(floating)}, which is within the budget of {budget:g}: there is nothing to "
+                "search for; export it in fp32, or give a smaller budget"
             )
 
     def _check_metric(self) -> None:
@@ -137,7 +165,11 @@ class Search:
             there = f"evaluate() gives {', '.join(told)}" if told else "the task has no evaluate()"
             raise EdgeqError(f"--metric {self.wanted.metric}: there is none of that name; {there}")
         if self.wanted.drop is not None and (told is None or FLOAT not in self.uniform):
-            lacks = "a task with evaluate()" if told is None else f"the float network to compare with: add --precision {FLOAT}"
+            lacks = (
+                "a task with evaluate()"
+                if told is None
+                else f"the float network to compare with: add --precision {FLOAT}"
+            )
             raise EdgeqError(f"--max-drop needs {lacks}")
 
     def _within_budget(self) -> bool:
@@ -186,7 +218,9 @@ class Search:
         while self.costs is not None and len(self.done) < len(self.uniform) + self.wanted.rounds:
             prices = sorted(self._price(t) for t in self.front())
             steps = [(high - low, (low + high) / 2) for low, high in itertools.pairwise(prices)]
-            tried = [self._solve(self.harm, [(self.costs.linear(), middle)]) for _, middle in sorted(steps, reverse=True)]
+            tried = [
+                self._solve(self.harm, [(self.costs.linear(), middle)]) for _, middle in sorted(steps, reverse=True)
+            ]
             fresh = next((c for c in tried if c is not None and _key(c) not in self.done), None)
             if fresh is None:
                 return
@@ -196,7 +230,8 @@ class Search:
         """Try a plan that was solved for; None where it does not lower or run, and is left out from now on."""
         expected = None if self.costs is None else self.costs.predict(choice)
         count = sum(choice[unit.name] == FLOAT for unit in self.space.units)
-        of = f"round {len(self.done) - len(self.uniform) + 1} of {self.wanted.rounds}: {count} of {len(self.space.units)} in float"
+        done = len(self.done) - len(self.uniform)
+        of = f"round {done + 1} of {self.wanted.rounds}: {count} of {len(self.space.units)} in float"
         said = of if expected is None else f"{of}, {_number(expected[0])} expected"
         try:
             trial = self._try(choice, said, expected)
@@ -215,7 +250,9 @@ class Search:
         self.progress(said, 0, None)
         trial = self.trials.run(choice, expected)
         self.done[_key(choice)] = trial
-        metric = "" if trial.metric is None or not self.uniform else f", {self.metric} {trial.metric[self.metric or '']:.4g}"
+        metric = (
+            "" if trial.metric is None or not self.uniform else f", {self.metric} {trial.metric[self.metric or '']:.4g}"
+        )
         self.progress(f"{said}: {_told(trial)}{metric}", 1, 1)
         return trial
 
@@ -255,7 +292,7 @@ class Search:
         return found
 
     def _solve(self, least: Linear, limits: Sequence[tuple[Linear, float]]) -> dict[str, str] | None:
-        if self.costs is not None and least is not self.costs:  # of plans that hurt alike the cheapest
+        if self.costs is not None:  # of plans that hurt alike the cheapest
             least = _sum(least, self.costs.linear(), TIE)
         return solve(self.space, least, limits, self.failed)
 
@@ -295,11 +332,13 @@ class Search:
         fastest = min(self.done.values(), key=self._price)
         smallest = min(trial.size_bytes for trial in self.done.values())
         least = solve(self.space, self._cheap(), [], self.failed)
-        expected = self.costs.predict(least)[0] if self.costs is not None and least is not None else self._price(fastest)
+        expected = (
+            self.costs.predict(least)[0] if self.costs is not None and least is not None else self._price(fastest)
+        )
         raise EdgeqError(
             f"no plan is within {' and '.join(asked)}: the fastest that was measured takes {_told(fastest)}, none is expected "
-            f"below {_number(expected)}, and the smallest has {smallest:,} bytes; give a larger budget, other precisions or another "
-            "runtime"
+            f"below {_number(expected)}, and the smallest has {smallest:,} bytes; give a larger budget, other precisions or "
+            "another runtime"
         )
 
 

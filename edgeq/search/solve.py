@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,51 +55,30 @@ def solve(
     """
     try:
         from scipy.optimize import Bounds, LinearConstraint, milp
-        from scipy.sparse import csr_array
     except ImportError as error:
         raise EdgeqError("a search needs scipy: pip install 'edgeq[search]'") from error
 
     pairs = [(unit.name, name) for unit in space.units for name in unit.plans]
     crossings = [(b.source, b.reader, way) for b in space.borders for way in (ENTERING, LEAVING)]
     at: dict[tuple[str, ...], int] = {key: index for index, key in enumerate((*pairs, *crossings))}
-    rows: list[dict[int, float]] = []
-    low: list[float] = []
-    high: list[float] = []
-
-    def constrain(row: dict[int, float], lowest: float, highest: float) -> None:
-        rows.append(row)
-        low.append(lowest)
-        high.append(highest)
-
-    for unit in space.units:  # one precision each
-        constrain({at[unit.name, name]: 1.0 for name in unit.plans}, 1, 1)
-    integers = {unit.name: {at[unit.name, name] for name in unit.integers} for unit in space.units}
-    for border in space.borders:  # converted where one end is in integers and the other is not
-        for way, sign in ((ENTERING, 1.0), (LEAVING, -1.0)):
-            row = dict.fromkeys(integers[border.reader], sign) | dict.fromkeys(integers[border.source], -sign)
-            row[at[border.source, border.reader, way]] = -1.0
-            constrain(row, -np.inf, 0)
+    rows = _structure(space, at)
     for quantity, bound in limits:
-        largest = max((abs(v) for v in (*quantity.units.values(), *quantity.borders.values())), default=0.0) or 1.0
-        amounts = {at[key]: v / largest for key, v in (*quantity.units.items(), *quantity.borders.items()) if key in at}
-        constrain(amounts, -np.inf, (bound - quantity.rest) / largest)
+        amounts = {at[key]: v for key, v in (*quantity.units.items(), *quantity.borders.items()) if key in at}
+        largest = max(map(abs, amounts.values()), default=0.0) or 1.0
+        scaled = {column: amount / largest for column, amount in amounts.items()}
+        rows.append(_Row(scaled, -np.inf, (bound - quantity.rest) / largest))
     for choice in without:
-        constrain({at[unit.name, choice[unit.name]]: 1.0 for unit in space.units}, -np.inf, len(space.units) - 1)
+        rows.append(_Row({at[u.name, choice[u.name]]: 1.0 for u in space.units}, -np.inf, len(space.units) - 1))
 
     goal = np.zeros(len(at))
     for key, amount in (*least.units.items(), *least.borders.items()):
         if key in at:
             goal[at[key]] = amount
-    goal /= np.abs(goal).max() or 1.0
-    entries = [(index, column, amount) for index, row in enumerate(rows) for column, amount in row.items()]
-    index, column, amount = zip(*entries, strict=True)
-    matrix = csr_array((amount, (index, column)), shape=(len(rows), len(at)))
-    whole = np.array([1] * len(pairs) + [0] * len(crossings))
     found = milp(
-        goal,
-        integrality=whole,
+        goal / (np.abs(goal).max() or 1.0),
+        integrality=np.array([1] * len(pairs) + [0] * len(crossings)),
         bounds=Bounds(0, 1),
-        constraints=LinearConstraint(matrix, low, high),
+        constraints=LinearConstraint(_matrix(rows, len(at)), [row.low for row in rows], [row.high for row in rows]),
         options={"mip_rel_gap": GAP},
     )
     if found.status == 2:
@@ -106,3 +86,31 @@ def solve(
     if found.x is None:
         raise EdgeqError(f"the integer program of the search could not be solved: {found.message}")
     return {unit.name: max(unit.plans, key=lambda name: found.x[at[unit.name, name]]) for unit in space.units}
+
+
+class _Row(NamedTuple):
+    """Of the program's constraints: column → amount, and the bounds of their sum."""
+
+    amounts: dict[int, float]
+    low: float
+    high: float
+
+
+def _structure(space: Space, at: Mapping[tuple[str, ...], int]) -> list[_Row]:
+    """One precision for each unit; a border converts where one end is in integers and the other is not."""
+    rows = [_Row({at[unit.name, name]: 1.0 for name in unit.plans}, 1, 1) for unit in space.units]
+    integers = {unit.name: {at[unit.name, name] for name in unit.integers} for unit in space.units}
+    for border in space.borders:
+        for way, sign in ((ENTERING, 1.0), (LEAVING, -1.0)):
+            ends = dict.fromkeys(integers[border.reader], sign) | dict.fromkeys(integers[border.source], -sign)
+            rows.append(_Row({**ends, at[border.source, border.reader, way]: -1.0}, -np.inf, 0))
+    return rows
+
+
+def _matrix(rows: Sequence[_Row], columns: int) -> Any:
+    """The constraints as scipy takes them: one row each."""
+    from scipy.sparse import csr_array
+
+    entries = [(amount, index, column) for index, row in enumerate(rows) for column, amount in row.amounts.items()]
+    amounts, indices, places = zip(*entries, strict=True)
+    return csr_array((amounts, (indices, places)), shape=(len(rows), columns))

@@ -22,7 +22,7 @@ FLOAT = "fp32"
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Layers that choose one precision together: one with weights, or a product of two tensors, and what follows it until the next.
+    """Layers that choose one precision together: one with weights, or a product of two tensors, and what follows until the next.
 
     name: layer key of the first with weights (of the first, where none has). layers: all keys.
     plans: precision → what each layer's line in the plan is then. sizes: precision → bytes of weights, biases and scales.
@@ -72,6 +72,14 @@ class Space:
         """Every unit in one precision, as far as it can; the others in their first."""
         return {unit.name: name if name in unit.plans else next(iter(unit.plans)) for unit in self.units}
 
+    def without(self, name: str) -> Space:
+        """The same without a precision, where units have another."""
+        units = [
+            dataclasses.replace(unit, plans={n: lines for n, lines in unit.plans.items() if n != name} or unit.plans)
+            for unit in self.units
+        ]
+        return dataclasses.replace(self, units=tuple(units))
+
     def plan(self, choice: Choice) -> QuantPlan:
         """A plan that says so, a line for every layer."""
         layers = dict(self.base.layers)
@@ -100,7 +108,10 @@ def space(captured: Captured, annotation: Annotation, target: Target, base: Quan
             given = precision(name)
             if all(_can(head, given, target) for head in heads):
                 options[name] = {
-                    captured.keys[n.name]: _line(g, given, target) for g in members for n in g.nodes if n.name in captured.keys
+                    captured.keys[n.name]: _line(g, given, target)
+                    for g in members
+                    for n in g.nodes
+                    if n.name in captured.keys
                 }
                 sizes[name] = sum(_bytes(g, given) for g in heads)
         if not options:
@@ -111,7 +122,9 @@ def space(captured: Captured, annotation: Annotation, target: Target, base: Quan
         found.append(Unit(heads[0].key, keys, options, sizes, sum(macs(g.node) for g in members)))
         borders.add(heads[0].key, members)
     if not found:
-        raise EdgeqError(f"target {target.name} computes nothing of this network in integers, so there is nothing to choose")
+        raise EdgeqError(
+            f"target {target.name} computes nothing of this network in integers, so there is nothing to choose"
+        )
     if all(len(unit.plans) < 2 for unit in found):
         raise EdgeqError(
             f"no layer has a choice between {', '.join(wanted)}: name precisions that target {target.name} computes, as "

@@ -15,8 +15,6 @@ from typing import Any
 from edgeq import backends
 from edgeq.backends.timing import WAITING
 from edgeq.graph.package import QuantizedModel
-from edgeq.graph.signatures import signatures
-from edgeq.graph.store import write_json
 from edgeq.home import home
 from edgeq.run.count import count
 from edgeq.run.count import kept as keep_counts
@@ -33,7 +31,10 @@ from edgeq.search.cost import Measured, measured
 from edgeq.search.space import Choice, Space
 from edgeq.spec import Artifact, EdgeqError, LatencyReport, Progress
 
-WAITED, TRIES = 0.02, 3  # share of a time for which the thread was on no core, from which on it is measured again; how often
+WAITED, TRIES = (
+    0.02,
+    3,
+)  # share of a time for which the thread was on no core, from which on it is measured again; how often
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,14 @@ class Trials:
 
     def __init__(self, bench: Bench, space: Space, place: Place, how: How, folder: Path, progress: Progress) -> None:
         """folder: where trials are kept, and artefacts while they are measured."""
-        self.bench, self.space, self.place, self.how, self.folder, self.progress = bench, space, place, how, folder, progress
+        self.bench, self.space, self.place, self.how, self.folder, self.progress = (
+            bench,
+            space,
+            place,
+            how,
+            folder,
+            progress,
+        )
         self.kept = Kept(folder / "trials")
         self.made = 0  # measurements of this command
         self._key = (bench.key, bench.to, dataclasses.asdict(place.info), dataclasses.asdict(how), backends.versions())
@@ -156,8 +164,8 @@ class Trials:
         if metric is not None and not all(value == value for value in metric.values()):
             names = [name for name, value in metric.items() if value != value]
             raise EdgeqError(
-                f"{self.bench.task.path or self.bench.task.name}: evaluate() returned NaN as {names[0]!r} of a plan that was tried: "
-                "a search cannot choose by it; mend evaluate(), or name another with --metric"
+                f"{self.bench.task.path or self.bench.task.name}: evaluate() returned NaN as {names[0]!r} of a plan that was "
+                "tried: a search cannot choose by it; mend evaluate(), or leave it out there"
             )
         return {"metric": metric, "noise": self.bench.noise(predict)}
 
@@ -169,7 +177,7 @@ class Trials:
         where.mkdir(parents=True, exist_ok=True)
         floating = not model.integers.ops and all(choice[u.name] == "fp32" for u in self.space.units)
         program, labels = (model.twin, model.twin_labels) if floating else (model.program, model.labels)
-        options = {"outputs": tuple(info.name for info in model.outputs)}
+        options: dict[str, Any] = {"outputs": tuple(info.name for info in model.outputs)}
         known = backends.RUNTIMES[backends.runtime_of(self.bench.to)].options
         with lowering(self.bench.to):
             return backends.backend(self.bench.to).lower(
@@ -199,7 +207,9 @@ class Trials:
         for _ in range(TRIES):
             pair = profile(artifact, None, model.golden, place=self.place, **how)
             if pair.int8 is None:
-                raise EdgeqError(f"{artifact.backend} cannot be timed on {self.place.name}: search with another runtime or device")
+                raise EdgeqError(
+                    f"{artifact.backend} cannot be timed on {self.place.name}: search with another runtime or device"
+                )
             with contextlib.suppress(EdgeqError):
                 pair = keep_times(pair, model, (artifact, None), self.place.info)
             assert pair.int8 is not None
