@@ -63,6 +63,31 @@ class Numbers:
             bias = snap_bias(bias, coded.scale.reshape(-1), self.qparams(source).step)
         return coded.decode(), bias
 
+    def as_read(self, reader: Node, node: Node, x: Any) -> Any:
+        """What `reader` gets of `node`, whose value is `x`: a float is quantized for the integer operators among its readers."""
+        outside = node in self.annotation.tensors.parent and node not in self.makers
+        return self.activation(node, x) if outside and reader in self.groups else x
+
+    def unrounded(self, floats: Floats, node: Node, look: Look) -> Any:
+        """Compute `node` with the quantized constants, before its value goes on a grid."""
+
+        def read(n: Node) -> Any:
+            return constant(self.captured.module, n) if n.op == "get_attr" else self.as_read(node, n, look(n))
+
+        args = list(torch.fx.map_arg(node.args, read))
+        if node in self.weighted:
+            at = weights_of(kind_of(node))
+            weight, bias = self.constants(node)
+            args[at.weight] = weight
+            if bias is not None:
+                args[at.bias] = bias
+        return node.target(*floats.resized(node, args), **torch.fx.map_arg(node.kwargs, read))  # type: ignore[operator] # call_function
+
+    def computed(self, floats: Floats, node: Node, look: Look) -> Any:
+        """Compute `node` with the quantized constants and put its value on its grid where it has one."""
+        result = self.unrounded(floats, node, look)
+        return self.activation(node, result) if node in self.makers and node not in self.moved else result
+
 
 class Twins:
     """Runs nodes of the captured graph on both sides; values pass through the cache and leave it after their last use.
@@ -105,38 +130,11 @@ class Twins:
 
     def read_by(self, reader: Node, node: Node, start: int, stop: int) -> Any:
         """What the quantized `reader` gets of `node`."""
-        return self.as_read(reader, node, self.seen(node, start, stop))
-
-    def as_read(self, reader: Node, node: Node, x: Any, numbers: Numbers | None = None) -> Any:
-        """A float value is quantized for the integer operators among its readers."""
-        numbers = numbers or self.numbers
-        outside = node in numbers.annotation.tensors.parent and node not in numbers.makers
-        return numbers.activation(node, x) if outside and reader in numbers.groups else x
+        return self.numbers.as_read(reader, node, self.seen(node, start, stop))
 
     def quantized_node(self, node: Node, look: Look, numbers: Numbers | None = None) -> Any:
         """Compute `node` with the quantized constants and put its value on its grid where it has one."""
-        numbers = numbers or self.numbers
-        result = self.unrounded(node, look, numbers)
-        return numbers.activation(node, result) if node in numbers.makers and node not in numbers.moved else result
-
-    def unrounded(self, node: Node, look: Look, numbers: Numbers) -> Any:
-        """Compute `node` with the quantized constants, before its value goes on a grid."""
-
-        def read(n: Node) -> Any:
-            return (
-                constant(self.numbers.captured.module, n)
-                if n.op == "get_attr"
-                else self.as_read(node, n, look(n), numbers)
-            )
-
-        args = list(torch.fx.map_arg(node.args, read))
-        if node in numbers.weighted:
-            at = weights_of(kind_of(node))
-            weight, bias = numbers.constants(node)
-            args[at.weight] = weight
-            if bias is not None:
-                args[at.bias] = bias
-        return node.target(*self.floats.resized(node, args), **torch.fx.map_arg(node.kwargs, read))  # type: ignore[operator] # call_function
+        return (numbers or self.numbers).computed(self.floats, node, look)
 
     def advance(self, nodes: Sequence[Node], *, real: bool = True, keep: Iterable[Node] = ()) -> None:
         """Compute `nodes` for all frames on both sides (`real` false: the quantized side again), and drop what is done.

@@ -81,7 +81,7 @@ def common_error(twins: Twins, node: Node) -> Tensor:
                 break
             real, seen = twins.real(source, start, stop), twins.seen(source, start, stop)
             wanted = twins.floats.node(node, {source: real}.__getitem__)
-            error = twins.unrounded(node, {source: seen}.__getitem__, twins.numbers) - wanted
+            error = twins.numbers.unrounded(twins.floats, node, {source: seen}.__getitem__) - wanted
             cells = error.movedim(axis, -1).reshape(-1, error.shape[axis])
             step = -(-len(cells) * some // (CELLS * (stop - start)))
             found.append(cells[:: max(1, step | 1)])  # an odd step, so that no column of a map is left out

@@ -1,0 +1,189 @@
+"""Sensitivities: outputs as the QDQ program gives them, numbers against NumPy, what is kept, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import InvertedResidual, inputs, seeded
+from torch import Tensor, nn
+
+from edgeq import api, backends
+from edgeq.calib import sensitivity
+from edgeq.calib.recipes import recipe
+from edgeq.calib.sensitivity import measure
+from edgeq.calib.study import Study
+from edgeq.graph.annotate import default_plan
+from edgeq.graph.capture import capture
+from edgeq.spec import EdgeqError, QuantPlan
+from edgeq.task import Task
+
+FRAMES = 6
+Change = dict[str, str]
+
+
+class Classes(nn.Module):
+    """Two linear layers, [1, 8] → logits [1, 5], and what else they are made to."""
+
+    def __init__(self, end: Callable[[Tensor], Any] = lambda y: y) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second, self.end = nn.Linear(8, 6), nn.Linear(6, 5), end
+
+    def forward(self, x: Tensor) -> Any:
+        return self.end(self.second(self.first(x)))
+
+
+def frames(count: int = FRAMES) -> list[tuple[Tensor, ...]]:
+    return [(torch.randn(1, 8, generator=torch.Generator().manual_seed(i)),) for i in range(count)]
+
+
+def study(network: nn.Module, data: Sequence[tuple[Tensor, ...]] | None = None, **options: Any) -> Study:
+    given = frames() if data is None else data
+    return Study(capture(network.eval(), given[0]), backends.target("simulated"), recipe("minmax"), given, **options)
+
+
+def rounded(network: Classes, bits: int) -> list[np.ndarray]:
+    """Outputs on the frames with the first layer's weights on a symmetric grid per channel, float64."""
+    w, b = (t.detach().double().numpy() for t in (network.first.weight, network.first.bias))
+    v, c = (t.detach().double().numpy() for t in (network.second.weight, network.second.bias))
+    most = 2 ** (bits - 1) - 1
+    scale = np.abs(w).max(1, keepdims=True) / most
+    near = np.round(w / scale) * scale
+    return [(x.double().numpy() @ near.T + b) @ v.T + c for (x,) in frames()]
+
+
+def floats(network: Classes) -> list[np.ndarray]:
+    return [network.second(network.first(x)).detach().double().numpy() for (x,) in frames()]
+
+
+def softmax(y: np.ndarray) -> np.ndarray:
+    e = np.exp(y - y.max(1, keepdims=True))
+    return np.asarray(e / e.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_sqnr_and_kl_are_numpys(bits: int) -> None:
+    network = Classes()
+    real, made = floats(network), rounded(network, bits)
+    lines = [{"first/linear": f"w{bits}"}]
+    noise = sum(np.square(y - x).sum() for y, x in zip(real, made, strict=True)) / sum(np.square(y).sum() for y in real)
+    assert measure("sqnr", study(network), lines) == pytest.approx([noise], rel=1e-4)
+    pairs = [(softmax(y), softmax(x)) for y, x in zip(real, made, strict=True)]
+    divergence = np.mean([(p * np.log(p / q)).sum() for p, q in pairs])
+    assert divergence > 0
+    assert measure("kl", study(network), lines) == pytest.approx([divergence], rel=1e-3)
+    assert measure("kl", study(Classes(lambda y: y.softmax(1))), lines) == pytest.approx([divergence], rel=1e-3)
+
+
+def test_kl_of_numbers_is_half_the_squared_error_over_their_power() -> None:
+    network = Classes()
+    real, made = floats(network), rounded(network, 3)
+    errors = [np.square(y - x) for y, x in zip(real, made, strict=True)]
+    halves = [
+        sum(e[:, part].sum() for e in errors) / (2 * np.mean([np.square(y[:, part]) for y in real]))
+        for part in (slice(0, 2), slice(2, 5))
+    ]
+    two = Classes(lambda y: (y[:, :2], y[:, 2:]))
+    assert measure("kl", study(two), [{"first/linear": "w3"}]) == pytest.approx([sum(halves) / FRAMES], rel=1e-4)
+
+
+@pytest.mark.parametrize("base", ["fp32", "w8a8"])
+@pytest.mark.parametrize("changed", ["fp32", "w8a8", "w4a8", "w4", "w3a6"])
+def test_outputs_are_those_of_the_program_that_quantize_makes(base: str, changed: str) -> None:
+    network = seeded(InvertedResidual)
+    data = [inputs(InvertedResidual, seed) for seed in range(4)]
+    target = backends.target("simulated")
+    whole = default_plan(capture(network, data[0]), target, "minmax").layers
+    keys = [key for key, name in whole.items() if name == "w8a8" and "conv2d" in key][1:3]
+    layers = whole if base == "w8a8" else dict.fromkeys(whole, "fp32")
+    change = dict.fromkeys(keys, changed)
+    subject = study(network, data, base=layers)
+    task = Task("net", lambda: network, lambda: data[0], lambda: data)
+    model = api.quantize(task, recipe="minmax", plan=QuantPlan("simulated", "minmax", {**layers, **change}))
+    real = [tuple(y.detach().numpy() for y in model.float(batch)) for batch in data]
+    made = [tuple(y.detach().numpy() for y in model.qdq(batch)) for batch in data]
+    answered = list(subject.answers(subject.change(change)))
+    got = [np.concatenate(parts) for parts in zip(*[[y.numpy() for y in ys] for _, ys in answered], strict=True)]
+    wanted = [np.concatenate(parts) for parts in zip(*made, strict=True)]
+    off = sum(np.square(a - b).sum() for a, b in zip(got, wanted, strict=True))
+    noise = sum(np.square(a - np.concatenate(b)).sum() for a, b in zip(wanted, zip(*real, strict=True), strict=True))
+    assert off <= 1e-3 * noise + 1e-12
+    assert bool(noise > 1e-10) is ((base, changed) != ("fp32", "fp32"))
+
+
+def test_what_changes_nothing_hurts_nothing_and_the_base_counts_off() -> None:
+    network = Classes()
+    for name in ("sqnr", "kl"):
+        alone, lower = measure(name, study(network), [{}, {"first/linear": "w3"}])
+        assert alone == 0.0 < lower
+        under = study(network, base={"first/linear": "w3", "second/linear": "w3"})
+        same, freed = measure(name, under, [{"first/linear": "w3"}, {"first/linear": "fp32"}])
+        assert same == 0.0 > freed
+
+
+def test_kept_numbers_are_not_measured_again_and_others_are() -> None:
+    network, kept = Classes(), dict[str, float]()
+    lines: list[Change] = [{"first/linear": "w3"}, {"second/linear": "w3"}]
+    found = measure("sqnr", study(network), lines, kept=kept)
+    before = dict(kept)
+    told = list[tuple[str, int, int | None]]()
+    again = study(network)
+    again.change = lambda lines: pytest.fail("measured again")  # type: ignore[method-assign]
+    assert measure("sqnr", again, lines, lambda *stage: told.append(stage), kept) == found
+    assert told == [("sensitivity sqnr", 1, 2), ("sensitivity sqnr", 2, 2)]
+    measure("sqnr", study(network, frames(FRAMES - 1)), lines, kept=kept)
+    measure("kl", study(network), lines, kept=kept)
+    measure("sqnr", study(network, base={"second/linear": "w8"}), lines, kept=kept)
+    assert len(kept) == 8 and before.items() <= kept.items()
+
+
+def test_memory_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, lines = Classes(), [{"first/linear": "w3a4"}]
+    found = measure("kl", study(network), lines)
+    monkeypatch.setattr("edgeq.calib.study.MEMORY", 0)
+    assert measure("kl", study(network), lines) == found
+
+
+def right(predict: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> Mapping[str, float]:
+    """How near the first logit comes to 1, and how many answers there were."""
+    answers = [predict(frame)[0] for frame in frames()]
+    return {"near": -float(np.mean([abs(float(y[0, 0]) - 1) for y in answers])), "answers": float(len(answers))}
+
+
+def test_metric_is_the_fall_of_what_evaluate_says() -> None:
+    network = Classes()
+    near = [-np.mean([abs(y[0, 0] - 1) for y in ys]) for ys in (floats(network), rounded(network, 3))]
+    lines = [{"first/linear": "w3"}]
+    assert measure("metric", study(network, score=right), lines) == pytest.approx([near[0] - near[1]], rel=1e-4)
+    assert measure("metric", study(network, score=right, metric="answers"), lines) == [0.0]
+
+
+def test_every_measure_is_named_and_a_wrong_name_lists_them() -> None:
+    with pytest.raises(EdgeqError, match=r"unknown sensitivity 'hessian': use .*kl, .*metric, .*sqnr"):
+        measure("hessian", study(Classes()), [])
+    assert {"kl", "metric", "sqnr"} <= set(sensitivity.names())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, "asks the task's evaluate\\(\\)"),
+        ({"score": lambda predict: {"top1": float("nan")}}, "NaN as 'top1' before any layer"),
+        ({"score": right, "metric": "top1"}, "no number called 'top1': it has near, answers"),
+        ({"score": lambda predict: {}}, "no number called None: it has none"),
+    ],
+)
+def test_a_metric_that_says_nothing_is_refused(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(EdgeqError, match=sentence):
+        measure("metric", study(Classes(), **options), [{"first/linear": "w3"}])
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(EdgeqError, match="there are none"):
+        study(Classes(), frames=0)
+    with pytest.raises(EdgeqError, match="unknown layer 'frist/linear'; did you mean 'first/linear'"):
+        measure("kl", study(Classes()), [{"frist/linear": "w3"}])
