@@ -125,7 +125,7 @@ class Search:
     @property
     def metric(self) -> str | None:
         """The metric that counts."""
-        told = next(iter(self.uniform.values())).metric or {}
+        told = next(iter(self.done.values())).metric or {}
         return self.wanted.metric or next(iter(told), None)
 
     def front(self) -> tuple[Trial, ...]:
@@ -147,7 +147,7 @@ class Search:
                     raise
                 self.progress(f"{said}: left out ({error})", 1, 1)
                 self.space = self.space.without(name)
-        self._check_metric()
+            self._check_metric()
         if all(trial.cost is not None for trial in self.uniform.values()):
             self.costs = Costs(self.space, {name: trial.measured for name, trial in self.uniform.items()})
         for trial in self.uniform.values():
@@ -164,7 +164,7 @@ class Search:
         if self.wanted.metric is not None and self.wanted.metric not in (told or {}):
             there = f"evaluate() gives {', '.join(told)}" if told else "the task has no evaluate()"
             raise EdgeqError(f"--metric {self.wanted.metric}: there is none of that name; {there}")
-        if self.wanted.drop is not None and (told is None or FLOAT not in self.uniform):
+        if self.wanted.drop is not None and (told is None or FLOAT not in self.space.precisions):
             lacks = (
                 "a task with evaluate()"
                 if told is None
@@ -196,21 +196,27 @@ class Search:
             self._refuse()
             return True
         low, high = 0.0, self.harm.of(self.space, cheapest)
-        for done in range(self.wanted.rounds):
-            allowed = high if not done else (low * high) ** 0.5 if low else high / 8
-            choice = self._solve(self._cheap(), [*self._limits(), (self.harm, allowed)])
+        while len(self.done) - len(self.uniform) < self.wanted.rounds:
+            allowed = low  # what is known to be allowed first: its cheapest plan changes as costs are learned
+            choice = self._solve(self._cheap(), [*self._limits(), (self.harm, allowed)]) if low else None
+            if choice is None or _key(choice) in self.done:
+                if low and high / low < NARROW:
+                    return True
+                allowed = high if len(self.done) == len(self.uniform) else (low * high) ** 0.5 if low else high / 8
+                choice = self._solve(self._cheap(), [*self._limits(), (self.harm, allowed)])
             if choice is None:
-                low = allowed
+                low = max(low, allowed)
                 continue
             trial = self.done.get(_key(choice)) or self._round(choice)
-            if trial is not None and self._holds(trial):
-                low = allowed
-                if not done:
-                    return True  # the cheapest of all
-            elif trial is not None:
+            if trial is None:
+                continue
+            if not self._holds(trial):
                 high = allowed
-            if low and high / low < NARROW:
-                return True
+                self.failed.append(choice)
+            elif allowed == high:
+                return True  # the cheapest of all
+            else:
+                low = allowed
         return False
 
     def _fill(self) -> None:
@@ -250,9 +256,8 @@ class Search:
         self.progress(said, 0, None)
         trial = self.trials.run(choice, expected)
         self.done[_key(choice)] = trial
-        metric = (
-            "" if trial.metric is None or not self.uniform else f", {self.metric} {trial.metric[self.metric or '']:.4g}"
-        )
+        named = {} if trial.metric is None else trial.metric
+        metric = f", {self.metric} {named[self.metric]:.4g}" if self.metric in named else ""
         self.progress(f"{said}: {_told(trial)}{metric}", 1, 1)
         return trial
 

@@ -108,7 +108,7 @@ def space(captured: Captured, annotation: Annotation, target: Target, base: Quan
             given = precision(name)
             if all(_can(head, given, target) for head in heads):
                 options[name] = {
-                    captured.keys[n.name]: _line(g, given, target)
+                    captured.keys[n.name]: _line(g, n, given, target)
                     for g in members
                     for n in g.nodes
                     if n.name in captured.keys
@@ -189,11 +189,12 @@ def _can(head: Group, wanted: Precision, target: Target) -> bool:
     return target.takes(head.kind, wanted) is not None
 
 
-def _line(group: Group, wanted: Precision, target: Target) -> str:
-    """What a plan says of a unit's layer where the unit has a precision."""
+def _line(group: Group, node: Node, wanted: Precision, target: Target) -> str:
+    """What a plan says of an operator of a unit's layer where the unit has a precision."""
     if wanted.activation is not None:
         return wanted.name if target.takes(group.kind, wanted) is not None else FLOAT
-    return wanted.name if role_of(group.kind) == "layer" or (wanted.weight is None and _heads(group)) else FLOAT
+    weighted = role_of(group.kind) == "layer" or (wanted.weight is None and _heads(group))
+    return wanted.name if weighted and node is group.node else FLOAT
 
 
 def _bytes(layer: Group, wanted: Precision) -> int:
