@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import edgeq
 from edgeq.assembly import as_task
-from edgeq.search import search
+from edgeq.search import explain, search
 from edgeq.search.belief import Belief
 from edgeq.search.bench import Bench
 from edgeq.search.loop import Search, Wanted
@@ -24,6 +24,8 @@ from edgeq.search.solve import ENTERING, LEAVING, Linear, solve
 from edgeq.search.space import Border, Space, Unit
 from edgeq.search.trial import Trial
 from edgeq.spec import EdgeqError, QuantPlan
+from edgeq.task import batches as task_batches
+from edgeq.task import load_task
 
 TASK = """
 import os
@@ -316,3 +318,52 @@ def test_a_question_that_has_no_answer_is_a_sentence(
     with pytest.raises(EdgeqError, match=said):
         search(task, to="litert", output=tmp_path / "out", **asked)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_holds_the_time_and_what_makes_the_error_are_told(tmp_path: Path) -> None:
+    class Cut(nn.Module):
+        """Two convolutions in integers with an island between, and a third whose weights are of very unlike size."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = (nn.Conv2d(8, 8, 3, 1, 1) for _ in range(3))
+            with torch.no_grad():
+                self.third.weight[:, 0] *= 200
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.first(x))
+            y = torch.cumsum(y, 2) / 8
+            return self.third(torch.relu(self.second(y)))
+
+    torch.manual_seed(0)
+    batches = [(torch.randn(1, 8, 32, 32),) for _ in range(3)]
+    model = edgeq.quantize(Cut().eval(), example_inputs=batches[0], calibration=batches, output=tmp_path / "out")
+    edgeq.export(model, "litert")
+    found = explain(tmp_path / "out", to=["litert"], runs=10)
+    assert "the task file is not at hand" in found["note"]
+    row = found["backends"]["litert"]
+    islands = [cause for cause in row["slow"] if cause["what"] == "float island"]
+    assert any("cumsum" in key for cause in islands for key in cause["layers"])
+    gains = [cause["gain_ms"] for cause in row["slow"]]
+    assert gains == sorted(gains, reverse=True) and sum(cause["ms"] for cause in row["slow"]) <= row["int8_ms"] * 1.001
+    assert {key for key in row} == {"int8_ms", "float_ms", "speedup", "max_lsb", "slow"}
+
+
+def test_a_layer_in_float_gains_what_the_same_plan_by_hand_gains(task: Path, tmp_path: Path) -> None:
+    model = edgeq.quantize(task, output=tmp_path / "out")
+    edgeq.export(model, "litert")
+    found = explain(tmp_path / "out", to=["litert"], runs=5)
+    assert found["note"] == "" and found["wrong"]
+    best = found["wrong"][0]
+    plan = dict.fromkeys(best["layers"], "fp32")
+    changed = edgeq.quantize(task, plan=QuantPlan("portable", "default", {**model.plan.layers, **plan}))
+    batches = list(task_batches(load_task(task)))
+
+    def noise(of: Any) -> float:
+        floats = [model.float(batch)[0].double() for batch in batches]
+        errors = [
+            (of.qdq(batch)[0].double() - want).square().sum() for batch, want in zip(batches, floats, strict=True)
+        ]
+        return float(sum(errors) / sum(want.square().sum() for want in floats))
+
+    assert best["gain_db"] == pytest.approx(10 * math.log10(noise(model) / noise(changed)), abs=1e-3)

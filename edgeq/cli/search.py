@@ -1,4 +1,4 @@
-"""edgeq search: which layer gets which precision, by what the device measures."""
+"""edgeq search and explain: which layer gets which precision, by what the device measures, and what holds its time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeq import backends
-from edgeq.cli.options import AsJson, Data, Device, KeepFloat, Settings, Threads
+from edgeq.cli.options import MEASURED, AsJson, Data, Device, KeepFloat, Settings, TaskFile, Threads, To
 from edgeq.cli.terminal import Progressing, show
 from edgeq.cli.verbs import app, cores_of
 
@@ -108,3 +108,25 @@ def search(
         typer.echo("edgeq: every plan that was measured is kept; the same command goes on from there", err=True)
         raise
     show(found, as_json, search_tables)
+
+
+@app.command()
+def explain(
+    folder: Annotated[Path, typer.Argument(help=MEASURED)],
+    to: To = None,
+    device: Device = "host",
+    task: TaskFile = None,
+    threads: Threads = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs.")] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """Why is it slow, or wrong: each cause with the milliseconds or the error it holds, and what would change it.
+
+    Times each artefact and its float twin; puts the layers where the error rises most back into float, one by one.
+    """
+    from edgeq.pages.search import explained_tables
+    from edgeq.search import explain as find
+
+    with Progressing() as progress:
+        found = find(folder, to=to or (), device=device, task=task, threads=threads, runs=runs, progress=progress)
+    show(found, as_json, explained_tables)

@@ -153,3 +153,40 @@ def _share(harm: float | None, found: Found) -> str:
     if harm is None or found["int8_sqnr_db"] is None:
         return words.NOTHING
     return words.percent(harm / 10 ** (-found["int8_sqnr_db"] / 10))
+
+
+def explained_tables(found: Found) -> list[RenderableType]:
+    """explain: for each runtime what holds its time, then what makes the error; the largest gain first."""
+    parts: list[RenderableType] = []
+    for name, row in found["backends"].items():
+        speed = f", {words.number(row['speedup'])}× the speed of float" if row["speedup"] else ""
+        lsb = f", {words.plain(row['max_lsb'])} LSB from its simulation" if row["max_lsb"] is not None else ""
+        parts.append(Text.assemble((words.title(name), "bold"), f": {words.number(row['int8_ms'])} ms{speed}{lsb}"))
+        table = aligned(
+            "cause", "layers", "ms", "float ms", "gains at most", "why", "what to change", left=(0, 1, 5, 6)
+        )
+        for cause in row["slow"][:HOLDING]:
+            table.add_row(
+                cause["what"],
+                _few(cause["layers"]),
+                words.number(cause["ms"]),
+                words.number(cause["float_ms"]),
+                f"{words.number(cause['gain_ms'])} ms",
+                cause["why"],
+                cause["change"],
+            )
+        parts.append(
+            table if table.row_count else Text("nothing that could be changed holds a share of its time", style="dim")
+        )
+    wrong = aligned("layer", "SQNR dB", "falls by dB", "outputs gain dB", "what to change", left=(0, 4))
+    for row in found["wrong"]:
+        gain = words.NOTHING if row["gain_db"] is None else f"{row['gain_db']:.2f}".replace("-", "−")
+        wrong.add_row(row["layer"], words.decibel(row["sqnr_db"]), words.decibel(row["fall_db"]), gain, row["change"])
+    if wrong.row_count:
+        parts += [Text("where the error rises most, and what float there would give back", style="bold"), wrong]
+    return [*parts, Text(found["note"], style="dim")] if found["note"] else parts
+
+
+def _few(keys: list[str]) -> str:
+    """The first layers of several."""
+    return ", ".join(keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")

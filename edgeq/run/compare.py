@@ -210,6 +210,14 @@ def _same_network(a: Found, b: Found) -> bool:
     return 2 * len(layers_a & layers_b) >= min(len(layers_a), len(layers_b))
 
 
+def compared(a: Found, b: Found) -> list[tuple[tuple[str, ...], float, float]]:
+    """Layers of two reports (of latency, with rows) as each takes them: keys, A's milliseconds, B's.
+
+    Rows that belong to no layer stand under their kind in brackets.
+    """
+    return [(layers, ratio.a_ms, ratio.b_ms) for layers, ratio in _layers(_scaled(a), _scaled(b), ((), ()))]
+
+
 def _scaled(report: Found) -> list[Found]:
     """Rows whose single runs are multiplied as their times are, so that they add up to the untraced total."""
     scale = report.get("row_scale", 1.0)

@@ -22,7 +22,7 @@ from edgeq.graph.annotate import annotate
 from edgeq.graph.capture import leaves_like
 from edgeq.graph.ordered import ordered
 from edgeq.graph.package import QuantizedModel
-from edgeq.search.space import Space, space
+from edgeq.search.space import Space, planned, space
 from edgeq.spec import EdgeqError, Progress, QuantPlan, Recipe
 from edgeq.task import Task, hook
 
@@ -54,7 +54,7 @@ class Bench:
         """
         supply, settings = supplied(data, settings, None)
         self.task, self.to, self.progress = task, to, progress
-        self.target = backends.target(to if to == "simulated" else backends.runtime_of(to))
+        self.target = backends.target(to if to in ("portable", "simulated") else backends.runtime_of(to))
         self.recipe = written.changed(written.chosen(recipe), settings)
         progress("capture", 0, None)
         self.captured, batches = confirmed(task, supply.maker(output, progress))
@@ -77,6 +77,10 @@ class Bench:
         base = self._resolved(base, frozenset()).plan  # without the layers that are better kept in float
         annotation = annotate(self.captured, self.target, base)
         return space(self.captured, annotation, self.target, base, wanted)
+
+    def planned(self, plan: QuantPlan) -> Space:
+        """The units of a plan as it is, each with float beside."""
+        return planned(self.captured, annotate(self.captured, self.target, plan), plan)
 
     def model(self, plan: QuantPlan) -> QuantizedModel:
         """The program of a plan, as `quantize` makes it of that plan's file.

@@ -133,6 +133,19 @@ def space(captured: Captured, annotation: Annotation, target: Target, base: Quan
     return Space(tuple(found), borders.found(), base)
 
 
+def planned(captured: Captured, annotation: Annotation, plan: QuantPlan) -> Space:
+    """The units of a plan as it is, each with the precision that it has there and float; `annotation` is the plan's."""
+    found, borders = [], _Borders()
+    for members in _units(annotation.groups):
+        head = next((g for g in members if _heads(g)), members[0])
+        keys = [captured.keys[n.name] for g in members for n in g.nodes if n.name in captured.keys]
+        options = {head.precision.name: {key: plan.layers[key] for key in keys}, FLOAT: dict.fromkeys(keys, FLOAT)}
+        sizes = {name: _bytes(head, precision(name)) for name in options}
+        found.append(Unit(head.key, tuple(keys), options, sizes, sum(macs(g.node) for g in members)))
+        borders.add(head.key, members)
+    return Space(tuple(found), borders.found(), plan)
+
+
 def _heads(group: Group) -> bool:
     return role_of(group.kind) in ("layer", "product")
 
