@@ -280,7 +280,7 @@ def test_a_search_on_a_runtime_ends_in_an_exported_plan_and_measures_nothing_twi
     told = json.loads((tmp_path / "out.search" / "search.json").read_text())
     assert told["front"] == found["front"] and (tmp_path / "out.search" / "search.html").stat().st_size > 5_000
 
-    best = next(p for p in found["front"] if p["best"])
+    (best,) = (p for p in found["front"] if p["best"])
     again = edgeq.quantize(task, plan=tmp_path / "out.search" / best["plan"], output=tmp_path / "again")
     assert again.plan == edgeq.load(out).plan
     assert edgeq.export(again, "litert").path.read_bytes() == Path(found["artifact"]).read_bytes()

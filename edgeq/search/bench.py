@@ -32,7 +32,8 @@ FRAMES = 32  # calibration batches on which a plan's outputs are compared with f
 class Bench:
     """What the plans of one search are made from.
 
-    target: of the runtime. frames: flat calibration batches on which outputs are compared.
+    target: of the runtime. lower: the metric is better the lower it is. frames: flat calibration batches
+    on which outputs are compared.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Bench:
         data: str | Path | None = None,
         keep_float: Sequence[str] = (),
         output: Path | None = None,
+        lower: bool = False,
         progress: Progress = silent,
     ) -> None:
         """Capture the network and read its calibration batches.
@@ -53,7 +55,7 @@ class Bench:
             EdgeqError: see edgeq.quantize; or there are no batches.
         """
         supply, settings = supplied(data, settings, None)
-        self.task, self.to, self.progress = task, to, progress
+        self.task, self.to, self.lower = task, to, lower
         self.target = backends.target(to if to in ("portable", "simulated") else backends.runtime_of(to))
         self.recipe = written.changed(written.chosen(recipe), settings)
         progress("capture", 0, None)

@@ -74,15 +74,11 @@ class Search:
     def __init__(
         self, space: Space, trials: Trials, harms: Mapping[tuple[str, str], float], wanted: Wanted, progress: Progress
     ) -> None:
-        """harms: (unit, precision) → power of the outputs' error where this unit alone has that precision, over the outputs'."""
+        """harms: (unit, precision) → how much this unit hurts alone there, in any unit of one scale."""
         self.space, self.trials, self.wanted, self.progress = space, trials, wanted, progress
         self.done: dict[tuple[tuple[str, str], ...], Trial] = {}
         self.failed: list[Choice] = []
-        least = max((harm for harm in harms.values()), default=0.0) * 1e-4
-        self.harms = Belief(
-            {_pair(*key): harm for key, harm in harms.items()},
-            {_pair(*key): HARM * harm + least for key, harm in harms.items()},
-        )
+        self.given, self.harms = harms, Belief({}, {})
         self.costs: Costs | None = None
         self.uniform: dict[str, Trial] = {}
 
@@ -150,6 +146,7 @@ class Search:
             self._check_metric()
         if all(trial.cost is not None for trial in self.uniform.values()):
             self.costs = Costs(self.space, {name: trial.measured for name, trial in self.uniform.items()})
+        self.harms = self._compared()
         for trial in self.uniform.values():
             self._hear(trial)
         budget, floating = self.wanted.budget, self.uniform.get(FLOAT)
@@ -158,6 +155,15 @@ class Search:
                 f"the float network takes {_told(floating)}, which is within the budget of {budget:g}: there is nothing to "
                 "search for; export it in fp32, or give a smaller budget"
             )
+
+    def _compared(self) -> Belief:
+        """What layers hurt, as outputs' error: sensitivities say how they compare, int8 everywhere how much it is together."""
+        int8 = self.uniform.get("w8a8") or next(iter(self.uniform.values()))
+        together = sum(self.given.get((unit, name), 0.0) for unit, name in int8.choice.items())
+        scale = int8.noise / together if together > 0 else 1.0
+        least = max(self.given.values(), default=0.0) * scale * 1e-4
+        means = {_pair(*key): harm * scale for key, harm in self.given.items()}
+        return Belief(means, {name: HARM * harm + least for name, harm in means.items()})
 
     def _check_metric(self) -> None:
         told = next(iter(self.uniform.values())).metric
@@ -224,9 +230,8 @@ class Search:
         while self.costs is not None and len(self.done) < len(self.uniform) + self.wanted.rounds:
             prices = sorted(self._price(t) for t in self.front())
             steps = [(high - low, (low + high) / 2) for low, high in itertools.pairwise(prices)]
-            tried = [
-                self._solve(self.harm, [(self.costs.linear(), middle)]) for _, middle in sorted(steps, reverse=True)
-            ]
+            spent = self._bytes() if self._sized else self.costs.linear()
+            tried = [self._solve(self.harm, [(spent, middle)]) for _, middle in sorted(steps, reverse=True)]
             fresh = next((c for c in tried if c is not None and _key(c) not in self.done), None)
             if fresh is None:
                 return
@@ -311,7 +316,13 @@ class Search:
         return drop is None or self.score(self.uniform[FLOAT]) - self.score(trial) <= drop
 
     def _price(self, trial: Trial) -> float:
-        return float(trial.size_bytes) if trial.cost is None else trial.cost
+        """What is spent: the size where that alone is limited, else the cost."""
+        return float(trial.size_bytes) if trial.cost is None or self._sized else trial.cost
+
+    @property
+    def _sized(self) -> bool:
+        """Whether the size alone is limited."""
+        return self.wanted.size is not None and self.wanted.budget is None and self.wanted.drop is None
 
     def _best(self) -> Trial:
         within = [trial for trial in self.done.values() if self._holds(trial)]

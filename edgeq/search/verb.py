@@ -19,10 +19,11 @@ from edgeq.pages.search import write_search
 from edgeq.run.kept import digest
 from edgeq.run.place import Place
 from edgeq.search.bench import Bench
-from edgeq.search.harm import alone
-from edgeq.search.loop import Outcome, Search, Wanted, prediction, repeatability
+from edgeq.search.found import told_of
+from edgeq.search.harm import harms
+from edgeq.search.loop import Outcome, Search, Wanted
 from edgeq.search.space import FLOAT, Space
-from edgeq.search.trial import How, Trial, Trials
+from edgeq.search.trial import How, Trials
 from edgeq.spec import EdgeqError, Progress, Recipe, precision
 from edgeq.task import Task
 
@@ -45,6 +46,7 @@ def search(
     settings: Sequence[str] = (),
     data: str | Path | None = None,
     keep_float: Sequence[str] = (),
+    sensitivity: str = "sqnr",
     rounds: int = 8,
     threads: int = 1,
     runs: int = 30,
@@ -59,6 +61,7 @@ def search(
     budget_ms: of the median latency; budget_instructions in its place on an emulated device. max_drop: how much the metric may
     fall below float's, absolute. budget_bytes: of the artefact. At least one of them is given.
     metric: of those that evaluate() returns, the first where None; without evaluate() plans are judged by their outputs' error.
+    sensitivity: how it is told what each layer hurts alone (edgeq.calib.sensitivity); trials correct it.
     precisions: to choose between; all that the target has where empty. rounds: plans to try beside the uniform ones.
     fresh: measure again what an earlier search has measured.
     Beside `output`, in `<output>.search`, lie all trials, by which a search that was killed goes on, `search.json` (what is
@@ -76,29 +79,43 @@ def search(
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     bench = Bench(
-        made, to, recipe=recipe, settings=settings, data=data, keep_float=keep_float, output=where, progress=progress
-    )
-    space = bench.space(names)
+        made, to, recipe=recipe, settings=settings, data=data, keep_float=keep_float, output=where,
+        lower=lower_is_better, progress=progress,
+    )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     with open_device(device) as opened:
         place = Place(opened)
-        _refuse_unit(place, wanted, budget_ms, budget_instructions)
-        trials = Trials(bench, space, place, How(threads, runs=runs, cores=tuple(cores)), folder, progress)
-        harms = alone(bench, space, folder, progress)
-        loop = Search(space, trials, harms, wanted, progress)
-        outcome, space = loop.run(), loop.space  # without the precisions that did not lower
-    plans = _plans(outcome, space, folder)
-    told = _found(outcome, space, wanted, trials.made, made.name, to, device, plans)
-    model = bench.model(space.plan(outcome.best.choice))
-    model.save(where, backends.versions())
-    if to != "simulated":
-        artifact = export(model, to, progress=progress)
-        told["artifact"] = str(artifact.path)
-        told["same_artifact"] = digest(artifact.path) == outcome.best.digest
+        _refuse_unit(place, budget_ms, budget_instructions)
+        trials = Trials(bench, bench.space(names), place, How(threads, runs=runs, cores=tuple(cores)), folder, progress)
+        told = _searched(bench, trials, wanted, sensitivity, progress)
+    return _written({"model": made.name, "backend": to, "device": device, **told}, folder)
+
+
+def _written(told: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Write search.json and the page."""
     write_json(folder / "search.json", told)
     with contextlib.suppress(EdgeqError):  # without jinja2 there is no page
         told["page"] = str(write_search(told, folder / "search.html"))
     return told
+
+
+def _searched(bench: Bench, trials: Trials, wanted: Wanted, sensitivity: str, progress: Progress) -> dict[str, Any]:
+    """Search, write the front's plans, save and export the winner; all that is told."""
+    folder, space = trials.folder, trials.space
+    loop = Search(space, trials, harms(bench, space, sensitivity, wanted.metric, folder, progress), wanted, progress)
+    outcome, space = loop.run(), loop.space  # without the precisions that did not lower
+    told = told_of(outcome, space, wanted, trials.made, _plans(outcome, space, folder))
+    return {**told, **_exported(bench, space, outcome, folder.with_name(folder.name.removesuffix(FOLDER)), progress)}
+
+
+def _exported(bench: Bench, space: Space, outcome: Outcome, where: Path, progress: Progress) -> dict[str, Any]:
+    """Save the winner and export it; where it lies, and whether it is the artefact that was measured."""
+    model = bench.model(space.plan(outcome.best.choice))
+    model.save(where, backends.versions())
+    if bench.to == "simulated":
+        return {"artifact": None, "same_artifact": None}
+    artifact = export(model, bench.to, progress=progress)
+    return {"artifact": str(artifact.path), "same_artifact": digest(artifact.path) == outcome.best.digest}
 
 
 def _wanted(
@@ -139,7 +156,7 @@ def _offered(to: str) -> tuple[str, ...]:
     return ("w8a8", *weights, *(name for name in reversed(target.floats)))
 
 
-def _refuse_unit(place: Place, wanted: Wanted, ms: float | None, instructions: int | None) -> None:
+def _refuse_unit(place: Place, ms: float | None, instructions: int | None) -> None:
     """Refuse a budget in a unit that the device does not measure."""
     if ms is not None and place.info.emulated:
         raise EdgeqError(
@@ -159,89 +176,3 @@ def _plans(outcome: Outcome, space: Space, folder: Path) -> dict[int, str]:
         names[index] = f"plans/{index:02d}.json"
         (folder / names[index]).write_text(dump_plan(space.plan(trial.choice)), encoding="utf-8")
     return names
-
-
-def _found(
-    outcome: Outcome, space: Space, wanted: Wanted, made: int, name: str, to: str, device: str, plans: dict[int, str]
-) -> dict[str, Any]:
-    """An outcome as plain data; docs/json.md describes it."""
-    best, metric = outcome.best, wanted.metric or next(iter(outcome.best.metric or {}), None)
-    floating, int8 = outcome.uniform.get(FLOAT), outcome.uniform.get("w8a8")
-
-    def point(trial: Trial | None) -> dict[str, Any]:
-        if trial is None:
-            return dict.fromkeys(("ms", "metric"))
-        return {
-            "ms": trial.latency_ms,
-            "metric": None if trial.metric is None or metric is None else trial.metric[metric],
-        }
-
-    front = [
-        {
-            "latency_ms": trial.latency_ms, "metric": point(trial)["metric"], "sqnr_db": _decibel(trial.noise),
-            "size_bytes": trial.size_bytes, "instructions": trial.instructions, "p10_ms": trial.p10_ms, "p90_ms": trial.p90_ms,
-            "predicted": trial.predicted, "layers": _counted(trial, space), "plan": plans[index], "best": trial == best,
-        }
-        for index, trial in enumerate(outcome.front)
-    ]  # fmt: skip
-    return {
-        "model": name,
-        "backend": to,
-        "device": device,
-        "budget_ms": wanted.budget if best.instructions is None else None,
-        "budget_instructions": wanted.budget if best.instructions is not None else None,
-        "budget_bytes": wanted.size,
-        "max_drop": wanted.drop,
-        "metric_name": metric,
-        "measured_ms": best.latency_ms,
-        "measured_again": outcome.repeated,
-        "float_ms": point(floating)["ms"],
-        "int8_ms": point(int8)["ms"],
-        "metric": point(best)["metric"],
-        "float_metric": point(floating)["metric"],
-        "int8_metric": point(int8)["metric"],
-        "sqnr_db": _decibel(best.noise),
-        "int8_sqnr_db": _decibel(int8.noise) if int8 is not None else None,
-        "size_bytes": best.size_bytes,
-        "instructions": best.instructions,
-        "precisions": list(space.precisions),
-        "units": [
-            {
-                "name": unit.name, "layers": list(unit.layers), "precision": best.choice[unit.name], "macs": unit.macs,
-                **_costs(outcome, unit.name, tuple(unit.plans)),
-            }
-            for unit in space.units
-        ],
-        "front": front,
-        "trials": [
-            {"cost": t.cost, "predicted": t.predicted, "deviation": t.deviation, **point(t), "sqnr_db": _decibel(t.noise),
-             "size_bytes": t.size_bytes, "layers": _counted(t, space), "seconds": t.seconds}
-            for t in outcome.trials
-        ],
-        "stable": outcome.stable,
-        "measurements": made,
-        "prediction_error": prediction(outcome),
-        "repeatability": repeatability(outcome),
-    }  # fmt: skip
-
-
-def _costs(outcome: Outcome, unit: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """What a unit is believed to take and to hurt in each precision."""
-    costs = outcome.costs.linear().units if outcome.costs is not None else {}
-    return {
-        "cost": {name: costs.get((unit, name)) for name in names},
-        "harm": {name: outcome.harm.units.get((unit, name)) for name in names},
-    }
-
-
-def _counted(trial: Trial, space: Space) -> dict[str, int]:
-    """How many layers, those that a unit counts, have which precision."""
-    found = dict.fromkeys(space.precisions, 0)
-    for unit in space.units:
-        found[trial.choice[unit.name]] += 1
-    return found
-
-
-def _decibel(noise: float) -> float | None:
-    """The outputs' power over that of their error; None where there is no error."""
-    return -10 * math.log10(noise) if noise > 0 else None
