@@ -91,7 +91,7 @@ class Study:
         if self.statistics.looked is None:  # of every tensor that any plan may quantize
             self._calibrated(default_plan(captured, target, recipe.name).layers)
         with ordered():
-            self._stacks = [
+            self.stacks = [
                 tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*group, strict=True))
                 for group in stacks(self.floats, self.frames)
             ]
@@ -101,12 +101,12 @@ class Study:
 
     @cached_property
     def key(self) -> str:
-        """A hash of all that decides outputs but for a change: weights, recipe, target, batches, frames."""
+        """A hash of all that decides outputs but for base and change: weights, recipe, target, batches, frames."""
         found = hashlib.sha256(fingerprint(self.captured, self.recipe).digest())
         for batch in self.data:
             for tensor in leaves_like(self.captured.nested, batch, "calibration batch"):
                 found.update(tensor.contiguous().numpy().tobytes())
-        found.update(repr((self.target.name, len(self.frames), sorted(self.base.items()))).encode())
+        found.update(repr((self.target.name, len(self.frames))).encode())
         return found.hexdigest()
 
     @cached_property
@@ -146,11 +146,12 @@ class Study:
 
     def answers(self, variant: Variant) -> Iterator[tuple[Outputs, Outputs]]:
         """The float network's outputs and the variant's, for some frames at a time stacked along the first axis."""
-        for index in range(len(self._stacks)):
+        for index in range(len(self.stacks)):
             with torch.no_grad(), ordered():
                 values = self._base(index)
                 found = self._run(variant, dict(values), variant.changed)
-                yield self._float(index), tuple(found[node] for node in answers(self.captured))
+                pair = self._float(index), tuple(found[node] for node in answers(self.captured))
+            yield pair
 
     def predict(self, variant: Variant, inputs: Sequence[Tensor]) -> Outputs:
         """The variant's outputs for flat inputs of one batch."""
@@ -163,7 +164,7 @@ class Study:
         """Every node's value in the base, for a stack of frames."""
         if index in self._values:
             return self._values[index]
-        given = dict(zip(self.floats.placeholders, self._stacks[index], strict=True))
+        given = dict(zip(self.floats.placeholders, self.stacks[index], strict=True))
         found = self._run(self.variant, given, self.floats.nodes)
         size = sum(x.numel() for x in found.values() if isinstance(x, Tensor))
         if size <= self._room:
@@ -173,7 +174,7 @@ class Study:
 
     def _float(self, index: int) -> Outputs:
         if index not in self._floats:
-            found = dict(self.floats.walk(self._stacks[index]))
+            found = dict(self.floats.walk(self.stacks[index]))
             self._floats[index] = tuple(found[node] for node in answers(self.captured))
         return self._floats[index]
 

@@ -12,9 +12,11 @@ from networks import InvertedResidual, inputs, seeded
 from torch import Tensor, nn
 
 from edgeq import api, backends
+from edgeq.assembly import silent
 from edgeq.calib import sensitivity
+from edgeq.calib.curvature import weighted
 from edgeq.calib.recipes import recipe
-from edgeq.calib.sensitivity import measure
+from edgeq.calib.sensitivity import measure, trace
 from edgeq.calib.study import Study
 from edgeq.graph.annotate import default_plan
 from edgeq.graph.capture import capture
@@ -187,3 +189,133 @@ def test_what_cannot_be_measured_is_refused() -> None:
         study(Classes(), frames=0)
     with pytest.raises(EdgeqError, match="unknown layer 'frist/linear'; did you mean 'first/linear'"):
         measure("kl", study(Classes()), [{"frist/linear": "w3"}])
+
+
+class Bends(nn.Module):
+    """[1, 3] → logits [1, 3] by two layers of nine weights and a function between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(torch.tanh(self.first(x)))
+        return y
+
+
+def small(count: int = FRAMES) -> list[tuple[Tensor, ...]]:
+    return [(2 * torch.randn(1, 3, generator=torch.Generator().manual_seed(i)),) for i in range(count)]
+
+
+def hessians(network: Bends, loss: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+    """Each layer's block [9, 9] of the mean loss over the frames, by torch; loss: of float's outputs and others."""
+    x = torch.cat([frame for (frame,) in small()]).double()
+    net = Bends().double()
+    net.load_state_dict(network.state_dict())
+    real = net(x).detach()
+
+    def of(name: str) -> Callable[[Tensor], Tensor]:
+        def total(weight: Tensor) -> Tensor:
+            found = torch.func.functional_call(net, {f"{name}.weight": weight}, (x,))
+            assert isinstance(found, Tensor)
+            return loss(real, found)
+
+        return total
+
+    names = ("first", "second")
+    blocks = {
+        name: torch.autograd.functional.hessian(of(name), net.get_submodule(name).weight.detach()) for name in names
+    }
+    return {f"{name}/linear": block.reshape(9, 9) for name, block in blocks.items()}
+
+
+def divergence(real: Tensor, made: Tensor) -> Tensor:
+    return nn.functional.kl_div(made.log_softmax(1), real.softmax(1), reduction="batchmean")
+
+
+def error(weight: Tensor, bits: int) -> Tensor:
+    """Q(W) − W on a symmetric grid per channel, float64."""
+    w = weight.detach().double()
+    scale = w.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    return (w / scale).round() * scale - w
+
+
+CHANGES: list[Change] = [{"first/linear": "w3"}, {"second/linear": "w3"}, {"first/linear": "w4", "second/linear": "w3"}]
+
+
+def by_layers(network: Bends, per_layer: Callable[[str, Tensor], float]) -> list[float]:
+    """Each change's sum over its layers of a number of layer and rounding error."""
+    layers = {"first/linear": network.first.weight, "second/linear": network.second.weight}
+    return [
+        sum(per_layer(key, error(layers[key], int(name[1:]))) for key, name in change.items()) for change in CHANGES
+    ]
+
+
+def test_eigenvalue_is_that_of_torchs_hessian() -> None:
+    network = Bends()
+    largest = {key: torch.linalg.eigvalsh(block)[-1].item() for key, block in hessians(network, divergence).items()}
+    wanted = by_layers(network, lambda key, moved: largest[key] * float(moved.square().sum()))
+    assert measure("eigenvalue", study(network, small()), CHANGES) == pytest.approx(wanted, rel=0.03)
+
+
+def test_trace_and_fisher_are_those_of_torchs_hessian(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Bends()
+    blocks = hessians(network, divergence)
+    traces = {key: block.trace().item() for key, block in blocks.items()}
+    wanted = by_layers(network, lambda key, moved: traces[key] / 9 * float(moved.square().sum()))
+    monkeypatch.setattr("edgeq.calib.sensitivity.trace.VECTORS", 2000)
+    assert trace.traces(study(network, small()), silent, {}, 2000) == pytest.approx(traces, rel=0.05)
+    monkeypatch.setattr(trace, "traces", lambda study, progress, kept: traces)
+    assert measure("trace", study(network, small()), CHANGES) == pytest.approx(wanted, rel=1e-3)
+    diagonals = {key: block.diagonal().reshape(3, 3) for key, block in blocks.items()}
+    wanted = by_layers(network, lambda key, moved: float((diagonals[key] * moved.square()).sum()) / 2)
+    monkeypatch.setattr("edgeq.calib.sensitivity.fisher.DRAWS", 2000)
+    assert measure("fisher", study(network, small()), CHANGES) == pytest.approx(wanted, rel=0.05)
+
+
+def test_the_tasks_own_loss_is_derived_where_there_is_one() -> None:
+    network = Bends()
+
+    def loss(inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> Tensor:
+        return (outputs[0] ** 4).mean() + inputs[0].mean()
+
+    blocks = hessians(network, lambda real, made: (made**4).mean())
+    largest = {key: torch.linalg.eigvalsh(block).abs().max().item() for key, block in blocks.items()}
+    wanted = by_layers(network, lambda key, moved: largest[key] * float(moved.square().sum()))
+    own = study(network, small(), hook=lambda name: loss if name == "loss" else None)
+    assert measure("eigenvalue", own, CHANGES) == pytest.approx(wanted, rel=0.03)
+    wrong = study(network, small(), hook=lambda name: lambda inputs, outputs: 3.0)
+    with pytest.raises(EdgeqError, match="returned no finite 0-d tensor that depends on outputs"):
+        measure("trace", wrong, CHANGES)
+
+
+def test_a_hessian_of_integers_is_refused() -> None:
+    with pytest.raises(EdgeqError, match="none does smoothly"):
+        measure("trace", study(Classes(lambda y: y.argmax(1))), [{"first/linear": "w3"}])
+
+
+def test_interlayer_adds_up_to_what_two_changes_hurt_together() -> None:
+    network, kept = Classes(), dict[str, float]()
+    alone = CHANGES[:2]
+    (both,) = measure("kl", study(network), [{**alone[0], **alone[1]}])
+    found = measure("interlayer", study(network), alone, kept=kept)
+    assert sum(found) == pytest.approx(both, rel=1e-6)
+    assert found != pytest.approx(measure("kl", study(network), alone), rel=1e-3)
+    assert len(kept) == 4  # nothing, both alone, both together
+    again = study(network)
+    again.change = lambda lines: pytest.fail("measured again")  # type: ignore[method-assign]
+    assert measure("interlayer", again, alone, kept=kept) == found
+
+
+@pytest.mark.parametrize("name", ["kl", "sqnr", "fisher", "trace", "eigenvalue", "interlayer"])
+def test_one_and_two_threads_give_the_same_numbers(name: str) -> None:
+    data = [inputs(InvertedResidual, seed) for seed in range(3)]
+    found, before = [], torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        subject = study(seeded(InvertedResidual), data)
+        keys = [layer.key for layer in weighted(subject)][:3]
+        found.append(measure(name, subject, [{key: "w4a8"} for key in keys]))
+    torch.set_num_threads(before)
+    assert found[0] == found[1] and all(found[0])

@@ -52,9 +52,14 @@ def each(
     """`find` of every change, or what is kept of it."""
     found = []
     for done, lines in enumerate(changes, start=1):
-        key = hashlib.sha256(repr((name, study.key, sorted(lines.items()))).encode()).hexdigest()
+        key = told(name, study, sorted(study.base.items()), sorted(lines.items()))
         if key not in kept:
             kept[key] = find(lines)
         found.append(kept[key])
         progress(f"sensitivity {name}", done, len(changes))
     return found
+
+
+def told(name: str, study: Study, *about: object) -> str:
+    """The key under which a number is kept."""
+    return hashlib.sha256(repr((name, study.key, about)).encode()).hexdigest()

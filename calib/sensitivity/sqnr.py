@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgeq.calib.likelihood import squared_size
 from edgeq.calib.sensitivity import Kept, each
 from edgeq.calib.study import Change, Study, Variant
 from edgeq.spec import Progress
@@ -30,8 +31,7 @@ def _noise(study: Study, variant: Variant) -> float:
     power: dict[int, float] = {}
     for wanted, got in study.answers(variant):
         for index, (y, x) in enumerate(zip(wanted, got, strict=True)):
-            real = y.double()
-            noise[index] = noise.get(index, 0.0) + float((x.double() - real).square().sum())
-            power[index] = power.get(index, 0.0) + float(real.square().sum())
+            noise[index] = noise.get(index, 0.0) + squared_size(x.double() - y.double())
+            power[index] = power.get(index, 0.0) + squared_size(y)
     ratios = [noise[index] / power[index] for index in power if power[index] > 0]
     return sum(ratios) / len(ratios) if ratios else 0.0
