@@ -17,7 +17,7 @@ def told_of(outcome: Outcome, space: Space, wanted: Wanted, made: int, plans: di
 
     front = [
         {
-            "latency_ms": trial.latency_ms, "metric": _point(trial, metric)["metric"], "sqnr_db": _decibel(trial.noise),
+            "latency_ms": trial.latency_ms, "metric": _point(trial, metric)["metric"], "sqnr_db": decibel(trial.noise),
             "size_bytes": trial.size_bytes, "instructions": trial.instructions, "p10_ms": trial.p10_ms, "p90_ms": trial.p90_ms,
             "predicted": trial.predicted, "layers": _counted(trial, space), "plan": plans[index], "best": trial == best,
         }
@@ -36,8 +36,8 @@ def told_of(outcome: Outcome, space: Space, wanted: Wanted, made: int, plans: di
         "metric": _point(best, metric)["metric"],
         "float_metric": _point(floating, metric)["metric"],
         "int8_metric": _point(int8, metric)["metric"],
-        "sqnr_db": _decibel(best.noise),
-        "int8_sqnr_db": _decibel(int8.noise) if int8 is not None else None,
+        "sqnr_db": decibel(best.noise),
+        "int8_sqnr_db": decibel(int8.noise) if int8 is not None else None,
         "size_bytes": best.size_bytes,
         "instructions": best.instructions,
         "precisions": list(space.precisions),
@@ -69,7 +69,7 @@ def _trial(trial: Trial, space: Space) -> dict[str, Any]:
         "cost": trial.cost,
         "predicted": trial.predicted,
         "deviation": trial.deviation,
-        "sqnr_db": _decibel(trial.noise),
+        "sqnr_db": decibel(trial.noise),
         "size_bytes": trial.size_bytes,
         "layers": _counted(trial, space),
         "seconds": trial.seconds,
@@ -93,6 +93,6 @@ def _counted(trial: Trial, space: Space) -> dict[str, int]:
     return found
 
 
-def _decibel(noise: float) -> float | None:
+def decibel(noise: float) -> float | None:
     """The outputs' power over that of their error; None where there is no error."""
     return -10 * math.log10(noise) if noise > 0 else None
