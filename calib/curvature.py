@@ -1,4 +1,4 @@
-"""How a loss bends along layers' weights: Hessian-vector products by two backward passes, squared gradients by one.
+"""How a loss bends along layers' weights: Hessian-vector products by two backward passes, squared gradients and relevance by one.
 
 The loss needs no labels: KL from the float network's own distribution, else half the squared error over the outputs' mean square
 (edgeq.calib.likelihood). At float's weights both have no gradient, and their Hessian is that distribution's Fisher information
@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from edgeq.calib.data.observation import answers
 from edgeq.calib.floats import Floats
-from edgeq.calib.likelihood import is_softened, log_likely, names_classes, squared_size
+from edgeq.calib.likelihood import LEAST, is_softened, log_likely, names_classes, squared_size
 from edgeq.calib.study import Change, Study, Variant
 from edgeq.graph.kinds import role_of, weights_of
 from edgeq.graph.ops import constant, kind_of, value
@@ -90,7 +90,7 @@ class Curvature:
         count = sum(self._examples(index) for index in chosen)
         for index in chosen:
             with parted(), torch.enable_grad():
-                weights, outputs = self._forward(index)
+                weights, outputs, _ = self._forward(index)
                 loss = self._loss(index, outputs) / count
                 found = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
                 slopes = [torch.zeros_like(w) if f is None else f for w, f in zip(weights, found, strict=True)]
@@ -105,7 +105,7 @@ class Curvature:
         count = sum(self._examples(index) for index in range(len(self.study.stacks)))
         for index in range(len(self.study.stacks)):
             with parted(), torch.enable_grad():
-                weights, outputs = self._forward(index)
+                weights, outputs, _ = self._forward(index)
                 for draw in range(draws):
                     told = self._told(
                         outputs, torch.Generator().manual_seed(zlib.crc32(f"fisher {index} {draw}".encode()))
@@ -117,20 +117,44 @@ class Curvature:
             progress("Fisher information", index + 1, len(self.study.stacks))
         return totals
 
+    @parted()
+    def relevance(self, progress: Progress) -> list[float]:
+        """Σ |y · ∂f/∂y| over each layer's output y, a mean over examples. f: the largest logit, or log p, of each example where
+        outputs name classes; else half their squares over their mean squares.
+        """
+        totals = [0.0] * len(self.layers)
+        count = sum(self._examples(index) for index in range(len(self.study.stacks)))
+        for index in range(len(self.study.stacks)):
+            with torch.enable_grad():
+                _, outputs, made = self._forward(index, [layer.node for layer in self.layers])
+                pairs = [(y, p) for y, p in zip(outputs, self.power, strict=True) if y.requires_grad]
+                parts = [y.square().sum() / (2 * p) for y, p in pairs]
+                top = (
+                    (outputs[0].clamp(min=LEAST).log() if self.softened else outputs[0]).amax(1).sum()
+                    if self.classes
+                    else None
+                )
+                found = torch.autograd.grad(torch.stack(parts).sum() if top is None else top, made, allow_unused=True)
+            for place, (y, slope) in enumerate(zip(made, found, strict=True)):
+                if slope is not None:
+                    totals[place] += float((y.detach() * slope).abs().double().sum()) / count
+            progress("relevance", index + 1, len(self.study.stacks))
+        return totals
+
     def _examples(self, index: int) -> int:
         """Examples of a stack where outputs name classes, else frames."""
         first = self.study.stacks[index][0].shape
         several = first[0] // self.study.floats.first if first else 1
         return first[0] if self.classes else several
 
-    def _forward(self, index: int) -> tuple[list[Tensor], list[Tensor]]:
-        """The layers' weights as variables, and the outputs that depend on them."""
+    def _forward(self, index: int, keep: Sequence[Node] = ()) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The layers' weights as variables, and the outputs that depend on them; keep: nodes whose values come third."""
         replaced = {
             layer.held: constant(self.captured.module, layer.held).clone().requires_grad_() for layer in self.layers
         }
         floats = Floats(self.captured, replaced)
         with ordered():
-            wanted = dict.fromkeys(self.outputs)
+            wanted = {*self.outputs, *keep}
             found = {n: x for n, x in floats.walk(self.study.stacks[index]) if n in wanted}
         outputs = [found[n] for n in self.outputs]
         if not any(y.requires_grad for y in outputs):
@@ -138,7 +162,7 @@ class Curvature:
                 "a Hessian asks how the network's outputs depend on each layer's weights, and none does smoothly (integers, an "
                 "argmax?): return what they are made of from model(), or measure sqnr"
             )
-        return [replaced[layer.held] for layer in self.layers], outputs
+        return [replaced[layer.held] for layer in self.layers], outputs, [found[n] for n in keep]
 
     def _loss(self, index: int, outputs: Sequence[Tensor]) -> Tensor:
         """0-d, summed over the stack's examples."""

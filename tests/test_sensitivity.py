@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from edgeq import api, backends
 from edgeq.assembly import silent
 from edgeq.calib import sensitivity
+from edgeq.calib.allocate import allocate
 from edgeq.calib.curvature import weighted
 from edgeq.calib.recipes import recipe
 from edgeq.calib.sensitivity import measure, trace
@@ -308,7 +310,7 @@ def test_interlayer_adds_up_to_what_two_changes_hurt_together() -> None:
     assert measure("interlayer", again, alone, kept=kept) == found
 
 
-@pytest.mark.parametrize("name", ["kl", "sqnr", "fisher", "trace", "eigenvalue", "interlayer"])
+@pytest.mark.parametrize("name", ["kl", "sqnr", "fisher", "trace", "eigenvalue", "interlayer", "lrp"])
 def test_one_and_two_threads_give_the_same_numbers(name: str) -> None:
     data = [inputs(InvertedResidual, seed) for seed in range(3)]
     found, before = [], torch.get_num_threads()
@@ -319,3 +321,42 @@ def test_one_and_two_threads_give_the_same_numbers(name: str) -> None:
         found.append(measure(name, subject, [{key: "w4a8"} for key in keys]))
     torch.set_num_threads(before)
     assert found[0] == found[1] and all(found[0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_allocation_is_the_best_that_fits_by_brute_force(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    sizes = [
+        {name: int(bits * n) for name, bits in (("w8", 8), ("w4", 4), ("w3", 3))} for n in random.integers(5, 90, 6)
+    ]
+    costs = [{name: float(random.exponential(2.0**-row)) for row, name in enumerate(reversed(size))} for size in sizes]
+    least, most = (sum(f(size.values()) for size in sizes) for f in (min, max))
+    for budget in (least, (least + most) // 2, most - 1, most):
+        every = itertools.product(*sizes)
+        fits = [c for c in every if sum(s[name] for s, name in zip(sizes, c, strict=True)) <= budget]
+        best = min(fits, key=lambda c: sum(k[name] for k, name in zip(costs, c, strict=True)))
+        assert allocate(costs, sizes, budget) == list(best)
+    with pytest.raises(EdgeqError, match=f"below the smallest plan, which has {least}"):
+        allocate(costs, sizes, least - 1)
+
+
+def test_allocation_of_large_sizes_fits_its_budget() -> None:
+    sizes = [{"w8": 1_000_003, "w4": 500_002}] * 3
+    costs = [{"w8": 0.0, "w4": cost} for cost in (3.0, 1.0, 2.0)]
+    assert allocate(costs, sizes, 1_500_006) == ["w4"] * 3
+    assert allocate(costs, sizes, 2_001_000) == ["w8", "w4", "w4"]
+
+
+def test_relevance_is_what_a_step_by_step_propagation_finds() -> None:
+    """Linear, ReLU, linear, without biases: R of the hidden layer is share by share what goes to the largest logit."""
+    torch.manual_seed(2)
+    network = nn.Sequential(nn.Linear(8, 6, bias=False), nn.ReLU(), nn.Linear(6, 5, bias=False))
+    w, v = (network.get_submodule(name).weight.detach().double().numpy() for name in ("0", "2"))
+    scores = np.zeros(2)
+    for (x,) in frames():
+        y = np.maximum(x.double().numpy()[0] @ w.T, 0)
+        top = int((y @ v.T).argmax())
+        scores += np.abs([v[top] * y, np.eye(1, 6)[0] * (y @ v[top])]).sum(1)  # every share of z_top; z_top itself
+    changes = [{"0/linear": "w3"}, {"2/linear": "w3"}]
+    moved = [np.square(error(torch.from_numpy(m), 3).numpy()).sum() / np.square(m).sum() for m in (w, v)]
+    assert measure("lrp", study(network), changes) == pytest.approx(list(scores / scores.sum() * moved), rel=1e-3)

@@ -3,8 +3,8 @@
 Dong et al. 2019, HAWQ (arXiv 1905.03696): the largest eigenvalue λ of each layer's own block of the Hessian times ‖Q(W) − W‖², in
 the order of which HAWQ trains layers; bits it chooses by λ / n alone, for n weights, which no change moves (`largest` gives λ).
 Ours: λ by Lanczos' steps with the basis kept orthogonal (Golub and Van Loan, Matrix Computations, section 10.1), which end closer
-than as many of power iteration; the Hessian of a loss without labels (edgeq.calib.curvature) at float's weights, whatever the base,
-on fewer frames.
+than as many of power iteration; the Hessian of a loss without labels (edgeq.calib.curvature) at float's weights, whatever the
+base, on fewer frames.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sensitivity `kl`: how far the outputs' distribution moves from the float network's.
 
-Cai et al. 2020, ZeroQ (arXiv 2001.00281), section 3.2: the mean over frames of KL(M(θ; x) ‖ M(θ̃; x)), where θ̃ has one layer
+Cai et al. 2020, ZeroQ (arXiv 2001.00281): the mean over frames of KL(M(θ; x) ‖ M(θ̃; x)), where θ̃ has one layer
 quantized. Ours: what the change adds to the base's own, as other layers may be quantized as well. Ours too, where the outputs
 name no classes: edgeq.calib.likelihood.
 """

@@ -1,0 +1,185 @@
+"""Which sensitivity to trust: each measure beside the rise of ResNet-20's test loss when one layer has 3 or 4 bits.
+
+python tools/bench_sensitivity.py [--precision NAME ...] [--images N] [--plans N] [--measure NAME ...] [--json FILE]
+
+For every layer with weights the true number is the rise of cross entropy on CIFAR-10's test images with that layer alone in the
+precision, all else float; measures see 64 training images without labels. The table gives Spearman's rank correlation over layers
+with its 95 % bootstrap interval, and the same over random plans, each layer in one of the precisions or w8a8, where a measure's
+numbers are added. What was computed is kept in --cache, so an interrupted run goes on where it stopped. Needs the folder
+EDGEQ_DATA.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads would count as CPU seconds
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accuracy import ROOT, cifar10, machine, table
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from edgeq import backends
+from edgeq.assembly import confirmed, silent
+from edgeq.calib import sensitivity
+from edgeq.calib.curvature import squares, weighted
+from edgeq.calib.recipes import recipe
+from edgeq.calib.sensitivity import eigenvalue
+from edgeq.calib.study import Change, Study, Variant
+from edgeq.task import load_task
+
+PRECISIONS = ("w4a8", "w3a8")
+STACK = 100  # test images at once
+RESAMPLES = 2_000
+
+
+class Stored(dict[str, float]):
+    """Numbers that lie in a file from the moment on that they are found."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(json.loads(path.read_text()) if path.is_file() else {})
+        self.path = path
+
+    def __setitem__(self, key: str, value: float) -> None:
+        super().__setitem__(key, value)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self))
+        part.replace(self.path)
+
+
+def loss(study: Study, variant: Variant, test: Tensor, labels: np.ndarray) -> tuple[float, float]:
+    """Mean cross entropy and share of wrong answers on the test images."""
+    logits = torch.cat([study.predict(variant, (part,))[0] for part in test.split(STACK)]).double()
+    wanted = torch.from_numpy(labels).long()
+    return float(torch.nn.functional.cross_entropy(logits, wanted)), float((logits.argmax(1) != wanted).double().mean())
+
+
+class Truth:
+    """Rises of loss and errors by changes, kept."""
+
+    def __init__(self, study: Study, images: int, kept: Stored) -> None:
+        self.study, self.kept = study, kept
+        self.test, self.labels = cifar10(images)
+
+    def rise(self, lines: Change) -> tuple[float, float]:
+        """Of cross entropy and of the share of wrong answers."""
+        (loss_after, wrong_after), (loss_before, wrong_before) = self._of(lines), self._of({})
+        return loss_after - loss_before, wrong_after - wrong_before
+
+    def _of(self, lines: Change) -> tuple[float, float]:
+        told = repr((self.study.key, len(self.test), sorted(lines.items())))
+        keys = [f"{name} {hashlib.sha256(told.encode()).hexdigest()}" for name in ("loss", "wrong")]
+        if not all(key in self.kept for key in keys):
+            found = loss(self.study, self.study.change(lines), self.test, self.labels)
+            for key, value in zip(keys, found, strict=True):
+                self.kept[key] = value
+        return self.kept[keys[0]], self.kept[keys[1]]
+
+
+def others(study: Study, kept: Stored) -> dict[str, Callable[[Sequence[Change]], list[float]]]:
+    """What needs no measure of its own: how far the weights move, and HAWQ's own order."""
+    layers = {layer.key: layer for layer in weighted(study)}
+
+    def distance(changes: Sequence[Change]) -> list[float]:
+        return [sum(squares(study, layers, lines).values()) for lines in changes]
+
+    def ordered_bits(changes: Sequence[Change]) -> list[float]:
+        found = eigenvalue.largest(study, list(layers.values()), silent, kept)
+        return [sum(found[k] / layers[k].count for k, p in lines.items() if p != "w8a8") for lines in changes]
+
+    return {"‖ΔW‖² alone": distance, "λ / n (HAWQ's order of bits)": ordered_bits}
+
+
+def rank(found: Sequence[float], true: Sequence[float]) -> str:
+    """Spearman's correlation with its bootstrap interval."""
+    a, b = np.asarray(found), np.asarray(true)
+    random = np.random.default_rng(0)
+    drawn = [random.integers(0, len(a), len(a)) for _ in range(RESAMPLES)]
+    rhos = [spearmanr(a[i], b[i]).statistic for i in drawn if len({*i.tolist()}) > 2]
+    low, high = np.nanquantile(rhos, (0.025, 0.975))
+    return f"{spearmanr(a, b).statistic:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def plans(keys: Sequence[str], precisions: Sequence[str], count: int) -> list[Change]:
+    """Each layer in one of the precisions, or in w8a8."""
+    random = np.random.default_rng(0)
+    choices = (*precisions, "w8a8")
+    return [{key: choices[random.integers(len(choices))] for key in keys} for _ in range(count)]
+
+
+def numbers(
+    name: str, study: Study, keys: Sequence[str], precisions: Sequence[str], kept: Stored
+) -> tuple[dict[tuple[str, str], float], float]:
+    """(layer, precision) → the measure called `name`, and the CPU seconds that it took when it was measured."""
+    start, found = time.process_time(), dict[tuple[str, str], float]()
+    given = others(study, kept)
+    for precision in (*precisions, "w8a8"):
+        changes = [{key: precision} for key in keys]
+        made = given[name](changes) if name in given else sensitivity.measure(name, study, changes, silent, kept)
+        found.update({(key, precision): value for key, value in zip(keys, made, strict=True)})
+    spent = f"seconds {name} {study.key} {' '.join(precisions)}"
+    if spent not in kept:
+        kept[spent] = time.process_time() - start
+    return found, kept[spent]
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--precision", action="append", help=f"default: {', '.join(PRECISIONS)}")
+    parser.add_argument("--measure", action="append", help="default: all but metric; repeat for several")
+    parser.add_argument("--images", type=int, default=3000, help="of the test set")
+    parser.add_argument("--plans", type=int, default=40, help="random plans")
+    parser.add_argument("--json", type=Path, help="a file for the numbers")
+    parser.add_argument("--cache", type=Path, default=ROOT / "build" / "accuracy")
+    args = parser.parse_args()
+    precisions = args.precision or list(PRECISIONS)
+    args.cache.mkdir(parents=True, exist_ok=True)
+    kept = Stored(args.cache / "sensitivity.json")
+    task = dataclasses.replace(load_task(ROOT / "examples" / "resnet20_cifar10.py"), evaluate=None)
+    captured, batches = confirmed(task)
+    study = Study(captured, backends.target("simulated"), recipe("default"), list(batches or ()))
+    truth = Truth(study, args.images, kept)
+    layers = {layer.key: layer for layer in weighted(study)}
+    keys = [k for k in layers if squares(study, layers, {k: precisions[0]})[k] > 0]  # a shortcut's 0 and 1 are exact
+    true = {(k, p): truth.rise({k: p}) for p in precisions for k in keys}
+    drawn = plans(keys, precisions, args.plans)
+    true_plans = []
+    for done, plan in enumerate(drawn, start=1):
+        true_plans.append(truth.rise(plan)[0])
+        print(f"plan {done} of {len(drawn)}: {true_plans[-1]:+.4f}", file=sys.stderr, flush=True)
+    rows, told = [], dict[str, object]()
+    names = args.measure or [*(n for n in sensitivity.names() if n != "metric"), *others(study, kept)]
+    for name in names:
+        found, seconds = numbers(name, study, keys, precisions, kept)
+        told[name] = {f"{k} {p}": v for (k, p), v in found.items()}
+        over = [rank([found[k, p] for k in keys], [true[k, p][0] for k in keys]) for p in precisions]
+        sums = [sum(found[line] for line in plan.items()) for plan in drawn]
+        rows.append([name, f"{seconds:.1f}", *over, rank(sums, true_plans)])
+        print("  ".join(rows[-1]), file=sys.stderr, flush=True)
+    fell = [rank([true[k, p][1] for k in keys], [true[k, p][0] for k in keys]) for p in precisions]
+    sums = [sum(true[k, p][1] for k, p in plan.items() if p in precisions) for plan in drawn]
+    rows.append(["metric (top-1 on the test images)", "", *fell, rank(sums, true_plans)])
+    sums = [sum(true[k, p][0] for k, p in plan.items() if p in precisions) for plan in drawn]
+    rows.append(["the rise of loss itself, added", "", *["" for _ in precisions], rank(sums, true_plans)])
+    header = ("measure", "CPU s", *(f"one layer {p}" for p in precisions), f"{len(drawn)} plans")
+    print(f"ResNet-20, {len(keys)} layers, {args.images} test images, {len(study.frames)} frames without labels\n")
+    print(table(header, rows) + f"\n\n{machine()}")
+    if args.json:
+        told["rise of loss"] = {f"{k} {p}": rise for (k, p), (rise, _) in true.items()}
+        args.json.write_text(json.dumps({"rows": rows, "numbers": told, "plans": true_plans}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
