@@ -108,10 +108,28 @@ class Costs:
         return parts | {_border(crossing): 1.0 for crossing in converted(self.space, choice)}
 
 
-def sizes(space: Space, choice: Choice, measured_bytes: int) -> Linear:
-    """Bytes of an artefact: of its layers' weights as they are stored, and the rest as one measured artefact has it."""
-    units = {(unit.name, name): float(size) for unit in space.units for name, size in unit.sizes.items()}
-    return Linear(units, rest=float(measured_bytes - space.size(choice)))
+class Sizes:
+    """What an artefact will have in bytes: as many for each layer as the runtime stores in that precision, and a rest."""
+
+    def __init__(self, space: Space, uniform: Mapping[str, int]) -> None:
+        """uniform: precision → bytes of the artefact that has it everywhere."""
+        self.space = space
+        stored = {name: space.size(space.uniform(name)) for name in uniform}
+        self.rest = float(max(0, min((uniform[name] - stored[name] for name in uniform), default=0)))
+        self.packed = {name: max(0.0, uniform[name] - self.rest) / max(1, stored[name]) for name in uniform}
+
+    def learn(self, choice: Choice, size: int) -> None:
+        """An artefact has that many: what mixed plans have beside their weights is in the rest from now on."""
+        self.rest += size - self.linear().of(self.space, choice)
+
+    def linear(self) -> Linear:
+        """As the solver takes it."""
+        units = {
+            (u.name, name): self.packed.get(name, 1.0) * size
+            for u in self.space.units
+            for name, size in u.sizes.items()
+        }
+        return Linear(units, rest=self.rest)
 
 
 def _unit(name: str, precision: str) -> str:

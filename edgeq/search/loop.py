@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgeq.search.belief import Belief
-from edgeq.search.cost import Costs, sizes
+from edgeq.search.cost import Costs, Sizes
 from edgeq.search.solve import Linear, solve
 from edgeq.search.space import FLOAT, Choice, Space
 from edgeq.search.trial import Trial, Trials
@@ -80,6 +80,7 @@ class Search:
         self.failed: list[Choice] = []
         self.given, self.harms = harms, Belief({}, {})
         self.costs: Costs | None = None
+        self.sizes = Sizes(space, {})
         self.uniform: dict[str, Trial] = {}
 
     def run(self) -> Outcome:
@@ -146,6 +147,7 @@ class Search:
             self._check_metric()
         if all(trial.cost is not None for trial in self.uniform.values()):
             self.costs = Costs(self.space, {name: trial.measured for name, trial in self.uniform.items()})
+        self.sizes = Sizes(self.space, {name: trial.size_bytes for name, trial in self.uniform.items()})
         self.harms = self._compared()
         for trial in self.uniform.values():
             self._hear(trial)
@@ -254,6 +256,7 @@ class Search:
             return None
         if self.costs is not None:
             self.costs.learn(choice, trial.measured)
+        self.sizes.learn(choice, trial.size_bytes)
         self._hear(trial)
         return trial
 
@@ -289,8 +292,7 @@ class Search:
         return self.costs.linear() if self.costs is not None else self._bytes()
 
     def _bytes(self) -> Linear:
-        last = [*self.done.values()][-1]
-        return sizes(self.space, last.choice, last.size_bytes)
+        return self.sizes.linear()
 
     def _limits(self) -> list[tuple[Linear, float]]:
         found = []
