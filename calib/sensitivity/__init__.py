@@ -7,6 +7,7 @@ one measure compare with each other, not with another's.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, MutableMapping, Sequence
 from importlib import import_module
 from pkgutil import iter_modules
@@ -54,10 +55,25 @@ def each(
     for done, lines in enumerate(changes, start=1):
         key = told(name, study, sorted(study.base.items()), sorted(lines.items()))
         if key not in kept:
-            kept[key] = find(lines)
+            kept[key] = finite(find(lines), name, lines)
         found.append(kept[key])
         progress(f"sensitivity {name}", done, len(changes))
     return found
+
+
+def finite(value: float, name: str, lines: Change) -> float:
+    """The value.
+
+    Raises:
+        EdgeqError: it is NaN or infinite.
+    """
+    if not math.isfinite(value):
+        layer = next(iter(lines), "no layer")
+        raise EdgeqError(
+            f"sensitivity {name!r} of {layer!r} is {value}: the network's outputs hold NaN or Inf on the calibration batches, in "
+            "float or with that layer changed; mend model(), or leave the layer as it is"
+        )
+    return value
 
 
 def told(name: str, study: Study, *about: object) -> str:

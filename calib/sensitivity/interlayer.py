@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from edgeq.calib.likelihood import divergence
-from edgeq.calib.sensitivity import Kept, told
+from edgeq.calib.sensitivity import Kept, finite, told
 from edgeq.calib.study import Change, Study
 from edgeq.spec import Progress
 
@@ -56,5 +56,6 @@ def _rise(study: Study, lines: Change, kept: Kept) -> float:
 def _divergence(study: Study, plan: Change, kept: Kept) -> float:
     key = told("divergence", study, sorted(plan.items()))
     if key not in kept:
-        kept[key] = divergence(study.captured, study.answers(study.change(plan)))
+        found = divergence(study.captured, study.answers(study.change(plan)))
+        kept[key] = finite(found, "interlayer", plan)
     return kept[key]
