@@ -185,8 +185,6 @@ class Trials:
             )
 
     def _measured(self, model: QuantizedModel, artifact: Artifact) -> dict[str, Any]:
-        if lacks := self.place.lacks(self.bench.to):
-            raise EdgeqError(lacks)
         with alone(self.place.name):
             if self.place.info.emulated:
                 counts = count(self.place, artifact, None, model.golden, threads=self.how.threads)

@@ -85,7 +85,7 @@ def search(
     folder.mkdir(parents=True, exist_ok=True)
     with open_device(device) as opened:
         place = Place(opened)
-        _refuse_unit(place, budget_ms, budget_instructions)
+        _refuse_place(place, to, budget_ms, budget_instructions)
         trials = Trials(bench, bench.space(names), place, How(threads, runs=runs, cores=tuple(cores)), folder, progress)
         told = _searched(bench, trials, wanted, sensitivity, progress)
     return _written({"model": made.name, "backend": to, "device": device, **told}, folder)
@@ -156,8 +156,12 @@ def _offered(to: str) -> tuple[str, ...]:
     return ("w8a8", *weights, *(name for name in reversed(target.floats)))
 
 
-def _refuse_unit(place: Place, ms: float | None, instructions: int | None) -> None:
-    """Refuse a budget in a unit that the device does not measure."""
+def _refuse_place(place: Place, to: str, ms: float | None, instructions: int | None) -> None:
+    """Refuse a device that does not run the artefacts, or a budget in a unit that it does not measure."""
+    if to != "simulated" and (lacks := place.lacks(to)):
+        raise EdgeqError(lacks)
+    if to == "simulated" and (ms is not None or instructions is not None):
+        raise EdgeqError("nothing runs the simulated target: give --budget-bytes or --max-drop")
     if ms is not None and place.info.emulated:
         raise EdgeqError(
             f"{place.name} is emulated: it counts instructions, and its times mean nothing; give --budget-instructions"
