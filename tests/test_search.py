@@ -345,7 +345,9 @@ def test_what_holds_the_time_and_what_makes_the_error_are_told(tmp_path: Path) -
     islands = [cause for cause in row["slow"] if cause["what"] == "float island"]
     assert any("cumsum" in key for cause in islands for key in cause["layers"])
     gains = [cause["gain_ms"] for cause in row["slow"]]
-    assert gains == sorted(gains, reverse=True) and sum(cause["ms"] for cause in row["slow"]) <= row["int8_ms"] * 1.1  # medians do not quite add up
+    assert (
+        gains == sorted(gains, reverse=True) and sum(cause["ms"] for cause in row["slow"]) <= row["int8_ms"] * 1.1
+    )  # medians do not quite add up
     assert {key for key in row} == {"int8_ms", "float_ms", "speedup", "max_lsb", "slow"}
 
 

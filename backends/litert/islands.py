@@ -235,7 +235,12 @@ def fold_weights(
             readers.setdefault(name, []).append(op)
     folded: dict[int, Tensor] = {}
     for node, coded in weights:
-        inputs = {int(i) for op in readers.get(node.name, ()) for i in op.inputs}
+        own = readers.get(node.name, [])
+        written = {int(i) for op in own for i in op.outputs}
+        fused = [
+            op for op in made.values() if written & {int(i) for i in op.inputs}
+        ]  # a pad before a kernel with a clip
+        inputs = {int(i) for op in (*own, *fused) for i in op.inputs}
         inputs |= {
             int(i) for index in inputs & made.keys() for i in made[index].inputs
         }  # a product that two layers share

@@ -219,3 +219,18 @@ def test_shared_weights_stay_int8_once(tmp_path: Path) -> None:
         if tuple(t.shape) == (16, 16) and file.buffers[t.buffer].data is not None
     ]
     assert held == [schema().TensorType.INT8]
+
+
+def test_weights_stay_int8_where_a_pad_stands_before_a_kernel_with_a_clip(tmp_path: Path) -> None:
+    """litert-torch pads in an operator of its own where a convolution strides, and fuses the clip behind it."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(16, 24, 3, 2, 1), nn.ReLU(), nn.Conv2d(24, 32, 3, 2, 1), nn.ReLU6()]
+    model, file, path = exported(
+        nn.Sequential(*layers).eval(), (1, 16, 24, 24), tmp_path, target="litert", precision="w8"
+    )
+    held = [
+        t for graph in file.subgraphs for t in graph.tensors if t.type == 9 and len(t.shape) == 4
+    ]  # INT8 in the schema
+    assert sorted(tuple(t.shape) for t in held) == [(24, 3, 3, 16), (32, 3, 3, 24)]
+    x = torch.randn(1, 16, 24, 24)
+    assert torch.allclose(load(path)([x])[0], model.qdq([x])[0], atol=1e-5)
