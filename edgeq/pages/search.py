@@ -30,7 +30,7 @@ def search_tables(found: Found) -> list[RenderableType]:
             "→" if point["best"] else "",
             words.number(cost(point), 4),
             words.number(point["predicted"], 4),
-            words.plain(point["metric"]),
+            _metric(point["metric"]),
             words.decibel(point["sqnr_db"]),
             f"{point['size_bytes']:,}",
             *counts,
@@ -86,11 +86,11 @@ def sentences(found: Found) -> list[str]:
         told.append(f"{found['instructions']:,} instructions, which are no time")
     if name is not None:
         beside = [
-            f"{what} {words.plain(found[key])}"
+            f"{what} {_metric(found[key])}"
             for what, key in (("float", "float_metric"), ("int8 everywhere", "int8_metric"))
             if found[key] is not None
         ]
-        told.append(f"{name} {words.plain(found['metric'])}" + (f" ({', '.join(beside)})" if beside else ""))
+        told.append(f"{name} {_metric(found['metric'])}" + (f" ({', '.join(beside)})" if beside else ""))
     told.append(
         f"outputs {words.decibel(found['sqnr_db'])} dB from float's"
         + (f", int8 everywhere {words.decibel(found['int8_sqnr_db'])} dB" if found["int8_sqnr_db"] is not None else "")
@@ -146,6 +146,11 @@ def cost_name(found: Found) -> str:
 def unit_of(found: Found) -> str:
     """The unit behind a number."""
     return "ms" if found["instructions"] is None else "instructions"
+
+
+def _metric(value: float | None) -> str:
+    """A metric; four digits of one that is near 0."""
+    return words.number(value, 4) if value is not None and 0 < abs(value) < 0.01 else words.plain(value)
 
 
 def _share(harm: float | None, found: Found) -> str:

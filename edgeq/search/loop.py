@@ -144,7 +144,7 @@ class Search:
                     raise
                 self.progress(f"{said}: left out ({error})", 1, 1)
                 self.space = self.space.without(name)
-            self._check_metric()
+            self._check_asked()
         if all(trial.cost is not None for trial in self.uniform.values()):
             self.costs = Costs(self.space, {name: trial.measured for name, trial in self.uniform.items()})
         self.sizes = Sizes(self.space, {name: trial.size_bytes for name, trial in self.uniform.items()})
@@ -167,7 +167,13 @@ class Search:
         means = {_pair(*key): harm * scale for key, harm in self.given.items()}
         return Belief(means, {name: HARM * harm + least for name, harm in means.items()})
 
-    def _check_metric(self) -> None:
+    def _check_asked(self) -> None:
+        """Refuse what no plan could be judged by, as soon as one was tried."""
+        if self.wanted.budget is not None and next(iter(self.uniform.values())).cost is None:
+            raise EdgeqError(
+                "nothing here runs its artefacts at their speed, so no time is measured: search on a device that does, or "
+                "give --budget-bytes or --max-drop"
+            )
         told = next(iter(self.uniform.values())).metric
         if self.wanted.metric is not None and self.wanted.metric not in (told or {}):
             there = f"evaluate() gives {', '.join(told)}" if told else "the task has no evaluate()"
