@@ -127,14 +127,7 @@ class Curvature:
         for index in range(len(self.study.stacks)):
             with torch.enable_grad():
                 _, outputs, made = self._forward(index, [layer.node for layer in self.layers])
-                pairs = [(y, p) for y, p in zip(outputs, self.power, strict=True) if y.requires_grad]
-                parts = [y.square().sum() / (2 * p) for y, p in pairs]
-                top = (
-                    (outputs[0].clamp(min=LEAST).log() if self.softened else outputs[0]).amax(1).sum()
-                    if self.classes
-                    else None
-                )
-                found = torch.autograd.grad(torch.stack(parts).sum() if top is None else top, made, allow_unused=True)
+                found = torch.autograd.grad(self._answered(outputs), made, allow_unused=True)
             for place, (y, slope) in enumerate(zip(made, found, strict=True)):
                 if slope is not None:
                     totals[place] += float((y.detach() * slope).abs().double().sum()) / count
@@ -143,9 +136,7 @@ class Curvature:
 
     def _examples(self, index: int) -> int:
         """Examples of a stack where outputs name classes, else frames."""
-        first = self.study.stacks[index][0].shape
-        several = first[0] // self.study.floats.first if first else 1
-        return first[0] if self.classes else several
+        return self.study.counts[index] * (self.study.floats.first if self.classes else 1)
 
     def _forward(self, index: int, keep: Sequence[Node] = ()) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The layers' weights as variables, and the outputs that depend on them; keep: nodes whose values come third."""
@@ -186,6 +177,13 @@ class Curvature:
                 if y.requires_grad
             ]
         ).sum()
+
+    def _answered(self, outputs: Sequence[Tensor]) -> Tensor:
+        """f of `relevance`, 0-d."""
+        if self.classes:
+            return (outputs[0].clamp(min=LEAST).log() if self.softened else outputs[0]).amax(1).sum()
+        pairs = [(y, p) for y, p in zip(outputs, self.power, strict=True) if y.requires_grad]
+        return torch.stack([y.square().sum() / (2 * p) for y, p in pairs]).sum()
 
     def _told(self, outputs: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         """What is derived in the place of labels' log-likelihood, 0-d."""

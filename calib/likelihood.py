@@ -50,9 +50,11 @@ def squared_size(x: Tensor) -> float:
     return float(x.double().square().sum())
 
 
-def divergence(captured: Captured, pairs: Iterable[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]) -> float:
-    """KL(float ‖ other) of outputs (float's, the other's), stacked along the first axis: the mean over examples where they name
-    classes; else over batches, of normal distributions around each output whose deviation is float's root mean square over all.
+def divergence(
+    captured: Captured, pairs: Iterable[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]], frames: int
+) -> float:
+    """KL(float ‖ other) of outputs (float's, the other's) of `frames` batches: the mean over examples where they name classes;
+    else over batches, of normal distributions around each output whose deviation is float's root mean square over all.
     """
     if names_classes(captured):
         softened, found = is_softened(captured), list[float]()
@@ -60,12 +62,11 @@ def divergence(captured: Captured, pairs: Iterable[tuple[tuple[Tensor, ...], tup
             p, q = (log_likely(outputs[0].double(), softened=softened) for outputs in both)
             found += (p.exp() * (p - q)).sum(1).tolist()
         return sum(found) / len(found)
-    results, first = captured.outputs, Floats(captured).first
-    error, power, count, frames = [0.0] * len(results), [0.0] * len(results), [0] * len(results), 0
+    results = len(captured.outputs)
+    error, power, count = [0.0] * results, [0.0] * results, [0] * results
     for real, made in pairs:
         for index, (y, x) in enumerate(zip(real, made, strict=True)):
             error[index] += squared_size(x.double() - y.double())
             power[index] += squared_size(y)
             count[index] += y.numel()
-        frames += max(1, real[0].shape[0] // first) if real[0].dim() else 1
     return sum(e * n / (2 * p) for e, p, n in zip(error, power, count, strict=True) if p > 0) / frames

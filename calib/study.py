@@ -51,7 +51,8 @@ class Variant:
 class Study:
     """What a sensitivity is measured on (edgeq.calib.sensitivity).
 
-    frames: flat calibration batches on which outputs are compared. hook: the task's function of a name. score: the task's metric
+    frames: flat calibration batches on which outputs are compared; stacks: the same, as many along the first axis as are computed
+    at once; counts: how many each has. hook: the task's function of a name. score: the task's metric
     of `predict(flat inputs) -> outputs`; metric: the name of the number that counts, None: the first.
     """
 
@@ -91,10 +92,12 @@ class Study:
         if self.statistics.looked is None:  # of every tensor that any plan may quantize
             self._calibrated(default_plan(captured, target, recipe.name).layers)
         with ordered():
-            self.stacks = [
-                tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*group, strict=True))
-                for group in stacks(self.floats, self.frames)
-            ]
+            groups = list(stacks(self.floats, self.frames))
+        self.counts = [len(group) for group in groups]
+        self.stacks = [
+            tuple(torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*group, strict=True))
+            for group in groups
+        ]
         self._values: dict[int, dict[Node, Any]] = {}  # of the base, as many as MEMORY allows
         self._room = MEMORY
         self._floats: dict[int, Outputs] = {}

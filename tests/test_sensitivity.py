@@ -93,6 +93,9 @@ def test_kl_of_numbers_is_half_the_squared_error_over_their_power() -> None:
     ]
     two = Classes(lambda y: (y[:, :2], y[:, 2:]))
     assert measure("kl", study(two), [{"first/linear": "w3"}]) == pytest.approx([sum(halves) / FRAMES], rel=1e-4)
+    whole = sum(e.sum() for e in errors) / (2 * np.mean([np.square(y) for y in real]))
+    rows = Classes(lambda y: torch.cat([y, y, y]))  # three rows for one example, so that they are no classes
+    assert measure("kl", study(rows), [{"first/linear": "w3"}]) == pytest.approx([3 * whole / FRAMES], rel=1e-4)
 
 
 @pytest.mark.parametrize("base", ["fp32", "w8a8"])

@@ -2,11 +2,11 @@
 
 python tools/bench_sensitivity.py [--precision NAME ...] [--images N] [--plans N] [--measure NAME ...] [--json FILE]
 
-For every layer with weights the true number is the rise of cross entropy on CIFAR-10's test images with that layer alone in the
-precision, all else float; measures see 64 training images without labels. The table gives Spearman's rank correlation over layers
-with its 95 % bootstrap interval, and the same over random plans, each layer in one of the precisions or w8a8, where a measure's
-numbers are added. What was computed is kept in --cache, so an interrupted run goes on where it stopped. Needs the folder
-EDGEQ_DATA.
+For every layer with weights the true number is what that layer alone in the precision, all else float, does on CIFAR-10's test
+images: the rise of cross entropy, and in a second table the KL divergence from float's answers. Measures see 64 training images
+without labels. Tables give Spearman's rank correlation over layers with its 95 % bootstrap interval, and the same over random
+plans, each layer in one of the precisions or w8a8, where a measure's numbers are added. What was computed is kept in --cache, so
+an interrupted run goes on where it stopped. Needs the folder EDGEQ_DATA.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accuracy import ROOT, cifar10, machine, table
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -36,12 +37,20 @@ from edgeq.calib import sensitivity
 from edgeq.calib.curvature import squares, weighted
 from edgeq.calib.recipes import recipe
 from edgeq.calib.sensitivity import eigenvalue
-from edgeq.calib.study import Change, Study, Variant
+from edgeq.calib.study import Change, Study
 from edgeq.task import load_task
 
 PRECISIONS = ("w4a8", "w3a8")
+TRUTHS = (
+    "cross entropy",
+    "errors",
+    "KL from float",
+)  # whose rise on the test images is true; errors: share of wrong answers
 STACK = 100  # test images at once
 RESAMPLES = 2_000
+
+
+Measured = dict[tuple[str, str], float]  # (layer, precision) → number
 
 
 class Stored(dict[str, float]):
@@ -58,33 +67,34 @@ class Stored(dict[str, float]):
         part.replace(self.path)
 
 
-def loss(study: Study, variant: Variant, test: Tensor, labels: np.ndarray) -> tuple[float, float]:
-    """Mean cross entropy and share of wrong answers on the test images."""
-    logits = torch.cat([study.predict(variant, (part,))[0] for part in test.split(STACK)]).double()
-    wanted = torch.from_numpy(labels).long()
-    return float(torch.nn.functional.cross_entropy(logits, wanted)), float((logits.argmax(1) != wanted).double().mean())
-
-
 class Truth:
-    """Rises of loss and errors by changes, kept."""
+    """What changes do to the outputs on the test images, kept."""
 
     def __init__(self, study: Study, images: int, kept: Stored) -> None:
         self.study, self.kept = study, kept
         self.test, self.labels = cifar10(images)
+        self.float: Tensor | None = None
 
-    def rise(self, lines: Change) -> tuple[float, float]:
-        """Of cross entropy and of the share of wrong answers."""
-        (loss_after, wrong_after), (loss_before, wrong_before) = self._of(lines), self._of({})
-        return loss_after - loss_before, wrong_after - wrong_before
+    def rise(self, lines: Change) -> tuple[float, ...]:
+        """By the change, in the order of TRUTHS."""
+        return tuple(after - before for after, before in zip(self._of(lines), self._of({}), strict=True))
 
-    def _of(self, lines: Change) -> tuple[float, float]:
+    def _of(self, lines: Change) -> list[float]:
         told = repr((self.study.key, len(self.test), sorted(lines.items())))
-        keys = [f"{name} {hashlib.sha256(told.encode()).hexdigest()}" for name in ("loss", "wrong")]
+        keys = [f"{name} {hashlib.sha256(told.encode()).hexdigest()}" for name in TRUTHS]
         if not all(key in self.kept for key in keys):
-            found = loss(self.study, self.study.change(lines), self.test, self.labels)
+            self.float = self._logits({}) if self.float is None else self.float
+            logits, wanted = self._logits(lines), torch.from_numpy(self.labels).long()
+            p, q = self.float.log_softmax(1), logits.log_softmax(1)
+            wrong = (logits.argmax(1) != wanted).double()
+            found = F.nll_loss(q, wanted), wrong.mean(), (p.exp() * (p - q)).sum(1).mean()
             for key, value in zip(keys, found, strict=True):
-                self.kept[key] = value
-        return self.kept[keys[0]], self.kept[keys[1]]
+                self.kept[key] = float(value)
+        return [self.kept[key] for key in keys]
+
+    def _logits(self, lines: Change) -> Tensor:
+        variant = self.study.change(lines)
+        return torch.cat([self.study.predict(variant, (part,))[0] for part in self.test.split(STACK)]).double()
 
 
 def others(study: Study, kept: Stored) -> dict[str, Callable[[Sequence[Change]], list[float]]]:
@@ -120,9 +130,9 @@ def plans(keys: Sequence[str], precisions: Sequence[str], count: int) -> list[Ch
 
 def numbers(
     name: str, study: Study, keys: Sequence[str], precisions: Sequence[str], kept: Stored
-) -> tuple[dict[tuple[str, str], float], float]:
+) -> tuple[Measured, float]:
     """(layer, precision) → the measure called `name`, and the CPU seconds that it took when it was measured."""
-    start, found = time.process_time(), dict[tuple[str, str], float]()
+    start, found = time.process_time(), Measured()
     given = others(study, kept)
     for precision in (*precisions, "w8a8"):
         changes = [{key: precision} for key in keys]
@@ -154,31 +164,37 @@ def main() -> None:
     layers = {layer.key: layer for layer in weighted(study)}
     keys = [k for k in layers if squares(study, layers, {k: precisions[0]})[k] > 0]  # a shortcut's 0 and 1 are exact
     true = {(k, p): truth.rise({k: p}) for p in precisions for k in keys}
-    drawn = plans(keys, precisions, args.plans)
-    true_plans = []
+    drawn, true_plans = plans(keys, precisions, args.plans), []
     for done, plan in enumerate(drawn, start=1):
-        true_plans.append(truth.rise(plan)[0])
-        print(f"plan {done} of {len(drawn)}: {true_plans[-1]:+.4f}", file=sys.stderr, flush=True)
-    rows, told = [], dict[str, object]()
-    names = args.measure or [*(n for n in sensitivity.names() if n != "metric"), *others(study, kept)]
-    for name in names:
-        found, seconds = numbers(name, study, keys, precisions, kept)
-        told[name] = {f"{k} {p}": v for (k, p), v in found.items()}
-        over = [rank([found[k, p] for k in keys], [true[k, p][0] for k in keys]) for p in precisions]
-        sums = [sum(found[line] for line in plan.items()) for plan in drawn]
-        rows.append([name, f"{seconds:.1f}", *over, rank(sums, true_plans)])
-        print("  ".join(rows[-1]), file=sys.stderr, flush=True)
-    fell = [rank([true[k, p][1] for k in keys], [true[k, p][0] for k in keys]) for p in precisions]
-    sums = [sum(true[k, p][1] for k, p in plan.items() if p in precisions) for plan in drawn]
-    rows.append(["metric (top-1 on the test images)", "", *fell, rank(sums, true_plans)])
-    sums = [sum(true[k, p][0] for k, p in plan.items() if p in precisions) for plan in drawn]
-    rows.append(["the rise of loss itself, added", "", *["" for _ in precisions], rank(sums, true_plans)])
-    header = ("measure", "CPU s", *(f"one layer {p}" for p in precisions), f"{len(drawn)} plans")
-    print(f"ResNet-20, {len(keys)} layers, {args.images} test images, {len(study.frames)} frames without labels\n")
-    print(table(header, rows) + f"\n\n{machine()}")
+        true_plans.append(truth.rise(plan))
+        told = ", ".join(f"{name} {rise:+.4f}" for name, rise in zip(TRUTHS, true_plans[-1], strict=True))
+        print(f"plan {done} of {len(drawn)}: {told}", file=sys.stderr, flush=True)
+    measured, seconds = dict[str, Measured](), dict[str, float]()
+    for name in args.measure or [*(n for n in sensitivity.names() if n != "metric"), *others(study, kept)]:
+        measured[name], seconds[name] = numbers(name, study, keys, precisions, kept)
+        print(f"{name}: {seconds[name]:.1f} CPU s", file=sys.stderr, flush=True)
+    for index, name in enumerate(TRUTHS):
+        measured[f"the rise of {name} itself"] = {line: rises[index] for line, rises in true.items()}
+    print(f"ResNet-20, {len(keys)} layers, {args.images} test images, {len(study.frames)} frames without labels")
+    for index in (0, 2):
+        rows = []
+        for name, found in measured.items():
+            over = [rank([found[k, p] for k in keys], [true[k, p][index] for k in keys]) for p in precisions]
+            sums = [sum(found.get(line, 0.0) for line in plan.items()) for plan in drawn]
+            rows.append(
+                [
+                    name,
+                    f"{seconds[name]:.1f}" if name in seconds else "",
+                    *over,
+                    rank(sums, [t[index] for t in true_plans]),
+                ]
+            )
+        header = ("measure", "CPU s", *(f"one layer {p}" for p in precisions), f"{len(drawn)} plans, added")
+        print(f"\nRise of {TRUTHS[index]}\n\n{table(header, rows)}")
+    print(f"\n{machine()}")
     if args.json:
-        told["rise of loss"] = {f"{k} {p}": rise for (k, p), (rise, _) in true.items()}
-        args.json.write_text(json.dumps({"rows": rows, "numbers": told, "plans": true_plans}, indent=1))
+        plain = {name: {" ".join(line): value for line, value in found.items()} for name, found in measured.items()}
+        args.json.write_text(json.dumps({"numbers": plain, "plans": drawn, "rises": true_plans}, indent=1))
 
 
 if __name__ == "__main__":

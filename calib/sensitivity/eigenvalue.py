@@ -9,6 +9,7 @@ base, on fewer frames.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -106,13 +107,8 @@ class Krylov:
 
 def _few(study: Study, frames: int) -> list[int]:
     """The first stacks that hold so many frames."""
-    found, count = [], 0
-    for index, stack in enumerate(study.stacks):
-        if count >= frames:
-            break
-        found.append(index)
-        count += max(1, stack[0].shape[0] // study.floats.first) if stack[0].dim() else 1
-    return found
+    before = [0, *itertools.accumulate(study.counts)]
+    return [index for index in range(len(study.stacks)) if before[index] < frames]
 
 
 def _drawn(layer: Layer) -> Tensor:

@@ -56,6 +56,6 @@ def _rise(study: Study, lines: Change, kept: Kept) -> float:
 def _divergence(study: Study, plan: Change, kept: Kept) -> float:
     key = told("divergence", study, sorted(plan.items()))
     if key not in kept:
-        found = divergence(study.captured, study.answers(study.change(plan)))
+        found = divergence(study.captured, study.answers(study.change(plan)), len(study.frames))
         kept[key] = finite(found, "interlayer", plan)
     return kept[key]

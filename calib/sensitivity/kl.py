@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from edgeq.calib.likelihood import divergence
 from edgeq.calib.sensitivity import Kept, each
-from edgeq.calib.study import Change, Study
+from edgeq.calib.study import Change, Study, Variant
 from edgeq.spec import Progress
 
 
@@ -19,9 +19,12 @@ def measure(study: Study, changes: Sequence[Change], progress: Progress, kept: K
     """The rise of the divergence, in nats an example (a batch, where the outputs name no classes)."""
     base: list[float] = []
 
+    def of(variant: Variant) -> float:
+        return divergence(study.captured, study.answers(variant), len(study.frames))
+
     def find(lines: Change) -> float:
         if not base:
-            base.append(divergence(study.captured, study.answers(study.variant)))
-        return divergence(study.captured, study.answers(study.change(lines))) - base[0]
+            base.append(of(study.variant))
+        return of(study.change(lines)) - base[0]
 
     return each("kl", study, changes, find, progress, kept)
