@@ -37,12 +37,19 @@ def _wider() -> dict[Any, Any]:
     class WeightOnlyLinear(LinearConfig):  # type: ignore[misc] # executorch ships no types
         def get_deps(self, node: Any, ep: Any) -> tuple[bool, list[Any]]:
             activation, weight = node.args[:2]
-            if not is_dequant(weight) or is_dequant(activation):
+            if not is_dequant(weight) or (is_dequant(activation) and any(map(is_quant, _behind_clips(node)))):
                 return super().get_deps(node, ep)  # type: ignore[no-any-return] # untyped
             tag_as_implicit_q_dq(weight)
             return True, [weight, *weight.all_input_nodes]
 
     return {ConstantPadConfig: IntegerPad, LinearConfig: WeightOnlyLinear}
+
+
+def _behind_clips(node: Any) -> list[Any]:
+    """What reads a node, or the clip that a kernel of XNNPACK takes along."""
+    users = [*node.users]
+    fused = len(users) == 1 and any(word in str(users[0].target) for word in ("relu", "hardtanh", "clamp"))
+    return [*users[0].users] if fused else users
 
 
 def _narrower() -> dict[Any, Any]:

@@ -21,7 +21,7 @@ from edgeq.backends.executorch.profile import profile
 from edgeq.backends.executorch.run import load
 from edgeq.graph.integer import read
 from edgeq.graph.simulate import simulate
-from edgeq.spec import EdgeqError
+from edgeq.spec import EdgeqError, QuantPlan
 
 torch.set_num_threads(1)
 qd = torch.ops.quantized_decomposed
@@ -432,3 +432,30 @@ def test_a_convolution_of_one_axis_kept_in_float_runs_in_the_delegate(
     (out,), want = load(artifact.path)(batches[0]), network(*batches[0])
     assert float((out - want).square().sum() / want.square().sum()) < 1e-2
     assert not [row for row in artifact.coverage if "not delegated" in (row.reason or "")]
+
+
+def test_a_linear_layer_of_int8_weights_alone_stands_behind_integers(tmp_path: Path) -> None:
+    """Its activation is dequantized before it, and its result stays float: no static kernel, and none of ExecuTorch's own."""
+
+    class Headed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 16, 3, 2, 1), nn.Linear(16, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.body(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    batches = [(torch.randn(1, 3, 24, 24),) for _ in range(3)]
+    plan = QuantPlan("executorch", "minmax", {"head/linear": "w8"}, "w8a8")
+    model = edgeq.quantize(
+        Headed().eval(), example_inputs=batches[0], calibration=batches, plan=plan, output=tmp_path / "headed"
+    )
+    artifact = edgeq.export(model, "executorch")
+    rows = [row for row in artifact.coverage if row.layers]
+    assert [row.status for row in rows if row.layers == ("body/conv2d", "relu")] == ["integer"]
+    head = [row for row in rows if row.layers == ("head/linear",)]
+    assert {row.status for row in head} == {"float island"} and any("stay int8" in row.reason for row in head)
+    predict = load(artifact.path)
+    for batch in batches:
+        assert torch.allclose(predict(batch)[0], model.simulate(batch, "xnnpack")[0], atol=1e-5)
