@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from edgeq.calib.cache import Cache
+from edgeq.calib.choice import Candidate, Kept, least
 from edgeq.calib.data.batches import Spooled, batches, spooled
 from edgeq.calib.data.observation import Statistics, answers, observe, sets
 from edgeq.calib.floats import Floats
@@ -76,22 +77,51 @@ class Bench:
             self.data = spooled(self.cache, self.captured, batches(self.captured, self.data), self.progress)
         return self.data
 
-    def look(self, method: Method) -> None:
-        """One float pass over the data; then scale and zero point of every tensor set by `method`."""
+    def look(self, methods: Mapping[str, Method]) -> None:
+        """One float pass over the data; then scale and zero point of every tensor set by one of `methods`.
+
+        It is the one whose intervals cost the network's outputs least, the first where none is clearly better; all plans that
+        share statistics get the same one. Outputs have the first: where several scores saturate, none is the largest.
+        """
         if self.data is None:
             return
-        seen, looked = self._seen(self.data, method.needs_histogram)
+        kept = Kept()
+        keep = kept.add if len(methods) > 1 else None
+        seen, looked = self._seen(self.data, any(m.needs_histogram for m in methods.values()), keep)
+        first, *others = methods
+        known = {} if self.statistics is None else self.statistics.chosen
+        chosen = known.get(tuple(methods), first)
+        if not others or not seen or tuple(methods) in known:
+            self._range(methods[chosen], seen, looked, methods[first])
+            return
+        batches = kept.some(seen.values()) if kept.batches else [(1.0, batch) for batch in looked.batches]
+        given, found = self.annotation, dict[str, Candidate]()
+        for name, method in methods.items():
+            self.annotation = given
+            self._range(method, seen, looked, methods[first])
+            found[name] = Candidate(self.annotation, self.resolved.activations)
+        known[tuple(methods)] = chosen = least(self.captured, found, batches, self.progress)
+        self.annotation, self.resolved.activations = found[chosen].annotation, dict(found[chosen].activations)
+        self.observers = sets(self.annotation, seen)
+
+    def _range(self, method: Method, seen: dict[Node, Observer], looked: Looked, answered: Method) -> None:
+        """Scale and zero point of every tensor set by `method`, of outputs by `answered`, and the annotation that they serve."""
         if self.again is not None:
 
             def ranges(changed: Annotation) -> dict[str, QParams]:
-                return grids(changed, method, sets(changed, seen))
+                return grids(changed, method, sets(changed, seen), answered)
 
             self.annotation = apart(self.annotation, self.again, ranges, seen, method, looked, self.settled)
         self.observers = sets(self.annotation, seen)
-        self.resolved.activations = grids(self.annotation, method, self.observers)
+        self.resolved.activations = grids(self.annotation, method, self.observers, answered)
 
-    def _seen(self, data: Iterable[Any], histogram: bool) -> tuple[dict[Node, Observer], Looked]:
-        """What was seen of every quantized tensor, and the first batches: by a pass of its own, or kept from another plan's."""
+    def _seen(
+        self, data: Iterable[Any], histogram: bool, keep: Callable[[int, tuple[Tensor, ...]], None] | None
+    ) -> tuple[dict[Node, Observer], Looked]:
+        """What was seen of every quantized tensor, and the first batches: by a pass of its own, or kept from another plan's.
+
+        keep: gets every batch of the pass.
+        """
         tensors, kept = self.annotation.tensors, self.statistics
         wanted = [node for members in tensors.sets().values() for node in members]
         if kept is not None and kept.looked is not None and kept.serves(wanted, histogram):
@@ -102,7 +132,13 @@ class Bench:
         entering = [node for node in wanted if node not in made]
         if kept is not None:  # another plan may let others enter
             wanted = entering = list(tensors.parent)
-        spool = None if self.cache is None else self._spool
+
+        def spool(index: int, batch: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+            if self.cache is not None:
+                self._spool(index, batch, outputs)
+            if keep is not None:
+                keep(index, batch)
+
         seen = observe(self.captured, wanted, entering, histogram, data, self.progress, spool, looked)
         if kept is not None:
             kept.seen, kept.looked = {**kept.seen, **seen}, looked
@@ -155,10 +191,14 @@ class Bench:
             self.resolved.weights[x.key] = encode(x.weight, x.grid, scale)
 
 
-def grids(annotation: Annotation, method: Method, observers: Mapping[Node, Observer]) -> dict[str, QParams]:
-    """Scale and zero point of each tensor set, by its key."""
+def grids(
+    annotation: Annotation, method: Method, observers: Mapping[Node, Observer], answered: Method
+) -> dict[str, QParams]:
+    """Scale and zero point of each tensor set, by its key; answered: the method for outputs of the network."""
     tensors, found = annotation.tensors, dict[str, QParams]()
+    outputs = {tensors.find(n) for n in tensors.parent if any(user.op == "output" for user in n.users)}
     for root, seen in observers.items():
         spec = tensors.specs[root]
-        found[root.name] = tensors.fixed.get(root) or affine(*method(seen, spec), spec, seen.noise)
+        low, high = (answered if root in outputs else method)(seen, spec)
+        found[root.name] = tensors.fixed.get(root) or affine(low, high, spec, seen.noise)
     return found

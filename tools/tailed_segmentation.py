@@ -2,9 +2,9 @@
 
 python tools/tailed_segmentation.py            trains it and says its mean IoU: some three CPU minutes, one thread
 
-A scene has three bands of a sensor with Student noise (three degrees of freedom), a gain of its own, and hot pixels; classes differ
-by level and by texture. The network joins a strided stem with its input, dilated branches with a pooled context and an energy (a square),
-and each level of its decoder with a skip. Seeds are fixed; the weights are kept in build/ and not committed.
+A scene has three bands of a sensor with Student noise (three degrees of freedom), a gain of its own, and hot pixels; classes
+differ by level and by texture. The network joins a strided stem with its input, dilated branches with a pooled context and an
+energy (a square), and each level of its decoder with a skip. Seeds are fixed; the weights are kept in build/, not committed.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class Block(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> None:
         padding = dilation * (kernel // 2)
         super().__init__(
-            nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+            nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
         )
 
 
@@ -81,7 +83,9 @@ class Segmenter(nn.Module):
         deep = self.second(half)
         contrast = self.contrast(deep)
         context = F.max_pool2d(self.context(deep), 5, 1, 2)
-        deep = self.joined(torch.cat((self.near(deep), self.far(deep), self.point(deep), contrast * contrast, context), 1))
+        deep = self.joined(
+            torch.cat((self.near(deep), self.far(deep), self.point(deep), contrast * contrast, context), 1)
+        )
         middle = self.up(torch.cat((F.interpolate(deep, scale_factor=2, mode="nearest"), half), 1))
         fine = torch.cat((F.interpolate(middle, scale_factor=2, mode="nearest"), stem, x), 1)
         answer: Tensor = self.head(self.last(fine))
@@ -98,14 +102,16 @@ def trained(kept: Path = KEPT) -> Segmenter:
     optimizer = torch.optim.AdamW(network.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS)
     for step in range(STEPS):
-        seen, wanted = (torch.stack(t) for t in zip(*(scene(10_000 + step * BATCH + i) for i in range(BATCH)), strict=True))
+        seen, wanted = (
+            torch.stack(t) for t in zip(*(scene(10_000 + step * BATCH + i) for i in range(BATCH)), strict=True)
+        )
         loss = F.cross_entropy(network(seen), wanted)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if step % 50 == 49:
-            print(f"step {step + 1}: loss {float(loss):.3f}", flush=True)
+            print(f"step {step + 1}: loss {float(loss.detach()):.3f}", flush=True)
     kept.parent.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), kept)
     return network.eval()

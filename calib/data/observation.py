@@ -29,12 +29,13 @@ class Statistics:
     """What float passes saw of a captured network, kept so that another plan for it needs none of its own.
 
     seen: tensor → its observer, of every tensor that a plan so far could quantize. looked: first batches. rounded: codes that
-    solvers found without data, by a hash of what they began with.
+    solvers found without data, by a hash of what they began with. chosen: of several range methods the one that all plans get.
     """
 
     seen: dict[Node, Observer] = field(default_factory=dict)
     looked: Looked | None = None
     rounded: dict[str, Coded] = field(default_factory=dict)
+    chosen: dict[tuple[str, ...], str] = field(default_factory=dict)
 
     def serves(self, wanted: Iterable[Node], histogram: bool) -> bool:
         """Whether all of `wanted` was seen, with histograms where they are needed."""
@@ -50,7 +51,7 @@ def observe(
     histogram: bool,
     data: Iterable[Any],
     progress: Progress,
-    spool: Spool | None,
+    spool: Spool,
     looked: Looked,
 ) -> dict[Node, Observer]:
     """One float pass over `data`; returns what was seen of each tensor in `wanted`.
@@ -86,8 +87,7 @@ def observe(
         for index, batch in enumerate(group):
             if looked.wants():
                 looked.add(batch, {n: each[n][index] for n in looked.keep})
-            if spool is not None:
-                spool(done + index, batch, tuple(each[n][index] for n in given))
+            spool(done + index, batch, tuple(each[n][index] for n in given))
         done += len(group)
         progress("calibrate", done, total)
     return watching

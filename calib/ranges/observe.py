@@ -25,7 +25,7 @@ class Observer:
     low, high: exact extremes of everything seen. low_batch, high_batch: the first batch that reached them.
     average_low, average_high: per-batch extremes, their plain mean over the first 100 batches and an exponential
         moving average with weight 0.01 afterwards (Jacob et al. 2018, section 3.1).
-    count, batches: values and batches seen.
+    count, batches: values and batches seen. reaches: each batch's largest magnitude.
     counts, start, width: the histogram, kept only where `histogram` is true: `counts[i]` sampled values, exact zeros
         left out, lie in [(start + i)·width, (start + i + 1)·width). The width is a power of two and a bin's edge
         always lies at 0, so that a growing range merges pairs of bins exactly and no second pass is needed.
@@ -40,6 +40,7 @@ class Observer:
         self.average_low = self.average_high = 0.0
         self.low_batch = self.high_batch = 0
         self.count = self.batches = 0
+        self.reaches: list[float] = []
         self.zeros = 0
         self.noise = 0.0
         self.start = 0
@@ -107,6 +108,7 @@ class Observer:
         if high > self.high:
             self.high, self.high_batch = high, batch
         self.batches += 1
+        self.reaches.append(max(-low, high))
         weight = max(SMOOTHING, 1.0 / self.batches)
         self.average_low += weight * (low - self.average_low)
         self.average_high += weight * (high - self.average_high)
