@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from edgeq import api, backends
 from edgeq.calib.calibrate import calibrate
-from edgeq.calib.choice import MARGIN_DB, least
+from edgeq.calib.choice import FEWEST, HELD, MARGIN_DB, SHARE, Candidate, Kept, least
 from edgeq.calib.data.observation import Statistics
 from edgeq.calib.ranges import method
+from edgeq.calib.ranges.observe import Observer
 from edgeq.calib.recipes import CANDIDATES, RECIPES
 from edgeq.calib.written import changed
 from edgeq.graph.annotate import annotate, default_plan
-from edgeq.graph.capture import capture
+from edgeq.graph.capture import capture, unlift
+from edgeq.graph.convert import convert
 from edgeq.spec import EdgeqError, QParams
-from edgeq.task import Task
 
 OTHERS = ("squant", "minmax", "moving-average", "percentile", "mse", "entropy", "entropy-nonzero")
 FRAMES = 24
@@ -66,16 +67,15 @@ def sqnr(network: nn.Module, recipes: tuple[str, ...], *, hot: float) -> dict[st
     """Of each recipe's network beside the module itself, on inputs that calibration did not see, in dB."""
     batches, found = frames(0, hot=hot), {}
     captured, target = capture(network, batches[0]), backends.target("portable")
-    task = Task("branches", lambda: network, lambda: batches[0], lambda: batches)
     for name in recipes:
         plan = default_plan(captured, target, name)
         again = partial(annotate, captured, target, plan)
         numbers = calibrate(captured, again(), RECIPES[name], batches, api.silent, again=again)
-        model = api.assemble(task, captured, *numbers, plan)
+        program = unlift(convert(captured, *numbers)[0])
         signal = noise = 0.0
         with torch.no_grad():
             for (x,) in frames(1000, hot=hot, count=16):
-                wanted, got = network(x).double().numpy(), model.qdq((x,))[0].double().numpy()
+                wanted, got = network(x).double().numpy(), program(x)[0].double().numpy()
                 signal, noise = signal + float((wanted**2).sum()), noise + float(((wanted - got) ** 2).sum())
         found[name] = 10 * math.log10(signal / noise)
     return found
@@ -105,8 +105,8 @@ def choice(answers: Callable[[Tensor], tuple[Tensor, ...]], *scales: float) -> s
     captured, target = capture(Net(), (x,)), backends.target("simulated")
     annotation = annotate(captured, target, default_plan(captured, target, "minmax"))
     keys = [root.name for root in annotation.tensors.sets()]
-    candidates = {str(scale): dict.fromkeys(keys, grid(scale)) for scale in scales}
-    return least(captured, annotation, candidates, [(x,)], api.silent)
+    candidates = {str(scale): Candidate(annotation, dict.fromkeys(keys, grid(scale))) for scale in scales}
+    return least(captured, candidates, [(1.0, (x,))], api.silent)
 
 
 def test_the_first_stays_unless_another_is_clearly_better() -> None:
@@ -127,6 +127,52 @@ def test_an_output_in_large_units_does_not_drown_another() -> None:
 
 def test_whole_numbers_alone_leave_the_first() -> None:
     assert choice(lambda x: (x.flatten(1).argmax(1),), 1 / 127, 0.1 / 127) == str(1 / 127)
+
+
+def test_outputs_keep_their_extremes_whatever_is_chosen() -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            answer: Tensor = self.last(F.relu6(self.first(x)))
+            return answer
+
+    network, batches = Scores().eval(), frames(0, hot=30.0)
+    captured, target = capture(network, batches[0]), backends.target("portable")
+    annotation = annotate(captured, target, default_plan(captured, target, "default"))
+    clipping = changed(RECIPES["default"], ("ranges.method=minmax,percentile:90",))
+    kept = Statistics(chosen={("minmax", "percentile:90"): "percentile:90"})
+    found = calibrate(captured, annotation, clipping, batches, api.silent, statistics=kept)[1].activations
+    tensors = annotation.tensors
+    given, inside, last = (found[tensors.key(n)] for n in tensors.parent)
+    with torch.no_grad():
+        answers = torch.cat([network(*batch) for batch in batches])
+        reach = max(float(x.abs().max()) for (x,) in batches)
+    assert last.step * 255 >= float(answers.max() - answers.min()) * 0.999
+    assert given.step * 127 < 0.2 * reach and inside.step * 255 < 5.9
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 24, 100])
+def test_batches_that_are_looked_at_stand_for_all(count: int) -> None:
+    kept, seen = Kept(), Observer("x")
+    for index in range(count):
+        batch = torch.full((1, 4), 1.0 + (7 * index) % count)
+        seen.update(batch, batch=index)
+        kept.add(index, (batch,))
+    some = kept.some([seen])
+    assert sum(weight for weight, _ in some) == count
+    assert len(some) == min(count, max(FEWEST, count // SHARE))
+    assert some[0][0] == 1.0 and float(some[0][1][0].max()) == seen.high
+
+
+def test_batches_that_are_too_many_are_thinned() -> None:
+    kept, whole = Kept(), torch.zeros(1).expand(HELD // 8)  # a view: no memory
+    for index in range(40):
+        kept.add(index, (whole,))
+    assert list(kept.batches) == list(range(0, 40, 8)) and kept.held <= HELD
 
 
 def test_plans_that_share_statistics_get_the_same_method_without_a_pass() -> None:
