@@ -80,28 +80,25 @@ class Bench:
     def look(self, methods: Mapping[str, Method]) -> None:
         """One float pass over the data; then scale and zero point of every tensor set by one of `methods`.
 
-        It is the one whose intervals cost the network's outputs least, the first where none is clearly better; all plans that
-        share statistics get the same one. Outputs have the first: where several scores saturate, none is the largest.
+        It is the one whose intervals cost the network's outputs least, the first where none is clearly better. Outputs have the
+        first: where several scores saturate, none is the largest.
         """
         if self.data is None:
             return
-        kept = Kept()
-        keep = kept.add if len(methods) > 1 else None
-        seen, looked = self._seen(self.data, any(m.needs_histogram for m in methods.values()), keep)
-        first, *others = methods
-        known = {} if self.statistics is None else self.statistics.chosen
-        chosen = known.get(tuple(methods), first)
-        if not others or not seen or tuple(methods) in known:
-            self._range(methods[chosen], seen, looked, methods[first])
+        answered, *others = methods.values()
+        kept = Kept() if self.statistics is None else self.statistics.kept
+        seen, looked = self._seen(self.data, any(m.needs_histogram for m in methods.values()), kept)
+        if not others or not seen:
+            self._range(answered, seen, looked, answered)
             return
-        batches = kept.some(seen.values()) if kept.batches else [(1.0, batch) for batch in looked.batches]
         given, found = self.annotation, dict[str, Candidate]()
+        batches = kept.some([seen[n] for n in given.tensors.parent if n in seen and seen[n].reaches])
         for name, method in methods.items():
             self.annotation = given
-            self._range(method, seen, looked, methods[first])
+            self._range(method, seen, looked, answered)
             found[name] = Candidate(self.annotation, self.resolved.activations)
-        known[tuple(methods)] = chosen = least(self.captured, found, batches, self.progress)
-        self.annotation, self.resolved.activations = found[chosen].annotation, dict(found[chosen].activations)
+        chosen = found[least(self.captured, found, batches, self.progress)]
+        self.annotation, self.resolved.activations = chosen.annotation, dict(chosen.activations)
         self.observers = sets(self.annotation, seen)
 
     def _range(self, method: Method, seen: dict[Node, Observer], looked: Looked, answered: Method) -> None:
@@ -115,12 +112,10 @@ class Bench:
         self.observers = sets(self.annotation, seen)
         self.resolved.activations = grids(self.annotation, method, self.observers, answered)
 
-    def _seen(
-        self, data: Iterable[Any], histogram: bool, keep: Callable[[int, tuple[Tensor, ...]], None] | None
-    ) -> tuple[dict[Node, Observer], Looked]:
+    def _seen(self, data: Iterable[Any], histogram: bool, some: Kept) -> tuple[dict[Node, Observer], Looked]:
         """What was seen of every quantized tensor, and the first batches: by a pass of its own, or kept from another plan's.
 
-        keep: gets every batch of the pass.
+        some: gets the batches of the pass.
         """
         tensors, kept = self.annotation.tensors, self.statistics
         wanted = [node for members in tensors.sets().values() for node in members]
@@ -136,8 +131,7 @@ class Bench:
         def spool(index: int, batch: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
             if self.cache is not None:
                 self._spool(index, batch, outputs)
-            if keep is not None:
-                keep(index, batch)
+            some.add(index, batch)
 
         seen = observe(self.captured, wanted, entering, histogram, data, self.progress, spool, looked)
         if kept is not None:

@@ -57,7 +57,7 @@ class Kept:
 
     def add(self, index: int, batch: Batch) -> None:
         """Keep one more, or leave it."""
-        if index % self.every:
+        if index % self.every or index in self.batches:
             return
         self.batches[index] = batch
         self.held += sum(x.numel() for x in batch)

