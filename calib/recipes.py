@@ -15,12 +15,12 @@ from edgeq.calib.steps.search import Search
 from edgeq.spec import EdgeqError, Recipe
 
 _JACOB = "Jacob et al. 2018, arXiv 1712.05877"
-_GUO = "Guo et al. 2022 (SQuant), arXiv 2202.07471"
+_GUO = "Guo et al. 2022, arXiv 2202.07471"
 _NAGEL = "Nagel et al. 2021 (white paper), arXiv 2106.08295, section 3.1"
 _ZHOU = "Zhou et al. 2024 (LiDAR-PTQ), arXiv 2401.15865"
 
-# what `default` chooses among, the widest first. Averages of extremes clip every second batch, which squared errors hardly
-# show and scores do (MobileNetV2: 53 of 100 images, not 78); `entropy` counts zeros, by which no network gained: docs/results.md
+# what `best-range` chooses among, the widest first. Averages of extremes clip every second batch, which squared errors hardly
+# show and scores do (MobileNetV2: 51 of 100 images, not 77); `entropy` counts zeros, by which no network gained: docs/results.md
 CANDIDATES: Final = ("minmax", "percentile:99.99", "mse", "entropy:nonzero")
 
 
@@ -39,10 +39,9 @@ RECIPES: Final[dict[str, Recipe]] = {
     for r in (
         Recipe(
             "default",
-            "extremes seen in calibration, or what clips them where that costs the outputs less; weights rounded so that each "
-            "kernel's errors cancel",
-            f"{_NAGEL}; {_GUO}",
-            (Ranges(", ".join(CANDIDATES)), Scales(), Round("squant")),
+            "extremes seen in calibration; weights rounded so that each kernel's errors cancel",
+            f"{_JACOB}; {_GUO}",
+            (Ranges(), Scales(), Round("squant")),
         ),
         _ranged("minmax", "extremes seen in calibration; weights to nearest", _JACOB, "minmax"),
         _ranged("moving-average", "extremes averaged over batches", _JACOB, "moving-average"),
@@ -71,10 +70,10 @@ RECIPES: Final[dict[str, Recipe]] = {
             "entropy:nonzero",
         ),
         Recipe(
-            "squant",
-            "extremes seen in calibration; weights rounded so that each kernel's errors cancel",
-            f"{_JACOB}; {_GUO}",
-            (Ranges(), Scales(), Round("squant")),
+            "best-range",
+            "default, but of several range methods the one that costs the network's outputs least, for long tails",
+            f"{_NAGEL}; {_GUO}",
+            (Ranges(", ".join(CANDIDATES)), Scales(), Round("squant")),
         ),
         Recipe(
             "dfq",

@@ -1,4 +1,4 @@
-"""Which range method `default` takes: on networks with long tails, where what clips and what does not each lose."""
+"""Which range method `best-range` takes: on networks with long tails, where what clips and what does not each lose."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgeq.graph.capture import capture, unlift
 from edgeq.graph.convert import convert
 from edgeq.spec import EdgeqError, QParams
 
-OTHERS = ("squant", "minmax", "moving-average", "percentile", "mse", "entropy", "entropy-nonzero")
+OTHERS = ("default", "minmax", "moving-average", "percentile", "mse", "entropy", "entropy-nonzero")
 FRAMES = 24
 
 
@@ -82,12 +82,12 @@ def sqnr(network: nn.Module, recipes: tuple[str, ...], *, hot: float) -> dict[st
 
 
 @pytest.mark.parametrize(("bounded", "hot", "losing"), [(True, 30.0, "minmax"), (False, 12.0, "percentile")])
-def test_default_is_near_the_best_recipe_of_ranges_alone(bounded: bool, hot: float, losing: str) -> None:
+def test_best_range_is_near_the_best_recipe_of_ranges_alone(bounded: bool, hot: float, losing: str) -> None:
     network = Branches(bounded=bounded).eval()
-    found = sqnr(network, ("default", *OTHERS), hot=hot)
+    found = sqnr(network, ("best-range", *OTHERS), hot=hot)
     best = max(found.values())
     assert found[losing] < best - 3.0, found  # else the network tells nothing
-    assert found["default"] > best - 1.0, found
+    assert found["best-range"] > best - 1.0, found
 
 
 def grid(scale: float) -> QParams:
@@ -142,8 +142,8 @@ def test_outputs_keep_their_extremes_whatever_is_chosen() -> None:
 
     network, batches = Scores().eval(), frames(0, hot=30.0)
     captured, target = capture(network, batches[0]), backends.target("portable")
-    annotation = annotate(captured, target, default_plan(captured, target, "default"))
-    found = calibrate(captured, annotation, RECIPES["default"], batches, api.silent)[1].activations
+    annotation = annotate(captured, target, default_plan(captured, target, "best-range"))
+    found = calibrate(captured, annotation, RECIPES["best-range"], batches, api.silent)[1].activations
     tensors = annotation.tensors
     given, _, last = (found[tensors.key(n)] for n in tensors.parent)
     with torch.no_grad():
@@ -182,8 +182,8 @@ def test_a_second_plan_chooses_without_a_pass() -> None:
         told.append(stage)
 
     for data in (batches, []):
-        annotation = annotate(captured, target, default_plan(captured, target, "default"))
-        found.append(calibrate(captured, annotation, RECIPES["default"], data, progress, statistics=kept)[1])
+        annotation = annotate(captured, target, default_plan(captured, target, "best-range"))
+        found.append(calibrate(captured, annotation, RECIPES["best-range"], data, progress, statistics=kept)[1])
         assert "choose ranges" in told
         told.clear()
     assert found[0].activations == found[1].activations
@@ -192,5 +192,5 @@ def test_a_second_plan_chooses_without_a_pass() -> None:
 def test_senseless_lists_of_methods_are_refused() -> None:
     for text, words in (("minmax, magic", "unknown range method 'magic'"), ("minmax,", "unknown range method ''")):
         with pytest.raises(EdgeqError, match=words):
-            changed(RECIPES["default"], (f"ranges.method={text}",))
+            changed(RECIPES["best-range"], (f"ranges.method={text}",))
     assert all(method(name) for name in CANDIDATES)

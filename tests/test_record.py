@@ -15,7 +15,7 @@ import torch
 from edgeq import api
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = ("squant", "minmax")
+RECIPES = ("default", "minmax")
 
 
 @pytest.fixture
@@ -41,27 +41,27 @@ def test_a_record_is_the_same_again_goes_on_and_tells_what_moved(run: Any, tmp_p
     before, after = tmp_path / "before.json", tmp_path / "after.json"
     assert run(before)[0] == 0
     whole = json.loads(before.read_text())
-    assert list(whole["pairs"]) == ["small/squant", "small/minmax"]
-    squant, minmax = whole["pairs"].values()  # their rounding differs, what they round to does not
-    assert squant["numbers"] == minmax["numbers"] and squant["plan"] == minmax["plan"]
-    assert squant["constants"] != minmax["constants"] and squant["artifacts"] != minmax["artifacts"]
+    assert list(whole["pairs"]) == ["small/default", "small/minmax"]
+    default, minmax = whole["pairs"].values()  # their rounding differs, what they round to does not
+    assert default["numbers"] == minmax["numbers"] and default["plan"] == minmax["plan"]
+    assert default["constants"] != minmax["constants"] and default["artifacts"] != minmax["artifacts"]
 
     half = copy.deepcopy(whole)
     del half["pairs"]["small/minmax"]  # as an interrupted run leaves it
     after.write_text(json.dumps(half))
     code, said = run(after, "--against", before)
-    assert code == 0 and "small/squant:" not in said and "small/minmax:" in said, said
+    assert code == 0 and "small/default:" not in said and "small/minmax:" in said, said
     assert "nothing moved in 2 pairs" in said
     assert json.loads(after.read_text()) == whole
 
     other = copy.deepcopy(whole)
-    other["pairs"]["small/squant"]["numbers"] = "0"
+    other["pairs"]["small/default"]["numbers"] = "0"
     other["pairs"]["small/minmax"]["artifacts"]["litert"] = "0"
     before.write_text(json.dumps(other))
-    assert run(after, "--against", before) == (1, "small/squant: numbers\nsmall/minmax: litert\n")
-    del other["pairs"]["small/squant"]
+    assert run(after, "--against", before) == (1, "small/default: numbers\nsmall/minmax: litert\n")
+    del other["pairs"]["small/default"]
     before.write_text(json.dumps(other))
-    assert run(after, "--against", before) == (1, "small/squant: only after\nsmall/minmax: litert\n")
+    assert run(after, "--against", before) == (1, "small/default: only after\nsmall/minmax: litert\n")
 
     after.write_text(json.dumps({**whole, "code": "0"}))
     code, said = run(after)

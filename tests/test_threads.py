@@ -45,7 +45,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "precision"), [("default", "w8a8"), ("dfq", "w8a8"), ("mse", "w8a8"), ("adaround", "w4a8")]
+    ("recipe", "precision"), [("default", "w8a8"), ("dfq", "w8a8"), ("best-range", "w8a8"), ("adaround", "w4a8")]
 )
 def test_a_task_gives_the_same_files_for_any_number_of_threads(recipe: str, precision: str, tmp_path: Path) -> None:
     def network() -> nn.Module:

@@ -11,12 +11,12 @@ from edgeq.spec import Grid
 
 Floats = NDArray[np.float64]
 
-STEPS = 16  # candidates for one end in one round; the smallest covers 1/STEPS of the full range
+STEPS = 16  # candidates for each end in one round; the smallest covers 1/STEPS of the full range
 ROUNDS = 3  # each later round looks closer around the best of the round before
 
 
 def interval(stats: Observer, spec: Grid) -> tuple[float, float]:
-    """The interval of least mean squared quantization error: both ends together, then each; one for a symmetric grid.
+    """The interval of least mean squared quantization error: both ends searched, one magnitude for a symmetric grid.
 
     The optimum Banner et al. 2019 (arXiv 1810.05723, section 3) derive from a Laplace model, here found on the data.
     Zeros cost nothing whatever the grid, since 0 is always on it.
@@ -27,19 +27,20 @@ def interval(stats: Observer, spec: Grid) -> tuple[float, float]:
     low, high = min(stats.low, 0.0), max(stats.high, 0.0)
     if spec.symmetric:
         low, high = -max(-low, high), max(-low, high)
-    free = np.array((low < 0.0 and not spec.symmetric, high > 0.0))
-    turns = [free] if spec.symmetric else [free, *(free & end for end in np.eye(2, dtype=bool)[free])]
+    free = (low < 0.0 and not spec.symmetric, high > 0.0)
 
-    share, reach = np.ones(2), 1.0 - 1.0 / STEPS  # of the low end and of the high one
+    centre, reach = np.ones(2), 1.0 - 1.0 / STEPS
     for _ in range(ROUNDS):
-        for turn in turns:  # both together first: one alone may gain nothing where the other keeps the steps wide
-            tried = np.tile(share, (STEPS, 1))
-            for end in np.flatnonzero(turn):
-                tried[:, end] = np.linspace(max(share[end] - reach, 1.0 / STEPS), min(share[end] + reach, 1.0), STEPS)
-            below = tried[:, int(spec.symmetric)]
-            share = tried[int(np.argmin(_errors(centres, counts, low * below, high * tried[:, 1], spec)))]
-        reach = 2.0 * reach / (STEPS - 1)
-    return float(low * share[int(spec.symmetric)]), float(high * share[1])
+        shares = [
+            np.linspace(max(c - reach, 1.0 / STEPS), min(c + reach, 1.0), STEPS) if f else np.ones(1)
+            for c, f in zip(centre, free, strict=True)
+        ]
+        above, below = (ends.ravel() for ends in np.meshgrid(shares[1], shares[0]))
+        if spec.symmetric:
+            below = above
+        best = int(np.argmin(_errors(centres, counts, low * below, high * above, spec)))
+        centre, reach = np.array([below[best], above[best]]), 2.0 * reach / (STEPS - 1)
+    return float(low * centre[0]), float(high * centre[1])
 
 
 def _errors(values: Floats, counts: Floats, low: Floats, high: Floats, spec: Grid) -> Floats:
