@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accuracy import ROOT, cifar10, machine, table
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from torch import Tensor
 
 from edgeq import backends
@@ -113,12 +113,18 @@ def others(study: Study, kept: Stored) -> dict[str, Callable[[Sequence[Change]],
 
 def rank(found: Sequence[float], true: Sequence[float]) -> str:
     """Spearman's correlation with its bootstrap interval."""
-    a, b = np.asarray(found), np.asarray(true)
-    random = np.random.default_rng(0)
-    drawn = [random.integers(0, len(a), len(a)) for _ in range(RESAMPLES)]
-    rhos = [spearmanr(a[i], b[i]).statistic for i in drawn if len({*i.tolist()}) > 2]
-    low, high = np.nanquantile(rhos, (0.025, 0.975))
-    return f"{spearmanr(a, b).statistic:+.2f} [{low:+.2f}, {high:+.2f}]"
+    count = len(found)
+    drawn = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
+    low, high = np.nanquantile(_correlated(np.asarray(found)[drawn], np.asarray(true)[drawn]), (0.025, 0.975))
+    whole = _correlated(np.asarray([found]), np.asarray([true]))[0]
+    return f"{whole:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def _correlated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each row, NaN where one is constant."""
+    x, y = (rankdata(part, axis=1) - (part.shape[1] + 1) / 2 for part in (a, b))
+    with np.errstate(invalid="ignore"):
+        return np.asarray((x * y).sum(1) / np.sqrt((x * x).sum(1) * (y * y).sum(1)))
 
 
 def plans(keys: Sequence[str], precisions: Sequence[str], count: int) -> list[Change]:
