@@ -220,6 +220,7 @@ def annotate(
     islands: dict[str, str] = {}
     chains = _chains(captured, target, plan)
     fused |= {n for chain in chains.values() for n in chain.nodes[:-1]}
+    entering = _entering(captured, target, plan, kept)
     for node in graph.nodes:
         if node.op != "call_function" or node.target is getitem or node in fused or integral(node):
             continue
@@ -246,7 +247,7 @@ def annotate(
             continue
         support = _support(key, kind, wanted, target)
         assert kind is not None  # it has a row
-        reason = kept.get(key) or _obstacle(node, kind, support, by_output)
+        reason = kept.get(key) or _obstacle(node, kind, support, by_output, entering)
         if reason is not None:
             islands[key] = reason
             continue
@@ -311,7 +312,29 @@ def _support(key: str, kind: str | None, wanted: Precision, target: Target) -> O
     return row
 
 
-def _obstacle(node: Node, kind: str, support: OpSupport, integers: dict[Node, Group]) -> str | None:
+def _entering(captured: Captured, target: Target, plan: QuantPlan, kept: Mapping[str, str]) -> set[Node]:
+    """Moves that give their values only to what quantizes its input anyway: it may as well be quantized in front of them."""
+    found: set[Node] = set()
+    for node in reversed(captured.module.graph.nodes):
+        if role_of(kind_of(node)) != "move" or not node.users:
+            continue
+        for user in node.users:
+            key, kind = captured.keys.get(user.name, ""), kind_of(user)
+            row, wanted = target.support(kind), precision(plan.layers.get(key, "fp32"))
+            if kind is None or row is None or wanted.activation is None or key in kept:
+                break
+            if not KINDS[kind].enters and user not in found:
+                break
+            if node not in data_inputs(user, kind) or any(LIMITS[limit](user) for limit in row.limits):
+                break
+        else:
+            found.add(node)
+    return found
+
+
+def _obstacle(
+    node: Node, kind: str, support: OpSupport, integers: Mapping[Node, Group], entering: set[Node]
+) -> str | None:
     """Why this very operator cannot or should not compute in integers; None where it can."""
     for limit in support.limits:
         if (reason := LIMITS[limit](node)) is not None:
@@ -332,7 +355,11 @@ def _obstacle(node: Node, kind: str, support: OpSupport, integers: dict[Node, Gr
             return "its bias is computed by the network, not constant"
     elif any(s.op == "get_attr" for s in sources):
         return "it reads a constant"
-    elif not KINDS[kind].enters and any(s not in integers and s.op != "placeholder" for s in sources):
+    elif (
+        not KINDS[kind].enters
+        and node not in entering
+        and any(s not in integers and s.op != "placeholder" for s in sources)
+    ):
         return FLOAT_INPUT
     return None
 

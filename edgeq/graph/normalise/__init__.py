@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
+from edgeq.graph.normalise.affine import AXES
+from edgeq.graph.normalise.choices import spell_out_choice
 from edgeq.graph.normalise.fold import (
     BATCH_NORMS,
     OFFSETS,
     SCALINGS,
     fold_affine,
     fold_batch_norm,
+    fold_forward,
     merge_branches,
     settle,
 )
@@ -28,7 +31,9 @@ from edgeq.graph.normalise.kernels import (
     subsample_as_convolution,
 )
 from edgeq.graph.normalise.moves import fewer_axes, join_reshapes, spell_out_moves, spell_out_steps
+from edgeq.graph.normalise.reductions import spell_out_reduction
 from edgeq.graph.normalise.spelling import compute_tables, open_graphs, spell
+from edgeq.graph.normalise.transposed import spell_out_transposed
 from edgeq.graph.ops import kind_of
 
 aten = torch.ops.aten
@@ -74,6 +79,21 @@ def normalise(module: GraphModule) -> None:
             spell_out_windows(module, node)
         elif node.target in (aten.pad.default, aten.constant_pad_nd.default):
             crop_before_padding(module, node)
+    for node in list(graph.nodes):
+        if node.op == "call_function":
+            spell_out_reduction(module, node)
+    for node in list(graph.nodes):
+        if node.op == "call_function":
+            spell_out_transposed(module, node)
+    for node in list(graph.nodes):
+        if node.target in SCALINGS or node.target in OFFSETS:
+            fold_affine(module, node)
+        elif node.op == "call_function":
+            spell_out_choice(module, node)
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if AXES in node.meta and node.target is aten.conv2d.default:
+            fold_forward(module, node)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue

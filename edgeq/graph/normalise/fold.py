@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from edgeq.graph.normalise.affine import AXES, depthwise, integers, span
 from edgeq.graph.ops import constant, conv_attrs, kind_of, node_arg, set_constant, value
 from edgeq.spec import EdgeqError
 
@@ -78,7 +80,7 @@ def fold_batch_norm(module: GraphModule, node: Node) -> None:
     if _foldable(source) and _channel_axis(source) == 1:
         result = _scaled(module, source, factor, beta - mu * factor)
     else:
-        result = _depthwise(module, node, source, factor, beta - mu * factor)
+        result = depthwise(module, node, source, factor, beta - mu * factor)
     for user in list(node.users):
         if user.target is operator.getitem:
             user.replace_all_uses_with(result)
@@ -90,7 +92,8 @@ def fold_batch_norm(module: GraphModule, node: Node) -> None:
 def fold_affine(module: GraphModule, node: Node) -> None:
     """A factor or an offset per channel behind a layer, as a BatchNorm written out has them, into that layer.
 
-    Of an image that comes in they become a layer of their own, as a BatchNorm alone does: networks that normalise their pixels.
+    Of what else comes in integers, and of an image that comes in, they become a layer of their own, as a BatchNorm alone does:
+    layer scale behind a GELU, embeddings of positions, networks that normalise their pixels.
     """
     source, other = node.args[0], node.args[1]
     if isinstance(other, Node) and other.op != "get_attr":  # constant first
@@ -99,29 +102,97 @@ def fold_affine(module: GraphModule, node: Node) -> None:
             return
     if not isinstance(source, Node) or node_arg(node, 2, node.kwargs.get("alpha", 1)) != 1:
         return
-    alone = _image(source)
-    if not alone and not _foldable(source):
+    if isinstance(other, bool) or (isinstance(other, Node) and not _is_constant(other)):
         return
-    if isinstance(other, Node) and not _is_constant(other):
-        return
-    if value(node).shape != value(source).shape or isinstance(other, bool):
+    if value(node).shape != value(source).shape:
         return
     number = constant(module, other).double() if isinstance(other, Node) else torch.tensor(float(other))  # type: ignore[arg-type] # a number, as the schema says
-    per_channel = _per_channel(number, value(source), 1 if alone else _channel_axis(source))
-    if per_channel is None or not bool(torch.isfinite(per_channel).all()):
+    divides = node.target in (aten.div.Tensor, aten.div_.Tensor, aten.div.Scalar)
+    if not bool(torch.isfinite(number).all()) or (divides and bool((number == 0).any())):
         return
-    factor, offset = torch.ones_like(per_channel), torch.zeros_like(per_channel)
-    if node.target in SCALINGS:
-        divides = node.target in (aten.div.Tensor, aten.div_.Tensor, aten.div.Scalar)
-        if divides and bool((per_channel == 0).any()):
-            return
-        factor = 1 / per_channel if divides else per_channel
-    else:
+
+    def numbers(one: Tensor) -> tuple[Tensor, Tensor]:
+        if node.target in SCALINGS:
+            return (1 / one if divides else one), torch.zeros_like(one)
         minus = node.target in (aten.sub.Tensor, aten.sub_.Tensor, aten.sub.Scalar)
-        offset = -per_channel if minus else per_channel
-    result = _depthwise(module, node, source, factor, offset) if alone else _scaled(module, source, factor, offset)
-    node.replace_all_uses_with(result)
-    module.graph.erase_node(node)
+        return torch.ones_like(one), (-one if minus else one)
+
+    result = _into_layer(module, node, source, number, numbers)
+    if result is not None:
+        node.replace_all_uses_with(result)
+        module.graph.erase_node(node)
+
+
+def _into_layer(
+    module: GraphModule,
+    node: Node,
+    source: Node,
+    number: Tensor,
+    numbers: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Node | None:
+    """What gives `node`'s values by the layer that `source` is, or is a view of, or by one more; None where neither can be."""
+    alone = _image(source)
+    per_channel = None
+    if alone or _foldable(source):
+        per_channel = _per_channel(number, value(source), 1 if alone else _channel_axis(source))
+    if per_channel is not None:
+        factor, offset = numbers(per_channel)
+        return depthwise(module, node, source, factor, offset) if alone else _scaled(module, source, factor, offset)
+    found = span(number, value(source).shape)
+    layer = source.args[0] if AXES in source.meta and source.target is aten.reshape.default else source
+    if AXES in source.meta and isinstance(layer, Node) and len(source.users) == 1 and _foldable(layer):
+        first, last = source.meta[AXES]
+        if number.numel() == 1 or (found is not None and first <= found[1][0] and found[1][1] <= last):
+            inside = number.expand(value(source).shape)
+            inside = inside[(0,) * first].reshape(*value(source).shape[first : last + 1], -1)[..., 0]
+            _scaled(module, layer, *numbers(inside.reshape(-1)))
+            return source
+    if found is None or not integers(source):
+        return None
+    return depthwise(module, node, source, *numbers(found[0].reshape(-1)), found[1])
+
+
+def fold_forward(module: GraphModule, layer: Node) -> None:
+    """What an affine became goes into the convolution or linear behind it, W(f·x + o) + b = (W·f)x + (Wo + b), where that
+    alone reads it; an offset only where no padding lies around it.
+    """
+    first, last = layer.meta[AXES]
+    behind = layer
+    rank = 4
+    if len(layer.users) == 1 and (view := next(iter(layer.users))).meta.get(AXES) == (first, last):
+        behind, rank = view, value(view).dim()
+    before = layer.args[0]
+    if behind is not layer and isinstance(before, Node) and before.target is aten.reshape.default:
+        before = before.args[0]
+    if len(behind.users) != 1 or not isinstance(before, Node) or value(before).shape != value(behind).shape:
+        return
+    (reader,) = behind.users
+    held, bias = node_arg(reader, 1, None), node_arg(reader, 2, None)
+    if reader.args[0] is not behind or not _is_constant(held) or not (bias is None or _is_constant(bias)):
+        return
+    factor = constant(module, layer.args[1]).double().reshape(-1)  # type: ignore[arg-type] # a node, see depthwise
+    offset = _optional(module, node_arg(layer, 2, None), torch.zeros_like(factor))
+    weight = constant(module, held).double()
+    if reader.target is aten.linear.default and first == last == rank - 1:
+        groups = 1
+    elif kind_of(reader) in ("conv1d", "conv2d", "depthwise_conv2d") and first == last == 1:
+        attrs = conv_attrs(reader, kind_of(reader) or "")
+        groups = attrs.groups
+        if any(attrs.padding) and bool((offset != 0).any()):
+            return
+    else:
+        return
+    outputs = weight.shape[0]
+
+    def spread(numbers: Tensor) -> Tensor:
+        each = numbers.reshape(groups, 1, -1).expand(groups, outputs // groups, -1).reshape(outputs, -1)
+        return each.reshape(*each.shape, *[1] * (weight.dim() - 2))
+
+    more = (weight * spread(offset)).flatten(1).sum(1)
+    with module.graph.inserting_before(reader):
+        scaled = set_constant(module, str(held.target), weight * spread(factor))
+        summed = set_constant(module, f"{reader.name}_bias", _optional(module, bias, torch.zeros_like(more)) + more)
+    reader.args = (before, scaled, summed, *reader.args[3:])
 
 
 def merge_branches(module: GraphModule, node: Node) -> None:
@@ -282,29 +353,6 @@ def _scaled(module: GraphModule, layer: Node, factor: Tensor, offset: Tensor) ->
         folded_bias = set_constant(module, f"{layer.name}_bias", bias * factor + offset)
     layer.args = (layer.args[0], folded, folded_bias, *layer.args[3:])
     return layer
-
-
-def _depthwise(module: GraphModule, node: Node, source: Node, factor: Tensor, offset: Tensor) -> Node:
-    """factor · x + offset along axis 1 of a tensor of any rank, as a depthwise 1×1 convolution on four axes."""
-    channels, shape = factor.numel(), value(source).shape
-    four = [-1, channels, *(shape[2:4] if len(shape) < 5 else (shape[2], math.prod(shape[3:])))]
-    four += [1] * (4 - len(four))
-    result = source
-    with module.graph.inserting_before(node):
-        weight = set_constant(module, f"{node.name}_weight", factor.view(channels, 1, 1, 1))
-        bias = set_constant(module, f"{node.name}_bias", offset)
-        if len(shape) != 4:
-            result = module.graph.call_function(aten.reshape.default, (result, four))
-            result.meta = {**node.meta, "val": value(source).reshape(four)}
-        before = value(result)
-        result = module.graph.call_function(
-            aten.conv2d.default, (result, weight, bias, [1, 1], [0, 0], [1, 1], channels)
-        )
-        result.meta = {**node.meta, "val": before}
-        if len(shape) != 4:
-            result = module.graph.call_function(aten.reshape.default, (result, [-1, *shape[1:]]))
-            result.meta = {**node.meta, "val": value(source)}
-    return result
 
 
 def _per_channel(number: Tensor, output: Tensor, axis: int) -> Tensor | None:
