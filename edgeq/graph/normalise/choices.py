@@ -1,4 +1,4 @@
-"""The larger, the smaller, the one that a comparison picks, slopes by channel: sums of clips, which every runtime has in integers."""
+"""The larger, the smaller, what a comparison picks, slopes by channel: sums of clips, which every runtime has in integers."""
 
 from __future__ import annotations
 

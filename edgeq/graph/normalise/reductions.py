@@ -141,7 +141,7 @@ def _columns(module: GraphModule, node: Node) -> None:
     assert isinstance(x, Node) and isinstance(kernel, (list, tuple))
     if value(x).dim() != 4:
         return
-    channels, size = value(x).shape[1], math.prod(kernel)  # type: ignore[arg-type] # whole numbers
+    channels, size = value(x).shape[1], math.prod(kernel)
     picks = torch.eye(size).reshape(size, 1, *kernel).repeat(channels, 1, 1, 1)
     weight = _constant(module, node, picks)
     ways = (None, stride, padding, dilation, channels)
