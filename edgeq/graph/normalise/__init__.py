@@ -79,21 +79,7 @@ def normalise(module: GraphModule) -> None:
             spell_out_windows(module, node)
         elif node.target in (aten.pad.default, aten.constant_pad_nd.default):
             crop_before_padding(module, node)
-    for node in list(graph.nodes):
-        if node.op == "call_function":
-            spell_out_reduction(module, node)
-    for node in list(graph.nodes):
-        if node.op == "call_function":
-            spell_out_transposed(module, node)
-    for node in list(graph.nodes):
-        if node.target in SCALINGS or node.target in OFFSETS:
-            fold_affine(module, node)
-        elif node.op == "call_function":
-            spell_out_choice(module, node)
-    graph.eliminate_dead_code()
-    for node in list(graph.nodes):
-        if AXES in node.meta and node.target is aten.conv2d.default:
-            fold_forward(module, node)
+    _keep_integers(module)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -116,3 +102,23 @@ def normalise(module: GraphModule) -> None:
     module.delete_all_unused_submodules()
     graph.lint()
     module.recompile()
+
+
+def _keep_integers(module: GraphModule) -> None:
+    """What would cut the integers that come in, as constants, choices and sums do, becomes layers, clips and pools."""
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.op == "call_function":
+            spell_out_reduction(module, node)
+    for node in list(graph.nodes):
+        if node.op == "call_function":
+            spell_out_transposed(module, node)
+    for node in list(graph.nodes):
+        if node.target in SCALINGS or node.target in OFFSETS:
+            fold_affine(module, node)
+        elif node.op == "call_function":
+            spell_out_choice(module, node)
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if AXES in node.meta and node.target is aten.conv2d.default:
+            fold_forward(module, node)
