@@ -62,8 +62,6 @@ def normalise(module: GraphModule) -> None:
         if node.target in (aten.conv2d.padding, aten.conv1d.padding):
             explicit_padding(node)
         elif node.target in POOLS:
-            if len(node.args) == 2:  # the stride is the window where it is left out
-                node.args = (*node.args, node.args[1])
             drop_idle_ceiling(node)
         elif node.target in BATCH_NORMS:
             fold_batch_norm(module, node)

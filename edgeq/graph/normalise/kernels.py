@@ -67,7 +67,9 @@ def explicit_padding(node: Node) -> None:
 
 
 def drop_idle_ceiling(node: Node) -> None:
-    """A pool's ceil_mode goes where its windows fill the tensor anyway, as those of residual shortcuts do."""
+    """A pool's ceil_mode goes where its windows fill the tensor anyway, as those of residual shortcuts do; its stride is said."""
+    if len(node.args) == 2:  # the stride is the window where it is left out
+        node.args = (*node.args, node.args[1])
     at = 4 if node.target is aten.avg_pool2d.default else 5
     if node_arg(node, at, False) and len(node.args) > at:
         floor = (*node.args[:at], False, *node.args[at + 1 :])
