@@ -37,6 +37,7 @@ FUNCTIONS: dict[str, Function] = {
     "frozen norm": lambda x: x.relu() * numbers(8, 1, 1) + numbers(1, 8, 1, 1),
     "norm of pixels": lambda x: (x.relu() - numbers(8, 1, 1)) / numbers(1, 8, 1, 1),
     "layer scale": lambda x: numbers(8) * F.gelu(x),
+    "layer scale before a layer": lambda x: F.linear(numbers(8) * F.gelu(x), numbers(4, 8)),
     "whole constant": lambda x: x.relu() + numbers(1, 8, 8, 8),
     "positions": lambda x: x.flatten(2).transpose(1, 2) + numbers(1, 64, 8),
     "class token": lambda x: torch.cat([numbers(1, 1, 8), x.flatten(2).transpose(1, 2)], 1) + numbers(1, 65, 8),
@@ -62,7 +63,7 @@ FUNCTIONS: dict[str, Function] = {
     "transposed, groups": transposed(12, 2, stride=3),
     "transposed, dilated": transposed(4, 1, stride=2, dilation=2, padding=3),
     "transposed, cropped": transposed(8, 4, stride=1, padding=3),
-    "transposed, 1-D": lambda x: F.conv_transpose1d(x.flatten(2), numbers(8, 4, 3), None, 2, 1, 1),
+    "transposed, 1-D": lambda x: F.conv_transpose1d(x.flatten(2), numbers(8, 4, 4), None, 2, 1),
 }  # fmt: skip
 
 SOME = {  # one of each form, for what takes long
@@ -75,15 +76,16 @@ SOME = {  # one of each form, for what takes long
 
 
 class Every(nn.Module):
-    """Each of `functions` of one convolution, with a clip behind, as an output of its own."""
+    """Each of `functions` of one convolution, with another behind, as an output of its own."""
 
     def __init__(self, *functions: Function) -> None:
         super().__init__()
         self.functions, self.stem = functions, nn.Conv2d(3, 8, 3, padding=1)
+        self.head = nn.Conv2d(1, 1, 1)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x)
-        return [function(x).clamp(-3, 3) for function in self.functions]
+        return [self.head(function(x).reshape(1, 1, -1, 1)) for function in self.functions]
 
 
 @pytest.fixture(scope="module")

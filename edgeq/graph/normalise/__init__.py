@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
-from edgeq.graph.normalise.affine import AXES
+from edgeq.graph.normalise.affine import AXES, between
 from edgeq.graph.normalise.choices import spell_out_choice
 from edgeq.graph.normalise.fold import (
     BATCH_NORMS,
@@ -106,7 +106,7 @@ def _keep_integers(module: GraphModule) -> None:
     """What would cut the integers that come in, as constants, choices and sums do, becomes layers, clips and pools."""
     graph = module.graph
     for node in list(graph.nodes):
-        if node.op == "call_function":
+        if node.op == "call_function" and between(node):
             spell_out_reduction(module, node)
     for node in list(graph.nodes):
         if node.op == "call_function":
@@ -114,7 +114,7 @@ def _keep_integers(module: GraphModule) -> None:
     for node in list(graph.nodes):
         if node.target in SCALINGS or node.target in OFFSETS:
             fold_affine(module, node)
-        elif node.op == "call_function":
+        elif node.op == "call_function" and between(node):
             spell_out_choice(module, node)
     graph.eliminate_dead_code()
     for node in list(graph.nodes):

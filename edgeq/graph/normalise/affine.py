@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
@@ -58,6 +59,26 @@ def integers(source: Any) -> bool:
             return False
         pending += [n for n in node.all_input_nodes if n.op != "get_attr"]
     return value(source).is_floating_point()
+
+
+def between(node: Node) -> bool:
+    """Whether `node` reads what may come in integers, and a layer or a product computes with what it gives.
+
+    What a network ends with, as boxes in pixels, is left alone: it keeps its floats.
+    """
+    if not integers(node.args[0]) and not any(integers(n) for n in node.all_input_nodes):
+        return False
+    pending, seen = [node], set()
+    while pending:
+        for user in pending.pop().users:
+            role = role_of(kind_of(user))
+            if role in ("layer", "product"):
+                return True
+            plain = user.target is operator.getitem or aten_name(user) in POINTWISE
+            if user not in seen and role != "normal" and (role is not None or plain):
+                seen.add(user)
+                pending.append(user)
+    return False
 
 
 def depthwise(

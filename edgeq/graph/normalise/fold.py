@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgeq.graph.normalise.affine import AXES, depthwise, integers, span
+from edgeq.graph.normalise.affine import AXES, between, depthwise, integers, span
 from edgeq.graph.ops import constant, conv_attrs, kind_of, node_arg, set_constant, value
 from edgeq.spec import EdgeqError
 
@@ -147,7 +147,7 @@ def _into_layer(
             inside = inside[(0,) * first].reshape(*value(source).shape[first : last + 1], -1)[..., 0]
             _scaled(module, layer, *numbers(inside.reshape(-1)))
             return source
-    if found is None or not integers(source):
+    if found is None or not integers(source) or not between(node):
         return None
     return depthwise(module, node, source, *numbers(found[0].reshape(-1)), found[1])
 
