@@ -163,7 +163,8 @@ class Gram:
     def finish(self) -> Gram:
         """Sums to means, float32."""
         parts = (self.quantized, self.residual, self.inputs, self.drift, self.error, self.power)
-        square, wide, line, drift, error, power = ((p / self.mass).float() for p in parts)
+        mass = self.mass or 1.0  # no cell counts where a layer answers nothing: sums of nothing are 0
+        square, wide, line, drift, error, power = ((p / mass).float() for p in parts)
         return Gram(self.rows, self.weights, square, wide, line, drift, error, power, 1.0)
 
 

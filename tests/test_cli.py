@@ -65,7 +65,19 @@ def test_help_imports_neither_torch_nor_a_converter() -> None:
 
 def test_help_lists_the_verbs_that_work(tmp_path: Path) -> None:
     text = run("--help", cwd=tmp_path).stdout
-    verbs = ("demo", "quantize", "export", "verify", "profile", "explain", "search", "diff", "report", "recipes", "doctor")
+    verbs = (
+        "demo",
+        "quantize",
+        "export",
+        "verify",
+        "profile",
+        "explain",
+        "search",
+        "diff",
+        "report",
+        "recipes",
+        "doctor",
+    )
     assert all(verb in text for verb in verbs)
     assert "finetune" not in text
 

@@ -82,9 +82,9 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     kernel, stride = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     padding, dilation = draw(st.integers(0, 2)), draw(st.integers(1, 2))
     if kind == "transposed":
-        padding, extra = min(padding, kernel - 1), draw(st.integers(0, max(stride - 1, dilation - 1)))
-        options = {"output_padding": extra, "groups": groups, "dilation": dilation, "bias": bias}
-        return nn.ConvTranspose2d(4, 8, kernel, stride, padding, **options), (2, 4, 5, 6)
+        # of several groups, or dilated, it is captured as two layers
+        padding, extra = min(padding, kernel - 1), draw(st.integers(0, stride - 1))
+        return nn.ConvTranspose2d(4, 8, kernel, stride, padding, output_padding=extra, bias=bias), (2, 4, 5, 6)
     make, shape = (nn.Conv2d, (2, 4, 9, 10)) if kind == "conv2d" else (nn.Conv1d, (2, 4, 11))
     return make(4, 8, kernel, stride, padding, dilation, groups, bias), shape
 
@@ -457,3 +457,18 @@ def test_resnet20_keeps_its_accuracy_at_four_bits(data: Path, monkeypatch: pytes
     model = quantized(dataclasses.replace(made, calibration=lambda: frames), "adaround")
     real, low = (made.evaluate(lambda *x, run=run: run(x))["top1"] for run in (model.float, model.qdq))
     assert low >= real - 0.02
+
+
+def test_a_layer_that_answers_nothing_teaches_nothing() -> None:
+    """Its scale is next to 0, and a gradient of it no number: what was there stays."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1)]
+    module, batches = nn.Sequential(*layers).eval(), [(torch.randn(1, 3, 8, 8),) for _ in range(4)]
+    with torch.no_grad():
+        layers[2].weight.zero_()  # type: ignore[operator] # a parameter
+        layers[2].bias.zero_()  # type: ignore[operator] # a parameter
+    hooks = {"positives": lambda outputs: [torch.ones_like(y) for y in outputs]}
+    task = Task("nothing", lambda: module, lambda: batches[0], lambda: batches, hooks=hooks)
+    model = api.quantize(task, target="simulated", recipe="lidar-ptq", settings=("reconstruct.steps=4",))
+    wanted = module(*batches[0]).detach()
+    assert torch.allclose(model.qdq(batches[0])[0], wanted, atol=float(wanted.abs().max()) / 50)

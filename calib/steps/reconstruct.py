@@ -114,7 +114,7 @@ class _Learning:
         trial = Numbers(self.numbers.captured, self.numbers.annotation, found)
         with torch.no_grad():
             after = torch.stack([self._losses(trial, *r) for r in judges]).mean(0)
-        if float((after * weight).sum()) >= float((parts * weight).sum()):
+        if not float((after * weight).sum()) < float((parts * weight).sum()):  # NaN, of a scale next to 0, is no gain
             return float(parts[0]), float(parts[0])
         self.numbers.resolved.update(found)
         self.twins.advance(self.span.nodes, real=False)

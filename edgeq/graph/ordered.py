@@ -135,10 +135,31 @@ def _product(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Any:
     count = _multiplications(x, other) if func in TRANSPOSED else x.numel() * other.shape[-1]
     if count <= ALONE:
         return _alone(func, args, given)
-    if func in TRANSPOSED or other.dim() != 2 or x.dim() < 2:  # torch gives each thread whole products of a stack
+    if func in TRANSPOSED:
+        return _transposed(func, args, given)
+    if other.dim() != 2 or x.dim() < 2:  # torch gives each thread whole products of a stack
         return func(*args, **given)
     outputs = other.shape[1]
     return _filled(x, outputs, lambda flat: func(flat, F.pad(other, (0, -outputs % WIDTH))))
+
+
+def _transposed(func: Any, args: Sequence[Any], given: dict[str, Any]) -> Any:
+    """A large transposed convolution, its outputs filled up to whole vectors in each group."""
+    x, weight = args[0], args[1]
+    groups = given.get("groups", args[6] if len(args) > 6 else 1)
+    outputs = weight.shape[1]
+    more = -outputs % WIDTH
+    if x.dim() == 5:  # with AVX2 oneDNN parts sums over a volume by the number of threads
+        return _alone(func, args, given)
+    if not more or outputs == 1:
+        return func(*args, **given)
+    bias = given.get("bias", args[2] if len(args) > 2 else None)
+    shifted = None if bias is None else F.pad(bias.reshape(groups, outputs), (0, more)).reshape(-1)
+    wide = F.pad(weight, (0, 0) * (weight.dim() - 2) + (0, more))
+    kept = {name: value for name, value in given.items() if name != "bias"}
+    made = func(x, wide, shifted, *args[3:], **kept)
+    apart = made.reshape(made.shape[0], groups, outputs + more, *made.shape[2:])
+    return apart[:, :, :outputs].flatten(1, 2)
 
 
 def _filled(x: Tensor, outputs: int, multiply: Callable[[Tensor], Tensor]) -> Tensor:
