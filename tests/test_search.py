@@ -208,7 +208,7 @@ def test_a_drop_is_bisected_to_the_cheapest_that_keeps_to_it() -> None:
 def test_a_size_is_kept_to_where_nothing_is_timed() -> None:
     of = space(8, 2, ("w8a8", "w4a8", "fp32"))
     machine = Machine(of, 2)
-    machine.run_timed, budget = machine.run, of.size(of.uniform("fp32")) // 3  # type: ignore[attr-defined] # kept beside
+    budget = of.size(of.uniform("fp32")) // 3
     machine.run = lambda choice, expected=None: Trial(dict(choice), amount(of, machine.harm, choice), of.size(choice))  # type: ignore[method-assign] # without a clock
     machine.again = lambda choice: None  # type: ignore[method-assign, assignment, return-value] # nor twice
     outcome = searched(of, machine, Wanted(size=budget, rounds=6))

@@ -66,7 +66,7 @@ class _Stored(MutableMapping[str, float]):
         self.kept.keep(key, key, {"harm": value})
 
     def __delitem__(self, key: str) -> None:
-        raise NotImplementedError
+        (self.kept.folder / f"{key}.json").unlink()
 
     def __iter__(self) -> Iterator[str]:
         return iter(file.stem for file in self.kept.folder.glob("*.json"))

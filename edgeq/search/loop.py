@@ -115,8 +115,9 @@ class Search:
         if name is None or trial.metric is None:
             return -trial.noise
         sign, floating = -1.0 if self.wanted.lower else 1.0, self.uniform.get(FLOAT)
+        real = self.trials.float_metric if floating is None else floating.metric
         told = sign * trial.metric[name]
-        most = sign * floating.metric[name] if floating is not None and floating.metric is not None else math.inf
+        most = math.inf if real is None else sign * real[name]
         return min(told, most)
 
     @property

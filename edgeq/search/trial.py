@@ -9,8 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from edgeq import backends
 from edgeq.backends.timing import WAITING
@@ -101,6 +104,12 @@ class Trials:
         self.kept = Kept(folder / "trials")
         self.made = 0  # measurements of this command
         self._key = (bench.key, bench.to, dataclasses.asdict(place.info), dataclasses.asdict(how), backends.versions())
+
+    @cached_property
+    def float_metric(self) -> dict[str, float] | None:
+        """The metric of the float network, where no plan of the search is that."""
+        with torch.no_grad():
+            return evaluate(self.bench.task, lambda inputs: tuple(self.bench.captured.module(*inputs)))
 
     def known(self, choice: Choice) -> Trial | None:
         """What was found of it before."""
